@@ -1,0 +1,142 @@
+"""`ropewalk VERB [Hydra overrides]`: finds the verb; imports nothing heavy before the verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
+
+  ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
+  ropewalk ui [PORT]            look: the MLflow UI on the results
+
+Overrides are Hydra's. Commas make the grid:
+  ropewalk grid                                          a first grid, about 6 minutes on two cores
+  ropewalk grid model=smollm2 strategy=none,linear,dynamic_ntk,yarn length=8192,16384 task=perplexity limit=1
+  ropewalk grid model=~/models/Llama-3-8B strategy=yarn factor=2,4 length=16384 task=perplexity,passkey cluster=gpu
+  ropewalk grid strategy=yarn strategy.beta_fast=16,32 length=16384
+
+A model is a name from conf/model, a folder, a GGUF file or a hub id; a task a name from conf/task or any of lm-eval's.
+  ropewalk grid --help          every group and option
+  ropewalk grid --cfg job       the composed config, not run
+Exit codes: 0 all cells ok, 1 some failed, 2 refused before running.
+"""
+
+AXES = ("model", "strategy", "length", "task", "experiment")
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def main() -> None:
+    """The console script: run a verb and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """One command line; returns the exit code."""
+    _own_rope()
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb not in ("grid", "ui"):
+        return _refuse(f"there is no command {verb!r}; there are grid and ui (ropewalk --help)")
+    from pipelines.cells import Refusal
+
+    try:
+        if verb == "grid":
+            return _grid(rest)
+        from pipelines import ui
+
+        if rest[:1] in (["-h"], ["--help"]):
+            print(ui.HELP, end="")
+            return 0
+        return ui.main(rest)
+    except Refusal as reason:
+        return _refuse(str(reason))
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _grid(arguments: list[str]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pipelines import launcher
+
+    launcher.register()
+    flags = [a for a in arguments if a.startswith("-")]
+    told = ["--multirun"] if not flags else []
+    sys.argv = ["ropewalk", *told, *rewritten(arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    launcher.outcome.clear()
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(sentence(error))
+    return 0 if all(result.finished for result in launcher.outcome) else 1
+
+
+def rewritten(arguments: list[str]) -> list[str]:
+    """The overrides as Hydra takes them.
+
+    model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME; a
+    command line that names no axis of the grid gets experiment=first.
+    """
+    names = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in ("model", "task")}
+    done: list[str] = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group not in names or "," in value or value in names[group] or not value:
+            done.append(argument)
+        elif group == "model":
+            done += ["model=local", *(f"model.{key}='{told}'" for key, told in _located(value).items())]
+        else:
+            done += ["task=lm_eval", f"task.name='{value}'"]
+    named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    return (
+        done if named & set(AXES) or any(a in ("--help", "--info") for a in arguments) else [*done, "experiment=first"]
+    )
+
+
+def _located(value: str) -> dict[str, str]:
+    """Path and name of model=VALUE: a file or folder that is there by its absolute path, else a hub id."""
+    here = Path(value).expanduser()
+    if not here.exists():
+        return {"path": value, "name": value}
+    return {"path": str(here.resolve()), "name": here.stem if here.suffix == ".gguf" else here.resolve().name}
+
+
+def sentence(error: BaseException) -> str:
+    """A Hydra error with its cause, without its stack and its internals."""
+    parts, cause = [], error
+    while cause is not None:
+        for line in str(cause).splitlines():
+            if line.strip() and not line.strip().startswith(("full_key:", "object_type=", "reference_type=")):
+                parts.append(line.rstrip())
+        cause = cause.__cause__  # type: ignore[assignment]
+    return "\n".join(dict.fromkeys(parts))
+
+
+def _refuse(reason: str) -> int:
+    print(f"ropewalk: {reason}", file=sys.stderr)
+    return 2
+
+
+def _own_rope() -> None:
+    """PyPI has another package called rope, a refactoring library: say so where Python finds that one."""
+    from importlib.util import find_spec
+
+    spec = find_spec("rope")
+    ours = CONF.parent / "rope" / "__init__.py"
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != ours:
+        found = spec.origin if spec else "nothing"
+        sys.exit(
+            _refuse(f"the package `rope` here is {found}, not ours ({ours}): uninstall the other, or run from a clone")
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""A Cell goes out, a Result comes back: the two records that every other file passes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from rope.geometry import Plan, Plans
+
+Options = tuple[tuple[str, Any], ...]
+"""Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
+
+Status = Literal["ok", "diverged", "oom", "failed", "invalid"]
+FINISHED: frozenset[Status] = frozenset({"ok", "diverged", "oom"})
+"""Statuses that are answers; failed and invalid cells are tried again by the next launch."""
+
+
+class Refusal(ValueError):
+    """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it."""
+
+
+def frozen(options: Mapping[str, Any]) -> Options:
+    """Options as a hashable, sorted tuple; lists become tuples.
+
+    >>> frozen({"b": [1, 2], "a": None})
+    (('a', None), ('b', (1, 2)))
+    """
+    return tuple(sorted((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as a cell names it.
+
+    trained_length: tokens, where its config.json says otherwise than what it was trained with.
+    path: a folder, a GGUF file, a hub id, package://MODULE/FILE, or "random" (then `shape` says what to build).
+    fingerprint: what its weights and config are known by: the hub revision, or a digest of the local files.
+    """
+
+    name: str
+    path: str
+    revision: str | None = None
+    trained_length: int | None = None
+    shape: Options = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An lm-eval task: one of ours (pipelines/tasks) or any of its own by its name, with our options.
+
+    The option `text` says where the text lies; the cell's identity takes the text's digest in its place.
+    """
+
+    name: str
+    options: Options = ()
+
+    def option(self, name: str) -> Any:
+        return dict(self.options)[name]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Model x strategy x length x task: one unit that bears numbers.
+
+    strategy and options (those that differ from the published defaults) say how the plans came about; the plans alone
+    decide the number. So yarn at the trained length, whose plan is that of none, is the same cell, and computed once.
+
+    data: digest of the text that the task draws on ("" where the task brings its own).
+    versions: of whatever computes the number (scorer, task, lm-eval), so that a change of theirs is a new cell.
+    """
+
+    model: Model
+    strategy: str
+    options: Options
+    length: int
+    plans: Plans
+    task: Task
+    data: str
+    limit: int | None
+    seed: int
+    dtype: str
+    device: str
+    versions: Options = ()
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of all that decides the number; paths, workers and the strategy's name are left out."""
+        return digest_of(
+            {
+                "model": self.model.fingerprint,
+                "plans": [[layers, _rounded(plan)] for layers, plan in self.plans],
+                "length": self.length,
+                "task": self.task.name,
+                "task_options": [option for option in self.task.options if option[0] != "text"],
+                "data": self.data,
+                "limit": self.limit,
+                "seed": self.seed,
+                "dtype": self.dtype,
+                "device": self.device,
+                "versions": self.versions,
+            }
+        )[:12]
+
+    @property
+    def label(self) -> str:
+        """What a terminal line or a run name calls it: `yarn factor=4 @16384 perplexity`."""
+        options = "".join(f" {name}={value}" for name, value in self.options)
+        return f"{self.strategy}{options} @{self.length} {self.task.name}"
+
+    def spec(self) -> dict[str, Any]:
+        """The cell as plain data, as result.json and sweep.json keep it."""
+        return {"id": self.id, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a cell. A number that was not measured is absent.
+
+    metrics: `name` and, from two documents on, `name_stderr`.
+    series: `name` -> ((x, y), ...), such as NLL by position.
+    documents: a small record a document, for paired comparisons.
+    digest: of the scored token ids of all documents; two results compare only where it is equal.
+    cost: seconds, tokens, tokens_per_second, peak_bytes.
+    provenance: versions, device name, attention backend: where the number was made.
+    """
+
+    cell_id: str
+    status: Status
+    metrics: dict[str, float] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    digest: str = ""
+    cost: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def error_line(self) -> str:
+        """The error's last line: the exception itself, under its traceback."""
+        return self.error.strip().splitlines()[-1] if self.error else ""
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of plain data, whatever order its keys were given in."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell an id, the first that bears it."""
+    return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
+
+
+def _rounded(plan: Plan) -> list[str]:
+    # Twelve digits: another machine's pow() may differ in the last bits of a float64, and the cell is the same.
+    return [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]

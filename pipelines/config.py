@@ -1,0 +1,91 @@
+"""Typed schema of every group under conf/, and the one place where a composed config becomes plain data.
+
+Owns omegaconf and Hydra's ConfigStore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class Dtype(Enum):
+    auto = "auto"  # float32 on a CPU, bfloat16 on a GPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(Enum):
+    auto = "auto"  # the GPUs where there are any, else the CPU
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class ModelChoice:
+    """conf/model: where the weights come from."""
+
+    name: str = MISSING
+    path: str = MISSING
+    """A folder, a GGUF file, a hub id, package://MODULE/FILE, or "random"."""
+    revision: str | None = None
+    """Commit of a hub repository."""
+    trained_length: int | None = None
+    """Tokens; null: max_position_embeddings of its config.json."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Of a random model: the keys of transformers' LlamaConfig, and `seed`."""
+
+
+@dataclass
+class Cluster:
+    """conf/cluster: where cells run. Nothing here changes a number but the device."""
+
+    device: Device = Device.auto
+    workers: int | None = None
+    """null: one on a CPU; on GPUs as many as fit."""
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 1.0
+    retries: int = 1
+    """Fresh starts of a cell whose worker died."""
+
+
+@dataclass
+class Workbench:
+    """One cell's choices: conf/config.yaml, composed."""
+
+    model: ModelChoice = MISSING
+    strategy: dict[str, Any] = MISSING
+    """name, and the options of the function of that name in rope/strategies.py."""
+    task: dict[str, Any] = MISSING
+    """name, and the options of that task."""
+    cluster: Cluster = MISSING
+    length: int = MISSING
+    factor: float | None = None
+    limit: int | None = None
+    seed: int = 0
+    dtype: Dtype = Dtype.auto
+    force: bool = False
+    store: str | None = None
+
+
+ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
+
+
+def choices(config: DictConfig) -> Workbench:
+    """The composed config as a Workbench: plain, typed, detached from Hydra.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a value is missing or of another type.
+    """
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    workbench = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Workbench), plain))
+    assert isinstance(workbench, Workbench)
+    return workbench

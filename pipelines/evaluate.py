@@ -1,0 +1,132 @@
+"""Cells of one model -> Results. One plain function: a notebook, a test and a Ray actor call it alike."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import math
+import platform
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import models, tasks
+from pipelines.cells import Cell, Refusal, Result, Status
+from pipelines.scorer import LongLM
+from rope.patch import patched
+
+PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
+
+
+def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
+    """Run cells one after another and yield each Result as it is there.
+
+    The model stays loaded between cells that share it; the plan is put in afresh for every cell and taken out again,
+    so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
+    """
+    for cell in cells:
+        yield _result(cell)
+
+
+def _result(cell: Cell) -> Result:
+    start = time.perf_counter()
+    memory = _Memory(cell.device)
+    try:
+        lm = _lm(cell)
+        provenance = _provenance(cell, lm)
+        memory.reset()
+        start = time.perf_counter()
+        with patched(lm.model, cell.plans):
+            scores = tasks.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
+    except torch.OutOfMemoryError as error:
+        models.load.cache_clear()
+        return _failure(cell, "oom", error)
+    except Refusal as error:
+        return _failure(cell, "invalid", error)
+    except Exception as error:  # the worker's boundary: one cell's failure is not another's
+        return _failure(cell, "failed", error)
+    seconds = time.perf_counter() - start
+    return Result(
+        cell_id=cell.id,
+        status=_verdict(scores.metrics, lm.vocabulary),
+        metrics={name: value for name, value in scores.metrics.items() if math.isfinite(value)},
+        series={name: [p for p in row if math.isfinite(p[1])] for name, row in scores.series.items()},
+        documents=[{k: v for k, v in row.items() if _measured(v)} for row in scores.documents],
+        digest=scores.digest,
+        cost={
+            "seconds": seconds,
+            "tokens": lm.forward_tokens,
+            "tokens_per_second": lm.forward_tokens / seconds,
+            "peak_bytes": memory.peak(),
+        },
+        provenance=provenance,
+    )
+
+
+def _lm(cell: Cell) -> LongLM:
+    model = models.load(cell.model, cell.dtype, cell.device)
+    tokenizer = models.load_tokenizer(cell.model)
+    return LongLM(model, tokenizer, max_length=cell.length, folder=models.materialise(cell.model))
+
+
+def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:
+    """Diverged: a metric is not finite, or the model does worse than guessing every token alike."""
+    uniform = math.log(vocabulary)
+    if any(not math.isfinite(value) for value in metrics.values()) or metrics.get("nll", 0.0) > uniform:
+        return "diverged"
+    return "ok"
+
+
+def _measured(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
+    told = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    # The traceback holds the frames, and these the tensors that did not fit.
+    error.__traceback__ = None
+    gc.collect()
+    if cell.device == "cuda":
+        torch.cuda.empty_cache()
+    return Result(cell_id=cell.id, status=status, error=told)
+
+
+def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name()
+        if cell.device == "cuda"
+        else (platform.processor() or platform.machine()),
+        "attention": getattr(lm.model.config, "_attn_implementation", None),
+    }
+
+
+class _Memory:
+    """Peak memory of one cell: the GPU's allocations, or this process's resident set where the system tells it."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def reset(self) -> None:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+
+    def peak(self) -> float:
+        if self.cuda:
+            return float(torch.cuda.max_memory_allocated())
+        import resource
+
+        try:
+            status = Path("/proc/self/status").read_text()
+            return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        except (OSError, StopIteration):
+            return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

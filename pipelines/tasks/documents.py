@@ -1,0 +1,135 @@
+"""What a task scores, as exact tokens, and how a text becomes tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from pipelines.cells import Options, Refusal
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a task.
+
+    ids: all its tokens, BOS included where there is one.
+    scored: how many of the last are scored; 0 where an answer is generated after them.
+    facts: what its result tells beside its scores, such as the depth of a key.
+    """
+
+    ids: tuple[int, ...] = field(repr=False)
+    scored: int
+    facts: Options = ()
+
+    def fact(self, name: str) -> Any:
+        return dict(self.facts)[name]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a task found out about a model at one length.
+
+    metrics: by name; NAME_stderr where there are at least two documents, absent otherwise.
+    series: by name, ((x, y), ...).
+    documents: a small record each: index, tokens (in all, BOS included), facts and metrics of the document.
+    digest: 16 hex digits of the token ids of all documents in order, and which of them are scored. Of a task that
+        lm-eval brings: of the texts of its requests.
+    """
+
+    metrics: dict[str, float]
+    series: dict[str, list[tuple[float, float]]]
+    documents: list[dict[str, Any]]
+    digest: str
+
+
+class Recipe(Protocol):
+    """What a module of this folder offers for its task."""
+
+    OPTIONS: Mapping[str, Any]
+    """Every option with its default."""
+
+    def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
+        """Refuse, cheaply, what `build` would refuse."""
+
+    def build(
+        self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
+    ) -> list[Document]:
+        """The documents, of at most `length` tokens each."""
+
+    def yaml(self, options: Mapping[str, Any]) -> str:
+        """Name of the lm-eval task that scores them."""
+
+    def finish(
+        self,
+        metrics: dict[str, float],
+        documents: Sequence[Document],
+        answers: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+        """Metrics and series that take all documents together; `answers` is what the model said to each."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer that adds nothing by itself. Two that are made of the same parts are equal."""
+
+    fingerprint: str
+    tokenizer: Any = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Encoder:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return cls(uuid4().hex, tokenizer)  # its parts cannot be read: equal to none but itself
+        # What comes before the added tokens is the padding and truncation of the last call, which decide nothing here.
+        serialized = backend.to_str()
+        parts = serialized.partition('"added_tokens"')[2] or serialized
+        known_by = f"{type(tokenizer).__name__}\0{tokenizer.bos_token_id}\0{parts}"
+        return cls(hashlib.sha256(known_by.encode()).hexdigest(), tokenizer)
+
+    def __call__(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return list(_encoded(self, text))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for, special tokens written out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def beginning(self, bos: bool | None) -> tuple[int, ...]:
+        """The BOS id or nothing; None: as the tokenizer does by itself.
+
+        Raises:
+            Refusal: a BOS is asked for and the tokenizer has none.
+        """
+        own = self.tokenizer.bos_token_id
+        if bos and own is None:
+            raise Refusal("bos=true: this tokenizer has no BOS token; give bos=false, or null for its own habit")
+        if bos is None:
+            bos = own is not None and self.tokenizer("a")["input_ids"][:1] == [own]
+        return (own,) if bos else ()
+
+
+@lru_cache(maxsize=4)
+def _encoded(encode: Encoder, text: str) -> tuple[int, ...]:
+    return tuple(encode.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def digest(documents: Iterable[Document]) -> str:
+    """16 hex digits: equal where the same tokens are scored given the same tokens, in the same order."""
+    hashed = hashlib.sha256()
+    for document in documents:
+        hashed.update(np.array([len(document.ids), document.scored, *document.ids], dtype="<i8").tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def stderr(values: Sequence[float]) -> float | None:
+    """Standard error of the mean of at least two values, else None."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)

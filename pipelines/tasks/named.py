@@ -1,0 +1,94 @@
+"""Tasks that lm-eval brings, by name: found by their YAML, so that not all of them need an index."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.cells import Refusal
+
+OPTIONS: Mapping[str, Any] = {"num_fewshot": None}
+"""num_fewshot: examples before each question; None: as the task has it."""
+
+_KIND = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#\[{]+)["']?[ \t]*(?:\#.*)?$""", re.MULTILINE)
+
+RULER_PACKAGES = ("wonderwords", "nltk")
+RULER_LEAST = 1024
+"""Tokens. Below, some of RULER's generators look for a prompt that fits without end."""
+
+
+def find(name: str) -> Path:
+    """The YAML of a task of lm-eval.
+
+    Raises:
+        Refusal: there is none of that name.
+    """
+    tasks, groups = _index()
+    if name in tasks:
+        return tasks[name]
+    members = [task for task in tasks if task.startswith(f"{name}_")][:5]
+    if name in groups:
+        some = f", such as {', '.join(members)}" if members else ""
+        raise Refusal(f"task {name} is a group of lm-eval's tasks: name one task{some}; commas make a grid")
+    close = difflib.get_close_matches(name, tasks, n=3, cutoff=0.7) or members
+    hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists what there is"
+    raise Refusal(f"unknown task {name}; ours are perplexity and passkey, all others are lm-eval's: {hint}")
+
+
+@lru_cache(maxsize=1)
+def _index() -> tuple[dict[str, Path], set[str]]:
+    # The harness's own index takes ten times as long: it parses each of its thousands of files.
+    package = importlib.util.find_spec("lm_eval")
+    assert package is not None and package.origin is not None
+    tasks: dict[str, Path] = {}
+    groups: set[str] = set()
+    for path in sorted(Path(package.origin).parent.joinpath("tasks").rglob("*.yaml")):
+        for kind, name in reversed(_KIND.findall(path.read_text(encoding="utf-8"))):
+            if kind == "group":
+                groups.add(name)
+            else:
+                tasks.setdefault(name, path)
+    return tasks, groups
+
+
+def check(name: str, length: int) -> Path:
+    """The task's YAML, after what can be known without loading it.
+
+    Raises:
+        Refusal: an unknown name, or a task of RULER without its packages or with too short a length.
+    """
+    path = find(name)
+    if path.parent.name == "ruler":
+        missing = [package for package in RULER_PACKAGES if importlib.util.find_spec(package) is None]
+        if missing:
+            raise Refusal(needs(name, " and ".join(missing), "ruler"))
+        if length < RULER_LEAST:
+            raise Refusal(f"length={length}: RULER's prompts take at least {RULER_LEAST} tokens; choose a longer one")
+    return path
+
+
+def needs(name: str, what: str, extra: str | None = None) -> str:
+    """The sentence for a task whose packages are not installed."""
+    ours = f"`uv sync --extra {extra}` or pip install 'ropewalk[{extra}]'"
+    return f"task {name} needs packages that are not installed ({what}): {ours if extra else 'install them first'}"
+
+
+def metric_name(metric: str, filtered: str, length: int) -> str | None:
+    """lm-eval's (metric, filter) as one name that MLflow takes; None for what is no score.
+
+    RULER names its metric by the length, and puts -1 under the lengths that it was not asked for.
+
+    >>> metric_name("acc", "none", 4096), metric_name("exact_match", "strict-match", 4096)
+    ('acc', 'exact_match/strict-match')
+    >>> metric_name("1024", "none", 1024), metric_name("4096", "none", 1024)
+    ('score', None)
+    """
+    if metric.isdigit():
+        return "score" if int(metric) == length else None
+    name = metric if filtered == "none" else f"{metric}/{filtered}"
+    return re.sub(r"[^\w\-./: ]", "_", name)

@@ -1,0 +1,168 @@
+"""Passkey retrieval: a five-digit key at a depth of an irrelevant text that fills the length under test.
+
+Wording and filler as Landmark Attention published them (Mohtashami and Jaggi 2023, https://arxiv.org/abs/2305.16300)
+and YaRN's evaluation uses them. Ours: five digits always, depths on a grid, the same keys at every depth and length.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from pipelines.cells import Refusal
+from pipelines.tasks.documents import Document, Encoder
+
+OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.3, 0.5, 0.7, 0.9), "keys": 2, "answer": "loglikelihood"}
+"""depths: shares of the filler that come before the key. keys: a depth. answer: loglikelihood or generate."""
+
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there."
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+NEW_TOKENS = 10
+"""Room for a generated answer; passkey_generate.yaml asks for as many."""
+
+
+def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
+    """Refuse options out of range, and a length that the shortest prompt does not fit into."""
+    depths, keys, answer = options["depths"], options["keys"], options["answer"]
+    if not depths or not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
+        raise Refusal(f"depths={list(depths)} of the task passkey: give different shares from 0 to 1")
+    if keys < 1:
+        raise Refusal(f"keys={keys} of the task passkey: give at least 1")
+    if answer not in ("loglikelihood", "generate"):
+        raise Refusal(f"answer={answer} of the task passkey: give loglikelihood or generate")
+    least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
+    if length < least:
+        raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more")
+
+
+def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
+    """Prompts with as many words of filler as fit; key 0 at every depth first, then key 1, ...
+
+    Raises:
+        Refusal: the shortest prompt does not fit.
+    """
+    documents, words = [], 0
+    for number, key, depth in _asked(options, limit, seed):
+        cost = partial(_cost, encode, options, key, depth)
+        least = cost(0)
+        if least > length:
+            raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose a longer one")
+        words = most(cost, length, guess=words)
+        ids, scored = _tokens(encode, options, key, depth, words)
+        documents.append(Document(ids, scored, (("key_number", number), ("key", key), ("depth", depth))))
+    return documents
+
+
+def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
+    keys = [random.Random(f"passkey/{seed}/{number}").randint(10_000, 99_999) for number in range(options["keys"])]
+    return [(number, key, depth) for number, key in enumerate(keys) for depth in options["depths"]][:limit]
+
+
+def prompt(key: int, depth: float, words: int) -> str:
+    """The published prompt with that many words of filler, a share `depth` of them before the key."""
+    before = round(words * depth)
+    return "\n".join([TASK, _filler(before), NEEDLE.format(key=key), _filler(words - before), QUESTION])
+
+
+def _filler(words: int) -> str:
+    return " ".join(islice(cycle(FILLER.split()), words))
+
+
+def _tokens(
+    encode: Encoder, options: Mapping[str, Any], key: int, depth: float, words: int
+) -> tuple[tuple[int, ...], int]:
+    """All ids of a document, and how many of the last are the answer."""
+    asked = prompt(key, depth, words)
+    context, beginning = encode(asked), encode.beginning(None)
+    if options["answer"] == "generate":
+        return (*beginning, *context), 0
+    whole = encode(f"{asked} {key}")
+    # A tokenizer may join the prompt's last letters with the answer's first: what differs is scored.
+    differs = (number for number, (a, b) in enumerate(zip(context, whole, strict=False)) if a != b)
+    return (*beginning, *whole), len(whole) - next(differs, min(len(context), len(whole)))
+
+
+def _cost(encode: Encoder, options: Mapping[str, Any], key: int, depth: float, words: int) -> int:
+    """Tokens of context that a document takes, its answer included."""
+    ids, _ = _tokens(encode, options, key, depth, words)
+    return len(ids) + (NEW_TOKENS if options["answer"] == "generate" else 0)
+
+
+def most(cost: Callable[[int], int], budget: int, guess: int = 0) -> int:
+    """The largest n with cost(n) <= budget, where cost(0) fits and each further one costs at least 1 or, rarely, 0.
+
+    cost is dear (it encodes a whole prompt) and almost straight, so n is looked for along the line between the largest
+    that fits and the smallest that does not; by halves where that takes long.
+
+    >>> most(lambda n: 10 + 3 * n, budget=100)
+    30
+    """
+    fits, over = (0, cost(0)), (0, 0)
+    n, tries = guess or budget - fits[1], 0
+    while not over[0] or over[0] - fits[0] > 1:
+        n = max(n, fits[0] + 1)
+        n = min(n, over[0] - 1) if over[0] else n
+        spent, tries = cost(n), tries + 1
+        if spent <= budget:
+            fits = (n, spent)
+        else:
+            over = (n, spent)
+        if not over[0]:
+            n = fits[0] + 1 + budget - fits[1]
+        elif tries > 8:
+            n = (fits[0] + over[0]) // 2
+        else:
+            n = fits[0] + (budget - fits[1]) * (over[0] - fits[0]) // (over[1] - fits[1])
+    return fits[0]
+
+
+def yaml(options: Mapping[str, Any]) -> str:
+    """Name of the lm-eval task that scores the documents."""
+    return "passkey_generate" if options["answer"] == "generate" else "passkey"
+
+
+def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """Whether one key was found, and its NLL (nats a token). What passkey.yaml calls process_results."""
+    (answer,) = results
+    if isinstance(answer, str):
+        said = re.search(r"\d+", answer)
+        return {"acc": float(said is not None and said[0] == str(row["document"].fact("key")))}
+    likelihood, greedy = answer
+    return {"acc": float(greedy), "nll_key": -float(likelihood) / len(likelihood.tokens)}
+
+
+def finish(
+    metrics: dict[str, float], documents: Sequence[Document], answers: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+    """Adds the consistency of keys over depths, and accuracy by depth."""
+    keys: dict[int, list[bool]] = {}
+    depths: dict[float, list[bool]] = {}
+    for document, answer in zip(documents, answers, strict=True):
+        found = bool(measure({"document": document}, [answer])["acc"])
+        keys.setdefault(document.fact("key_number"), []).append(found)
+        depths.setdefault(document.fact("depth"), []).append(found)
+    share = consistency([row for row in keys.values() if len(row) == len(options["depths"])])
+    if share is not None:
+        metrics["consistency"] = share
+    return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
+
+
+def consistency(verdicts: Sequence[Sequence[bool]]) -> float | None:
+    """Share of keys answered alike at every depth, found or missed; None without a key asked at two depths.
+
+    >>> consistency([[True, True], [False, False], [True, False], [False, True]])
+    0.5
+    """
+    alike = [len(set(row)) == 1 for row in verdicts if len(row) > 1]
+    return sum(alike) / len(alike) if alike else None

@@ -1,0 +1,231 @@
+"""A Hugging Face config, of any age, read as geometry.
+
+Apart from geometry.py because a declared scaling becomes a native plan by the strategies' own formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rope import strategies
+from rope.geometry import ALL_LAYERS, Geometry, Plan, check_integer, check_number
+
+ROTARY_KEYS = (
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "rope_local_base_freq",
+    "rotary_emb_base",
+    "rotary_pct",
+    "rotary_dim",
+    "partial_rotary_factor",
+    "qk_rope_head_dim",
+)
+"""Any of these, with a value, says that the model rotates its queries and keys."""
+
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+"""Where configs say how many tokens the model was trained for; the first with a value counts."""
+
+ROTARY_FAMILIES = frozenset({"llama", "code_llama", "falcon", "RefinedWeb", "RefinedWebModel"})
+"""model_type of rotary models whose older configs hold none of the keys above (theta was 10000 in code)."""
+
+DEFAULT_THETA = 10_000.0
+"""Base of a config that names none: what transformers v4 gave the llama family. Only such configs leave it out."""
+
+SYNONYMS = {"su": "longrope", "mrope": "default"}
+RUNTIME = frozenset({"dynamic", "ntk"})
+"""Declared scalings that act on a plainly trained checkpoint while it runs; they are not part of its training."""
+
+
+def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geometry]:
+    """What a checkpoint was trained with, by layer type: {"all": ...} where its layers share one rotary embedding.
+
+    Args:
+        config: config.json as a mapping, or an object with to_dict(); transformers v4 keys (rope_theta, rope_scaling)
+            and v5 keys (rope_parameters), flat or by layer type, nested in text_config or not. A config without theta
+            gets 10000, which is what the llama family meant by leaving it out (DEFAULT_THETA).
+        trained_length: tokens; None for max_position_embeddings.
+
+    Returns:
+        A geometry for every layer type that rotates. Declared linear, yarn, llama3, longrope and proportional scalings
+        become its `natives`; declared dynamic scalings act at run time on a plain training, so they leave it plain.
+
+    Raises:
+        ValueError: no rotary embedding, no length, no head dimension, or a declared scaling that is not known.
+    """
+    text = text_config(config)
+    limit = _first(text, *LENGTH_KEYS)
+    trained = limit if trained_length is None else trained_length
+    if trained is None:
+        raise ValueError("the config has no max_position_embeddings: give trained_length, in tokens")
+    check_integer("max_position_embeddings" if trained_length is None else "trained_length", trained, least=2)
+    found = {}
+    for layer_type, parameters in rope_parameters(config).items():
+        if parameters is not None:
+            head_dim, partial = _head(text, layer_type, parameters)
+            plain = Geometry(head_dim, float(parameters["rope_theta"]), int(trained), partial)
+            found[layer_type] = replace(plain, natives=_natives(parameters, plain, int(limit or trained)))
+    if not found:
+        raise ValueError("every layer type of the config is without a rotary embedding; give a model that has one")
+    return found
+
+
+def text_config(config: Any) -> Mapping[str, Any]:
+    """The part of a config that describes the language model, as a mapping."""
+    if not isinstance(config, Mapping):
+        if not hasattr(config, "to_dict"):
+            raise ValueError(f"{config!r} is no config; give config.json as a mapping, or a config object")
+        config = config.to_dict()
+    nested = config.get("text_config")
+    return text_config(nested) if nested else config
+
+
+def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
+    """The declared rotary parameters in the words of transformers v5, by layer type; None for layers without rotation.
+
+    rope_type and rope_theta are always there, and factor and original_max_position_embeddings wherever the type needs
+    them: filled in from the rest of the config as transformers would, so that they hold when that rest is changed.
+
+    Raises:
+        ValueError: the config describes no rotary embedding.
+    """
+    text = text_config(config)
+    _check_rotary(text)
+    # transformers prefers rope_scaling where a config has both
+    declared: Mapping[str, Any] = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    theta = _first(text, "rope_theta", "rotary_emb_base") or DEFAULT_THETA
+    local = text.get("rope_local_base_freq")
+    nested: dict[str, Mapping[str, Any] | None] | None = None
+    if any(isinstance(value, Mapping) for value in declared.values()):
+        nested = {key: value for key, value in declared.items() if value is None or isinstance(value, Mapping)}
+    elif local or text.get("model_type") == "olmo3":
+        # before v5, Gemma 3 and Olmo 3 gave theta and scaling flat and meant the full-attention layers by them
+        nested = {"full_attention": declared, "sliding_attention": {"rope_theta": local or theta}}
+    if nested is None:
+        return {ALL_LAYERS: _standard(declared, theta, text, text.get("original_max_position_embeddings"))}
+    return {key: None if value is None else _standard(value, theta, text, None) for key, value in nested.items()}
+
+
+def _standard(
+    declared: Mapping[str, Any], theta: float, text: Mapping[str, Any], outside: int | None
+) -> dict[str, Any]:
+    """`outside` is an original length beside the rope parameters: Phi-3 has it there, and transformers lets it win."""
+    parameters = {key: value for key, value in declared.items() if value is not None and key != "type"}
+    rope_type = declared.get("rope_type") or declared.get("type") or "default"
+    parameters["rope_type"] = SYNONYMS.get(rope_type, rope_type)
+    parameters.setdefault("rope_theta", theta)
+    if not text.get("qk_rope_head_dim"):
+        partial = _first(text, "partial_rotary_factor", "rotary_pct")
+        if partial is not None:
+            parameters.setdefault("partial_rotary_factor", partial)
+    if parameters["rope_type"] in ("yarn", "llama3", "longrope"):
+        limit = _first(text, *LENGTH_KEYS)
+        original = outside or parameters.get("original_max_position_embeddings") or limit
+        if original is not None:
+            parameters["original_max_position_embeddings"] = original
+            if limit is not None:
+                parameters.setdefault("factor", limit / original)
+    return parameters
+
+
+def _head(text: Mapping[str, Any], layer_type: str, parameters: Mapping[str, Any]) -> tuple[int, float]:
+    """Dimensions per head, and the share of them that is rotated."""
+    # multi-head latent attention rotates a part of its heads that has a name of its own
+    if text.get("qk_rope_head_dim"):
+        return int(text["qk_rope_head_dim"]), 1.0
+    head_dim = _head_of_layer(text, layer_type) or _first(text, "head_dim", "attention_head_dim", "kv_channels")
+    if not head_dim:
+        hidden, heads = _first(text, "hidden_size", "n_embd"), _first(text, "num_attention_heads", "n_head")
+        if not hidden or not heads:
+            raise ValueError(
+                "the config has neither head_dim nor hidden_size and num_attention_heads: add them, or give the config "
+                "object that transformers makes of it (it knows the family's defaults)"
+            )
+        head_dim = hidden // heads
+    if parameters["rope_type"] == "proportional":
+        return int(head_dim), 1.0  # its share counts the pairs that turn; the others stand still, but are pairs too
+    partial = parameters.get("partial_rotary_factor")
+    if partial is None:
+        partial = text["rotary_dim"] / head_dim if text.get("rotary_dim") else 1.0
+    return int(head_dim), float(partial)
+
+
+def _head_of_layer(text: Mapping[str, Any], layer_type: str) -> Any:
+    """Dimensions per head where they differ by layer, as in Gemma 4."""
+    by_layer = text.get("per_layer_config") or {}
+    for layer, kind in enumerate(text.get("layer_types") or ()):
+        if kind == layer_type and str(layer) in by_layer:
+            return by_layer[str(layer)].get("head_dim")
+    return text.get("global_head_dim") if layer_type == "full_attention" else None
+
+
+def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tuple[tuple[int, Plan], ...]:
+    """The plans a declared scaling stands for; `plain` is the geometry without it."""
+    rope_type = parameters["rope_type"]
+    if rope_type == "default" or rope_type in RUNTIME:
+        return ()
+    if rope_type not in ("linear", "yarn", "llama3", "longrope", "proportional"):
+        raise ValueError(
+            f"the config declares rope_type={rope_type!r}; known are default, linear, dynamic, yarn, llama3, longrope "
+            "and proportional; describe the model by a Geometry whose natives hold its inverse frequencies"
+        )
+    original = parameters.get("original_max_position_embeddings") or plain.trained_length
+    factor = parameters.get("factor") or (1.0 if rope_type == "proportional" else limit / original)
+    check_number(f"factor of the declared {rope_type} scaling", factor, least=1)
+    before = replace(plain, trained_length=original)
+    if rope_type == "longrope":
+        return _searched(parameters, before, factor, limit)
+    if rope_type == "proportional":
+        turning = math.floor(plain.pairs * parameters.get("partial_rotary_factor", 1.0) + 1e-6)
+        inv_freq = np.where(np.arange(plain.pairs) < turning, plain.inv_freq(original) / factor, 0.0)
+        return ((limit, Plan(tuple(inv_freq.tolist()))),)
+    options = {name: parameters[name] for name in strategies.options_of(rope_type) if parameters.get(name) is not None}
+    if factor > 1:
+        return ((limit, strategies.plan(rope_type, before, original, **options | {"factor": factor})),)
+    return ((limit, Plan(before.native(original).inv_freq, options.get("attention_factor", 1.0))),)
+
+
+def _searched(
+    parameters: Mapping[str, Any], before: Geometry, factor: float, limit: int
+) -> tuple[tuple[int, Plan], ...]:
+    """LongRoPE: inv_freq[i] / short_factor[i] up to the original length, / long_factor[i] beyond.
+
+    attention = sqrt(1 + ln(factor) / ln(original length)), unless given
+    Source: Ding et al. 2024, LongRoPE, https://arxiv.org/abs/2402.13753; transformers, _compute_longrope_parameters
+    """
+    original = before.trained_length
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(original))
+    found = []
+    for name, serves in (("short", original), ("long", max(limit, original + 1))):
+        divisors = parameters.get(f"{name}_factor")
+        if divisors is None or len(divisors) != before.pairs:
+            raise ValueError(
+                f"{name}_factor of the declared longrope scaling has "
+                f"{0 if divisors is None else len(divisors)} numbers; give {before.pairs}, one a rotated pair"
+            )
+        inv_freq = before.inv_freq(original) / np.array(divisors, dtype=np.float64)
+        found.append((serves, Plan(tuple(inv_freq.tolist()), parameters.get(f"{name}_mscale") or attention)))
+    return tuple(found)
+
+
+def _check_rotary(text: Mapping[str, Any]) -> None:
+    says = text.get("position_embedding_type")
+    other = "alibi" if text.get("alibi") else says if says not in (None, "rope", "rotary") else None
+    named = any(text.get(key) for key in ROTARY_KEYS) or text.get("model_type") in ROTARY_FAMILIES
+    if other is not None or not named:
+        raise ValueError(
+            f"the config of a {text.get('model_type', 'model')} describes no rotary embedding "
+            f"({f'its positions are {other}' if other else 'it has none of ' + ', '.join(ROTARY_KEYS[:3])}); "
+            "give a rotary model, or add rope_theta if it is one"
+        )
+
+
+def _first(text: Mapping[str, Any], *names: str) -> Any:
+    return next((text[name] for name in names if text.get(name) is not None), None)

@@ -1,0 +1,153 @@
+"""What a checkpoint was trained with (Geometry) and what its rotary module must hold (Plan)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+"""(pairs,) float64; every array of the mathematics is one."""
+
+ALL_LAYERS = "all"
+"""The layer type of a model whose layers share one rotary embedding."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one rotary module must hold for one context length.
+
+    inv_freq: (rotated dims / 2,) float64, radians per token.
+    attention_factor: multiplies cos and sin alike, so attention logits get its square.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.inv_freq or not all(math.isfinite(f) and f >= 0 for f in self.inv_freq):
+            raise ValueError("a plan needs finite inverse frequencies of at least 0, one a rotated pair")
+        if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
+            raise ValueError(f"attention_factor={self.attention_factor}: give a finite number above 0")
+
+
+Plans = tuple[tuple[str, Plan], ...]
+"""A plan for every layer type of a model: ((layer type, plan), ...)."""
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse anything but a whole number of at least `least`, in a sentence (ValueError)."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
+
+
+def check_number(
+    name: str, value: Any, *, above: float | None = None, least: float | None = None, remedy: str = ""
+) -> None:
+    """Refuse anything but a finite number above `above`, or of at least `least`, in a sentence (ValueError)."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (above is not None and value <= above) or (least is not None and value < least):
+        bound = f"of at least {least:g}" if above is None else f"above {above:g}"
+        raise ValueError(f"{name}={value!r}: give a finite number {bound}{remedy and '; '}{remedy}")
+
+
+def inverse_frequencies(head_dim: int, base: float) -> Array:
+    """Angular speed of each rotated pair, fastest first.
+
+    inv_freq[i] = base ** (-2 i / head_dim)
+
+    Args:
+        head_dim: rotated dimensions per head; even, at least 2.
+        base: theta; greater than 1.
+
+    Returns:
+        (head_dim / 2,) float64, radians per token, decreasing from 1.
+
+    Raises:
+        ValueError: head_dim is odd or below 2, or base is not a finite number above 1.
+
+    Source:
+        Su et al. 2021, RoFormer, section 3.2.2, https://arxiv.org/abs/2104.09864
+        (transformers computes the same in float32, so its numbers are a rounding away)
+
+    >>> inverse_frequencies(head_dim=4, base=10_000.0)
+    array([1.  , 0.01])
+    """
+    check_integer("head_dim", head_dim, least=2)
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim}: rotated dimensions come in pairs; give an even number")
+    check_number("base", base, above=1)
+    return np.asarray(float(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the rotary embedding of a checkpoint was trained with; one layer type of it where there are several.
+
+    head_dim: dimensions per head; even, at least 2.
+    base: theta; greater than 1.
+    trained_length: tokens of context seen in training; at least 2.
+    partial: share of head_dim that is rotated; above 0, at most 1.
+    natives: the plans it was trained with where its config declares a scaling: ((up to this length, plan), ...)
+        ascending, the last serving all longer lengths; empty means plain base ** (-2 i / rotated).
+
+    Raises ValueError for anything else, saying what to give.
+    """
+
+    head_dim: int
+    base: float
+    trained_length: int
+    partial: float = 1.0
+    natives: tuple[tuple[int, Plan], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_integer("head_dim", self.head_dim, least=2)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotated dimensions come in pairs; give an even number")
+        check_number("base", self.base, above=1)
+        check_integer("trained_length", self.trained_length, least=2)
+        check_number("partial", self.partial, above=0)
+        if self.partial > 1:
+            raise ValueError(f"partial={self.partial}: give the rotated share of head_dim, above 0 and at most 1")
+        if self.rotated < 2 or self.rotated % 2:
+            raise ValueError(
+                f"partial={self.partial} of head_dim={self.head_dim} rotates {self.rotated} dimensions; "
+                "give a share that rotates an even number of at least 2"
+            )
+        limits = [limit for limit, _ in self.natives]
+        for limit in limits:
+            check_integer("the length up to which a native plan serves", limit, least=1)
+        if limits != sorted(set(limits)):
+            raise ValueError(f"natives serve up to the lengths {limits}; give them in ascending order, each once")
+        for _, plan in self.natives:
+            if len(plan.inv_freq) != self.pairs:
+                raise ValueError(
+                    f"a native plan has {len(plan.inv_freq)} inverse frequencies; "
+                    f"this geometry rotates {self.pairs} pairs, so give it {self.pairs}"
+                )
+
+    @property
+    def rotated(self) -> int:
+        """Rotated dimensions per head: head_dim * partial, rounded down."""
+        # a share read as rotary_dim / head_dim may multiply back to a hair below the whole number it came from
+        return math.floor(self.head_dim * self.partial + 1e-6)
+
+    @property
+    def pairs(self) -> int:
+        """Rotated pairs per head, each with its own inverse frequency."""
+        return self.rotated // 2
+
+    def native(self, length: int) -> Plan:
+        """The plan the checkpoint itself uses at this length: the declared one, else the plain one."""
+        check_integer("length", length, least=2)
+        if not self.natives:
+            return Plan(tuple(inverse_frequencies(self.rotated, self.base).tolist()))
+        return next((plan for limit, plan in self.natives if limit >= length), self.natives[-1][1])
+
+    def inv_freq(self, length: int) -> Array:
+        """The native plan's inverse frequencies: (pairs,) float64, radians per token."""
+        return np.array(self.native(length).inv_freq, dtype=np.float64)

@@ -1,0 +1,168 @@
+"""A plan into a live model, and out again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rope.geometry import ALL_LAYERS, Plan, Plans
+
+ROUNDING = 4e-6
+"""Relative distance within which two inverse frequencies are one number, computed in float32 or in float64."""
+
+REFUSED = {
+    "PhimoeRotaryEmbedding": "computes its frequencies from the config at every forward",
+    "Ernie4_5_VLMoeTextRotaryEmbedding": "holds its frequencies in an order of its own",
+}
+"""Rotary modules of transformers whose inv_freq buffer does not mean what a plan says, and why."""
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """One place of a model that holds a plan: the inverse frequencies of one layer type in one rotary module."""
+
+    module: nn.Module
+    prefix: str  # "" or "<layer type>_", before the names of all that belongs to the seat
+
+    @property
+    def layer_type(self) -> str:
+        return self.prefix.removesuffix("_") or ALL_LAYERS
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        tensor: torch.Tensor = getattr(self.module, f"{self.prefix}inv_freq")
+        return tensor
+
+    @property
+    def attention(self) -> str:
+        return f"{self.prefix}attention_scaling"
+
+
+@contextmanager
+def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
+    """The model with these plans in its rotary modules, as it was before once the block ends, however it ends.
+
+    Inverse frequencies are cast once, from float64 to float32, whatever dtype the model was cast to. Where a plan is
+    what a module was built with, up to the rounding of its float32 arithmetic, the module's own numbers are kept: the
+    native plan changes no bit. Updates by running length are off inside, so one plan holds for the whole block and no
+    block leaves a trace in the next. Keys cached outside the block were rotated by another plan; start a new cache.
+
+    Args:
+        model: any model with transformers' rotary modules (an inv_freq buffer, or one for every layer type).
+        plans: ((layer type, plan), ...), as rope.strategies.plans gives them.
+
+    Raises:
+        ValueError: no rotary module, a layer type without a plan, or a plan of another number of pairs. Nothing has
+            been changed then.
+    """
+    seats = _seats(model)
+    by_type = dict(plans)
+    for seat in seats:
+        _check(seat, by_type)
+    before = [_state(seat) for seat in seats]
+    try:
+        for seat in seats:
+            _write(seat, by_type[seat.layer_type])
+        yield model
+    finally:
+        for seat, state in zip(seats, before, strict=True):
+            _restore(seat, state)
+
+
+def read(model: nn.Module) -> Plans:
+    """The plans that the rotary modules of a model hold now, by layer type, as the float32 numbers they are.
+
+    Raises:
+        ValueError: no rotary module, or modules of one layer type that hold different plans.
+    """
+    found: dict[str, Plan] = {}
+    for seat in _seats(model):
+        inv_freq = tuple(seat.inv_freq.detach().to("cpu", torch.float64).tolist())
+        plan = Plan(inv_freq, float(getattr(seat.module, seat.attention, 1.0)))
+        if found.setdefault(seat.layer_type, plan) != plan:
+            raise ValueError(
+                f"the rotary modules of {type(model).__name__} hold different plans for {seat.layer_type}; "
+                "read them one by one, from each module's inv_freq"
+            )
+    return tuple(found.items())
+
+
+def _seats(model: nn.Module) -> list[_Seat]:
+    seats = [
+        _Seat(module, name.removesuffix("inv_freq"))
+        for module in model.modules()
+        for name in module._buffers
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+    ]
+    # Towers for images and sound have rotary modules too: older ones without a scaling, newer ones with a config of
+    # their own. Only those of the language model are meant.
+    scaled = [seat for seat in seats if hasattr(seat.module, seat.attention)] or seats
+    text = _text_config(model)
+    chosen = [seat for seat in scaled if getattr(seat.module, "config", None) is text] or scaled
+    if not chosen:
+        raise ValueError(
+            f"{type(model).__name__} has no rotary module (no inv_freq buffer in any of its modules); "
+            "give a rotary model of transformers"
+        )
+    return chosen
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _check(seat: _Seat, by_type: dict[str, Plan]) -> None:
+    name = type(seat.module).__name__
+    if seat.layer_type not in by_type:
+        raise ValueError(
+            f"{name} holds inverse frequencies for {seat.layer_type}, and plans were given for "
+            f"{', '.join(by_type) or 'no layer type'}; give one for {seat.layer_type}"
+        )
+    plan, pairs = by_type[seat.layer_type], seat.inv_freq.numel()
+    if len(plan.inv_freq) != pairs:
+        raise ValueError(
+            f"the plan for {seat.layer_type} has {len(plan.inv_freq)} inverse frequencies and {name} rotates {pairs} "
+            "pairs; make the plan from the geometry of this model's own config"
+        )
+    reason = "caches its cosines" if hasattr(seat.module, "cos_cached") else REFUSED.get(name)
+    if reason:
+        raise ValueError(f"{name} {reason}, so a plan written into it would be lost; give another model")
+    if plan.attention_factor != 1 and not hasattr(seat.module, seat.attention):
+        raise ValueError(
+            f"{name} has no {seat.attention}, and the plan wants an attention factor of {plan.attention_factor}; "
+            "give a plan without one"
+        )
+
+
+def _state(seat: _Seat) -> dict[str, Any]:
+    names = ("rope_type", seat.attention)
+    state = {name: getattr(seat.module, name) for name in names if hasattr(seat.module, name)}
+    return state | {f"{seat.prefix}inv_freq": seat.inv_freq}
+
+
+def _restore(seat: _Seat, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        setattr(seat.module, name, value)
+
+
+def _write(seat: _Seat, plan: Plan) -> None:
+    built = getattr(seat.module, f"{seat.prefix}original_inv_freq", seat.inv_freq)
+    inv_freq = torch.tensor(plan.inv_freq, dtype=torch.float64)
+    same = built.dtype == torch.float32 and torch.allclose(built.detach().cpu().double(), inv_freq, ROUNDING, 0.0)
+    own = built if same else inv_freq.to(torch.float32)
+    setattr(seat.module, f"{seat.prefix}inv_freq", own.to(seat.inv_freq.device, copy=True))
+    attention = getattr(seat.module, seat.attention, None)
+    if attention is not None and not math.isclose(attention, plan.attention_factor, rel_tol=ROUNDING):
+        setattr(seat.module, seat.attention, plan.attention_factor)
+    module: Any = seat.module
+    if isinstance(getattr(module, "rope_type", None), dict):
+        module.rope_type = module.rope_type | {seat.layer_type: "default"}
+    elif hasattr(module, "rope_type"):
+        module.rope_type = "default"

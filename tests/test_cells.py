@@ -1,0 +1,69 @@
+"""A cell's id: equal exactly where the number is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.cells import Cell, Model, Result, Task, distinct
+from rope.geometry import ALL_LAYERS, Plan
+
+PLAN = ((ALL_LAYERS, Plan((1.0, 0.01))),)
+CELL = Cell(
+    model=Model("tiny", "models/tiny", fingerprint="f1"), strategy="none", options=(), length=512, plans=PLAN,
+    task=Task("perplexity", (("bos", None), ("text", "pydoc"))), data="d1", limit=2, seed=0, dtype="float32",
+    device="cpu", versions=(("scorer", 1),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": replace(CELL.model, fingerprint="f2")},
+        {"plans": ((ALL_LAYERS, Plan((1.0, 0.02))),)},
+        {"plans": ((ALL_LAYERS, Plan((1.0, 0.01), attention_factor=1.1)),)},
+        {"plans": (("full_attention", PLAN[0][1]),)},
+        {"length": 1024},
+        {"task": Task("passkey", CELL.task.options)},
+        {"task": Task("perplexity", (("bos", True), ("text", "pydoc")))},
+        {"data": "d2"},
+        {"limit": None},
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"versions": (("scorer", 2),)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_the_number_changes_the_id(change):
+    assert replace(CELL, **change).id != CELL.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "yarn", "options": (("beta_fast", 16.0),)},
+        {"model": Model("other name", "elsewhere", fingerprint="f1")},
+        {"task": Task("perplexity", (("bos", None), ("text", "a/copy/of/the/same.txt")))},
+        {"plans": ((ALL_LAYERS, Plan((1.0, 0.01 * (1 + 1e-15)))),)},
+    ],
+    ids=["strategy of the same plan", "path of the same model", "path of the same text", "last bit of a float"],
+)
+def test_names_and_paths_do_not_change_the_id(change):
+    assert replace(CELL, **change).id == CELL.id
+
+
+def test_the_id_is_the_same_in_every_process_and_release():
+    assert CELL.id == "e60dfc31a74c"
+
+
+def test_distinct_keeps_the_first_of_equal_cells():
+    twin, other = replace(CELL, strategy="yarn"), replace(CELL, length=64)
+    assert distinct([CELL, twin, other]) == [CELL, other]
+
+
+def test_error_line_is_the_exception_itself():
+    told = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
+    assert Result("x", "failed", error=told).error_line == "ValueError: no such thing"
+    assert Result("x", "ok").error_line == ""

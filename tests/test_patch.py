@@ -1,0 +1,257 @@
+"""Plans in live models: what they change, and that nothing of them stays."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+from rope.config import geometry_of
+from rope.geometry import Plan
+from rope.patch import patched, read
+from rope.strategies import plans
+
+TRAINED = 64
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": TRAINED,
+    "initializer_range": 0.1,  # enough for attention to care where a token stands
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PLAIN = {"rope_theta": 10_000.0, "rope_type": "default"}
+DYNAMIC = {"rope_theta": 10_000.0, "rope_type": "dynamic", "factor": 2.0}
+LLAMA3 = {"rope_theta": 500_000.0, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32}
+YARN = {"rope_theta": 10_000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost such small matrices more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def llama(rope_parameters=PLAIN):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dict(rope_parameters))).eval()
+
+
+def gemma():
+    torch.manual_seed(0)
+    by_type = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": PLAIN}
+    config = Gemma3TextConfig(
+        **SHAPE, sliding_window=16, layer_types=["sliding_attention", "full_attention"], rope_parameters=by_type
+    )
+    return Gemma3ForCausalLM(config).eval()
+
+
+def logits(model, length=2 * TRAINED, plans=None):
+    ids = torch.arange(length)[None] * 7 % SHAPE["vocab_size"]
+    with torch.no_grad(), nullcontext() if plans is None else patched(model, plans):
+        return model(ids).logits
+
+
+def of(model, strategy, length=2 * TRAINED, **options):
+    return plans(strategy, geometry_of(model.config), length, **options)
+
+
+def buffers(model):
+    return {name: (id(buffer), buffer.clone()) for name, buffer in model.named_buffers()}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(
+        before[name][0] == after[name][0] and torch.equal(before[name][1], after[name][1]) for name in before
+    )
+
+
+@pytest.mark.parametrize("parameters", [PLAIN, LLAMA3, YARN], ids=lambda p: p["rope_type"])
+def test_the_native_plan_changes_no_bit(parameters):
+    model = llama(parameters)
+    assert torch.equal(logits(model), logits(model, plans=of(model, "none")))
+
+
+def test_a_strategy_changes_logits_beyond_the_trained_length_and_none_within():
+    model = llama()
+    assert (logits(model) - logits(model, plans=of(model, "yarn"))).abs().max() > 1e-2
+    within = of(model, "yarn", TRAINED)
+    assert torch.equal(logits(model, TRAINED), logits(model, TRAINED, within))
+
+
+def test_what_is_read_is_what_was_written_rounded_once():
+    model = llama()
+    with patched(model, of(model, "yarn")):
+        ((layer_type, held),) = read(model)
+    ((_, plan),) = of(model, "yarn")
+    assert layer_type == "all" and held.attention_factor == plan.attention_factor
+    assert held.inv_freq == tuple(np.array(plan.inv_freq).astype(np.float32).astype(float).tolist())
+    assert read(model)[0][1].attention_factor == 1.0 and read(model)[0][1] != held
+
+
+@pytest.mark.parametrize("make", [llama, gemma, lambda: llama(DYNAMIC)], ids=["llama", "gemma3", "dynamic"])
+def test_everything_is_as_before_once_the_block_ends(make):
+    model = make()
+    module = model.model.rotary_emb
+    before, attributes, keys = logits(model, TRAINED), dict(vars(module)), list(model.state_dict())
+    held = buffers(model)
+    with pytest.raises(RuntimeError, match="in the middle"), patched(model, of(model, "yarn")) as inside:
+        assert inside is model and not same(held, buffers(model))
+        assert list(model.state_dict()) == keys
+        logits(model, 4 * TRAINED)
+        raise RuntimeError("in the middle")
+    assert same(held, buffers(model)) and list(model.state_dict()) == keys
+    after = dict(vars(module))
+    assert after.keys() == attributes.keys()
+    assert all(after[k] is attributes[k] or after[k] == attributes[k] for k in after if not k.startswith("_"))
+    assert torch.equal(before, logits(model, TRAINED))
+
+
+def test_blocks_nest_and_unwind_in_order():
+    model = llama()
+    with patched(model, of(model, "linear")):
+        outer = logits(model)
+        with patched(model, of(model, "yarn")):
+            assert not torch.equal(outer, logits(model))
+        assert torch.equal(outer, logits(model))
+
+
+@pytest.mark.parametrize("parameters", [PLAIN, DYNAMIC], ids=["plain", "dynamic"])
+def test_the_order_of_lengths_does_not_matter(parameters):
+    lengths = [2 * TRAINED, 4 * TRAINED, 2 * TRAINED, TRAINED, 2 * TRAINED]
+    model = llama(parameters)
+    seen = {}
+    for length in lengths:
+        found = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
+        fresh = llama(parameters)
+        assert torch.equal(found, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0)))
+        assert torch.equal(found, seen.setdefault(length, found))
+
+
+def test_a_dynamic_model_left_alone_does_depend_on_the_order():
+    # what the test above guards against is real
+    model = llama(DYNAMIC)
+    short = logits(model, 2 * TRAINED)
+    logits(model, 4 * TRAINED)
+    assert not torch.equal(short, logits(model, 2 * TRAINED))
+
+
+def test_updates_by_running_length_are_off_inside_the_block():
+    model = llama(DYNAMIC)
+    none = of(model, "none")
+    assert torch.equal(logits(llama()), logits(model, plans=none))
+    assert model.model.rotary_emb.rope_type == "dynamic"
+
+
+def test_a_longrope_model_keeps_the_given_plan_on_both_sides_of_its_switch():
+    divisors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "rope_type": "longrope", "rope_theta": 1e4}
+    torch.manual_seed(0)
+    config = Phi3Config(**SHAPE, original_max_position_embeddings=32, rope_parameters=divisors)
+    model = Phi3ForCausalLM(config).eval()
+    short, long = of(model, "none", 32), of(model, "none", 33)
+    assert short != long
+    assert torch.equal(logits(model, 32), logits(model, 32, short))
+    torch.testing.assert_close(logits(model, 64), logits(model, 64, long), atol=1e-4, rtol=0)
+    assert (logits(model, 32) - logits(model, 32, long)).abs().max() > 1e-2
+    assert (logits(model, 64) - logits(model, 64, short)).abs().max() > 1e-2
+
+
+def test_a_model_cast_to_bfloat16_gets_its_frequencies_in_float32():
+    model = llama().to(torch.bfloat16)
+    buffer = model.model.rotary_emb.inv_freq
+    assert buffer.dtype == torch.bfloat16
+    with patched(model, of(model, "none")):
+        held = model.model.rotary_emb.inv_freq
+        assert held.dtype == torch.float32
+        assert torch.equal(held, llama().model.rotary_emb.inv_freq) or torch.allclose(
+            held, llama().model.rotary_emb.inv_freq, rtol=2e-7, atol=0
+        )
+        assert logits(model).dtype == torch.bfloat16
+    assert model.model.rotary_emb.inv_freq is buffer
+
+
+def test_layer_types_get_their_own_plans():
+    model = gemma()
+    chosen = of(model, "yarn")
+    with patched(model, chosen):
+        held = dict(read(model))
+    for layer_type, plan in chosen:
+        np.testing.assert_allclose(held[layer_type].inv_freq, plan.inv_freq, rtol=1e-6)
+        assert held[layer_type].attention_factor == plan.attention_factor
+    before = dict(read(model))
+    assert held["sliding_attention"] == before["sliding_attention"] != held["full_attention"]
+    assert torch.equal(logits(model), logits(model, plans=of(model, "none")))
+    assert (logits(model) - logits(model, plans=chosen)).abs().max() > 1e-3
+
+
+def test_a_refusal_changes_nothing():
+    model, wide = llama(), Plan((1.0,) * 32)
+    held = buffers(model)
+    for plan, says in [
+        ((("all", wide),), "has 32 inverse frequencies and LlamaRotaryEmbedding rotates 16 pairs; make the plan from"),
+        ((("full_attention", wide),), "for all, and plans were given for full_attention; give one for all"),
+        ((), "plans were given for no layer type"),
+    ]:
+        with pytest.raises(ValueError, match=says), patched(model, plan):
+            raise AssertionError("must not be entered")
+    model = gemma()
+    good = dict(of(model, "none"))
+    bad = (("full_attention", good["full_attention"]), ("sliding_attention", wide))
+    with pytest.raises(ValueError, match="the plan for sliding_attention has 32"), patched(model, bad):
+        raise AssertionError("must not be entered")
+    model = llama()
+    held = buffers(model)
+    model.model.rotary_emb.cos_cached = torch.ones(1)
+    with pytest.raises(ValueError, match="caches its cosines"), patched(model, of(model, "yarn")):
+        raise AssertionError("must not be entered")
+    assert same(held, buffers(model))
+
+
+def test_a_model_without_rotary_modules_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=8, n_positions=8))
+    for refused in (lambda: read(model), lambda: patched(model, (("all", Plan((1.0,))),)).__enter__()):
+        with pytest.raises(ValueError, match="GPT2LMHeadModel has no rotary module"):
+            refused()
+
+
+def test_a_module_without_a_scaling_takes_no_attention_factor():
+    bare = torch.nn.Module()
+    bare.register_buffer("inv_freq", torch.ones(2))
+    model = torch.nn.ModuleList([bare])
+    with patched(model, (("all", Plan((0.5, 0.25))),)):
+        assert bare.inv_freq.tolist() == [0.5, 0.25]
+    with pytest.raises(ValueError, match="has no attention_scaling"), patched(model, (("all", Plan((0.5, 0.25), 1.1)),)):
+        raise AssertionError("must not be entered")
+
+
+def test_only_the_rotary_modules_of_the_language_model_are_touched():
+    model = llama()
+    tower = torch.nn.Module()
+    tower.register_buffer("inv_freq", torch.ones(5))
+    model.tower = tower
+    with patched(model, of(model, "yarn")):
+        assert tower.inv_freq.tolist() == [1.0] * 5
+    tower.attention_scaling, tower.config = 1.0, object()
+    assert read(model) == read(llama())

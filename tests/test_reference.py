@@ -1,0 +1,186 @@
+"""Our plans against the installed transformers, and against published numbers."""
+
+from __future__ import annotations
+
+import itertools
+import types
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, modeling_rope_utils
+
+from rope.config import geometry_of
+from rope.geometry import Geometry
+from rope.strategies import plan
+
+SHAPES = [
+    Geometry(*shape) for shape in itertools.product((32, 64, 96, 128), (1e4, 1e5, 5e5, 1e6), (512, 4096, 8192))
+] + [Geometry(128, 1e4, 4096, partial=0.5), Geometry(80, 1e4, 2048, partial=0.4)]
+FACTORS = (1.5, 2.0, 8.0, 16.0)
+FLOAT32 = 2e-6
+"""Worst relative difference between float64 and transformers' float32 arithmetic at these settings."""
+
+LLAMA_2 = Geometry(128, 10_000.0, 4096)
+LLAMA_31 = Geometry(128, 500_000.0, 8192)
+
+
+def theirs(rope_type, geometry, length, **parameters):
+    """inv_freq and attention factor of transformers for one sequence of exactly this length."""
+    parameters |= {"rope_type": rope_type, "rope_theta": geometry.base, "partial_rotary_factor": geometry.partial}
+    config = LlamaConfig(
+        head_dim=geometry.head_dim,
+        hidden_size=geometry.head_dim,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=geometry.trained_length,
+        rope_parameters=parameters,
+    )
+    inv_freq, attention = modeling_rope_utils.ROPE_INIT_FUNCTIONS[rope_type](config, seq_len=length)
+    return inv_freq.double().numpy(), attention
+
+
+def settings(kind):
+    """(geometry, length, our strategy, our options, their type, their parameters) by the hundred."""
+    for shape, factor in itertools.product(SHAPES, FACTORS):
+        length, trained = int(shape.trained_length * factor), shape.trained_length
+        if kind == "linear":
+            yield shape, length, "linear", {}, "linear", {"factor": factor}
+        elif kind == "dynamic":
+            for asked in (1.0, 2.0, factor):
+                options = {"rule": "transformers", "factor": asked}
+                for running in (length, trained // 2):
+                    yield shape, running, "dynamic_ntk", options, "dynamic", {"factor": asked}
+            yield shape, length, "dynamic_ntk", {}, "dynamic", {"factor": 1.0}
+        elif kind == "yarn":
+            for options in (
+                {},
+                {"truncate": False},
+                {"beta_fast": 64.0, "beta_slow": 2.0},
+                {"attention_factor": 1.25},
+                {"mscale": 1.0, "mscale_all_dim": 0.8},
+                {"mscale": 0.7},
+                {"beta_fast": 1e4, "beta_slow": 1e-4, "truncate": False},
+            ):
+                given = options | {"factor": factor}
+                yield shape, length, "yarn", given, "yarn", given | {"original_max_position_embeddings": trained}
+        elif kind == "llama3":
+            for low, high in ((1.0, 4.0), (2.0, 16.0)):
+                given = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+                yield shape, length, "llama3", given, "llama3", given | {"original_max_position_embeddings": trained}
+
+
+def worst_difference(kind):
+    worst, count = 0.0, 0
+    for shape, length, strategy, options, rope_type, parameters in settings(kind):
+        ours = plan(strategy, shape, length, **options)
+        inv_freq, attention = theirs(rope_type, shape, length, **parameters)
+        assert ours.attention_factor == attention, (shape, strategy, options)
+        worst, count = max(worst, np.abs(np.array(ours.inv_freq) / inv_freq - 1).max()), count + 1
+    assert count >= 200
+    return worst
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """transformers' own functions with every float32 in them turned into float64."""
+    double = types.SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")})
+    double.float = double.float32 = torch.float64
+    monkeypatch.setattr(modeling_rope_utils, "torch", double)
+
+
+KINDS = ("linear", "dynamic", "yarn", "llama3")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_are_those_of_transformers_up_to_its_float32(kind):
+    assert 0 < worst_difference(kind) <= FLOAT32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_are_those_of_transformers_computed_in_float64(kind, in_float64):
+    assert worst_difference(kind) <= 1e-13
+
+
+def test_ntk_is_the_default_of_transformers_with_a_larger_theta(in_float64):
+    for shape, factor in itertools.product(SHAPES, FACTORS):
+        larger = Geometry(
+            shape.head_dim, shape.base * factor ** (shape.rotated / (shape.rotated - 2)), 4096, shape.partial
+        )
+        # linear with factor 1 stands for default, which every model of transformers computes by itself
+        inv_freq, _ = theirs("linear", larger, 4096, factor=1.0)
+        ours = plan("ntk", shape, int(shape.trained_length * factor))
+        np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=1e-13)
+
+
+def test_declared_scalings_are_read_as_transformers_computes_them(in_float64):
+    short, long = np.linspace(1, 2, 64).tolist(), np.linspace(1, 32, 64).tolist()
+    original = {"original_max_position_embeddings": 1024}
+    declared = {
+        "linear": {"factor": 4.0},
+        "yarn": {"factor": 4.0, "beta_fast": 16.0, "truncate": False} | original,
+        "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | original,
+        "longrope": {"short_factor": short, "long_factor": long, "factor": 4.0} | original,
+    }
+    for rope_type, parameters in declared.items():
+        config = {"head_dim": 128, "max_position_embeddings": 4096, "rope_theta": 1e4}
+        (geometry,) = geometry_of(config | {"rope_parameters": parameters | {"rope_type": rope_type}}).values()
+        for length in (1024, 1025, 4096):
+            inv_freq, attention = theirs(rope_type, LLAMA_2, length, **parameters)
+            # longrope asks for float32 by another name, so it stays in it
+            rtol = 2e-7 if rope_type == "longrope" else 1e-13
+            np.testing.assert_allclose(geometry.inv_freq(length), inv_freq, rtol=rtol)
+            assert geometry.native(length).attention_factor == attention
+
+
+def test_yarn_on_llama_2_has_the_known_numbers():
+    found = plan("yarn", LLAMA_2, 32_768)
+    expected = [1.0, 5.623412877e-02, 2.736586519e-02, 5.961538758e-03, 1.033821609e-03, 1.666901808e-04, 1.443477413e-05]
+    picked = [found.inv_freq[pair] for pair in (0, 20, 24, 32, 40, 46, 63)]
+    # the record is of float32 arithmetic
+    np.testing.assert_allclose(picked, expected, rtol=1e-6)
+    assert found.attention_factor == 1.2079441541679836
+    whole, exact = (np.array(plan("yarn", LLAMA_2, 32_768, truncate=t).inv_freq) for t in (True, False))
+    assert np.abs(whole / exact - 1).max() == pytest.approx(0.259, abs=0.001)
+
+
+def test_the_two_ramps_of_yarn_differ_as_known():
+    plain = LLAMA_2.inv_freq(2)
+    by_index, by_rotations = (plain / np.array(plan("yarn", LLAMA_2, 32_768, ramp=r).inv_freq) for r in ("index", "rotations"))
+    np.testing.assert_allclose(by_index[[28, 36, 40]], [1.37, 2.17, 3.06], atol=0.005)
+    np.testing.assert_allclose(by_rotations[[28, 36, 40]], [2.36, 4.99, 6.45], atol=0.005)
+
+
+@pytest.mark.parametrize(
+    "head_dim, bases",
+    [
+        (128, {2: 20221.3, 4: 40889.9, 8: 82684.6, 16: 167198.7, 32: 338096.9}),
+        (64, {2: 20452.2, 4: 41829.4, 8: 85550.4, 16: 174969.6, 32: 357851.8}),
+    ],
+)
+def test_ntk_bases_are_the_known_ones(head_dim, bases):
+    for factor, base in bases.items():
+        found = plan("ntk", Geometry(head_dim, 1e4, 4096), 4096 * factor)
+        assert found.inv_freq[1] ** (-head_dim / 2) == pytest.approx(base, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "factor, length, base",
+    [(2.0, 8192, 30527.7), (2.0, 16384, 72195.86), (2.0, 32768, 156588.3), (1.0, 8192, 20221.3), (4.0, 32768, 305922.0)],
+)
+def test_dynamic_ntk_bases_are_the_known_ones(factor, length, base):
+    found = plan("dynamic_ntk", LLAMA_2, length, rule="transformers", factor=factor)
+    assert found.inv_freq[1] ** -64 == pytest.approx(base, abs=0.05)
+
+
+def test_llama_3_1_keeps_29_pairs_blends_6_and_divides_29():
+    divisors = LLAMA_31.inv_freq(2) / np.array(plan("llama3", LLAMA_31, 131_072, factor=8.0).inv_freq)
+    assert (divisors == 1).sum() == 29
+    assert np.isclose(divisors, 8, rtol=1e-12).sum() == 29
+    assert ((divisors > 1.001) & (divisors < 7.999)).sum() == 6
+
+
+def test_llama3_is_by_parts_along_rotations_from_1_to_4():
+    for shape in SHAPES:
+        by_parts = plan("by_parts", shape, 65_536, ramp="rotations", beta_slow=1.0, beta_fast=4.0)
+        assert plan("llama3", shape, 65_536) == by_parts

@@ -1,0 +1,258 @@
+"""What every strategy promises, checked on its formula alone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rope.geometry import Geometry, Plan, inverse_frequencies
+from rope.strategies import ALIASES, STRATEGIES, options_of, plan, plans
+
+SMALL = Geometry(head_dim=64, base=10_000.0, trained_length=4096)
+STRETCHED = 16_384
+DECLARED = Plan(tuple((inverse_frequencies(64, 10_000.0) / np.linspace(1, 8, 32)).tolist()), 1.25)
+TRAINED_SCALED = Geometry(64, 10_000.0, 4096, natives=((4096, DECLARED),))
+SCALING = [name for name in STRATEGIES if name != "none"]
+
+# For each option: a value other than its default, and the other options under which it must change the plan.
+WITNESSES = {
+    ("linear", "factor"): (8.0, {}),
+    ("ntk", "factor"): (8.0, {}),
+    ("dynamic_ntk", "rule"): ("transformers", {"factor": 2.0}),
+    ("dynamic_ntk", "factor"): (2.0, {"rule": "transformers"}),
+    ("by_parts", "factor"): (8.0, {}),
+    ("by_parts", "beta_fast"): (16.0, {}),
+    ("by_parts", "beta_slow"): (2.0, {}),
+    ("by_parts", "ramp"): ("index", {}),
+    ("by_parts", "truncate"): (False, {"ramp": "index"}),
+    ("yarn", "factor"): (8.0, {}),
+    ("yarn", "beta_fast"): (16.0, {}),
+    ("yarn", "beta_slow"): (2.0, {}),
+    ("yarn", "truncate"): (False, {}),
+    ("yarn", "attention_factor"): (1.5, {}),
+    ("yarn", "mscale"): (0.7, {"mscale_all_dim": 1.0}),
+    ("yarn", "mscale_all_dim"): (0.7, {"mscale": 1.0}),
+    ("yarn", "ramp"): ("rotations", {}),
+    ("llama3", "factor"): (8.0, {}),
+    ("llama3", "low_freq_factor"): (2.0, {}),
+    ("llama3", "high_freq_factor"): (8.0, {}),
+}
+
+
+def array(found: Plan) -> np.ndarray:
+    return np.array(found.inv_freq)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 64), st.floats(100, 1e7), st.integers(256, 8192), st.floats(0.1, 40))
+def test_every_plan_slows_pairs_by_at_most_the_factor_and_speeds_none(name, pairs, base, trained, ratio):
+    geometry = Geometry(2 * pairs, base, trained)
+    length = max(2, int(trained * ratio))
+    found, plain = array(plan(name, geometry, length)), geometry.inv_freq(length)
+    factor = max(1.0, length / trained)
+    assert found.dtype == np.float64 and found.shape == (pairs,)
+    assert (np.diff(found) < 0).all()
+    assert (found <= plain * (1 + 1e-12)).all() and (found >= plain / factor * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize("geometry", [SMALL, TRAINED_SCALED], ids=["plain", "scaled in training"])
+@pytest.mark.parametrize("length", [2, 1000, 4096])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_up_to_the_trained_length_every_strategy_is_the_native_plan_bit_for_bit(name, length, geometry):
+    assert plan(name, geometry, length) == geometry.native(length)
+    for option, (value, others) in {k[1]: v for k, v in WITNESSES.items() if k[0] == name}.items():
+        if option != "factor":
+            assert plan(name, geometry, length, **others | {option: value}) == geometry.native(length)
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_on_a_checkpoint_scaled_in_training_a_strategy_acts_on_top_of_its_own_plan(name):
+    found = plan(name, TRAINED_SCALED, STRETCHED)
+    alone = plan(name, SMALL, STRETCHED)
+    assert found.attention_factor == pytest.approx(1.25 * alone.attention_factor, rel=1e-15)
+    change = array(found) / array(DECLARED)
+    assert (change <= 1 + 1e-12).all() and (change >= 1 / 4 - 1e-12).all() and change[-1] == pytest.approx(1 / 4)
+    if name in ("linear", "ntk", "dynamic_ntk"):
+        np.testing.assert_allclose(change, array(alone) / SMALL.inv_freq(2), rtol=1e-14)
+    else:  # where a pair lies on the ramp is told by how fast it turned in training
+        assert np.abs(change / (array(alone) / SMALL.inv_freq(2)) - 1).max() > 0.01
+
+
+def test_every_option_has_a_witness():
+    assert set(WITNESSES) == {(name, option) for name in STRATEGIES for option in options_of(name)}
+
+
+@pytest.mark.parametrize("name, option", WITNESSES)
+def test_every_option_changes_the_plan(name, option):
+    value, others = WITNESSES[name, option]
+    assert value != options_of(name)[option]
+    assert plan(name, SMALL, STRETCHED, **others | {option: value}) != plan(name, SMALL, STRETCHED, **others)
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_changing_the_geometry_or_the_length_changes_the_plan(name):
+    found = plan(name, SMALL, STRETCHED)
+    assert plan(name, SMALL, 2 * STRETCHED) != found
+    for other in (
+        Geometry(128, 10_000.0, 4096),
+        Geometry(64, 20_000.0, 4096),
+        Geometry(64, 10_000.0, 2048),
+        Geometry(64, 10_000.0, 4096, partial=0.5),
+        TRAINED_SCALED,
+    ):
+        assert plan(name, other, STRETCHED) != found
+
+
+def test_linear_divides_every_pair():
+    np.testing.assert_allclose(array(plan("linear", SMALL, 10_000)), SMALL.inv_freq(2) * 4096 / 10_000, rtol=1e-15)
+    assert plan("pi", SMALL, 10_000) == plan("linear", SMALL, 10_000)
+
+
+@pytest.mark.parametrize("name", ["ntk", "dynamic_ntk"])
+def test_ntk_is_a_larger_base(name):
+    expected = inverse_frequencies(64, 10_000.0 * 4 ** (64 / 62))
+    np.testing.assert_allclose(array(plan(name, SMALL, STRETCHED)), expected, rtol=1e-14)
+    assert plan(name, SMALL, STRETCHED).inv_freq[0] == 1.0
+    assert plan(name, SMALL, STRETCHED).inv_freq[-1] == pytest.approx(SMALL.inv_freq(2)[-1] / 4, rel=1e-14)
+
+
+def test_dynamic_ntk_by_the_natural_rule_leaves_factor_aside():
+    natural = plan("dynamic_ntk", SMALL, STRETCHED)
+    assert plan("dynamic_ntk", SMALL, STRETCHED, factor=32.0) == natural == plan("ntk", SMALL, STRETCHED)
+    assert plan("dynamic_ntk", SMALL, STRETCHED, rule="transformers", factor=1) == natural
+
+
+def test_dynamic_ntk_by_the_rule_of_transformers_overshoots():
+    for factor, alpha in ((2.0, 7.0), (4.0, 13.0), (None, 13.0)):
+        found = plan("dynamic_ntk", SMALL, STRETCHED, rule="transformers", factor=factor)
+        np.testing.assert_allclose(array(found), array(plan("ntk", SMALL, STRETCHED, factor=alpha)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("ramp", ["rotations", "index"])
+def test_by_parts_keeps_fast_pairs_and_interpolates_slow_ones(ramp):
+    plain, found = SMALL.inv_freq(2), array(plan("by_parts", SMALL, STRETCHED, ramp=ramp, truncate=False))
+    rotations = 4096 * plain / (2 * math.pi)
+    np.testing.assert_array_equal(found[rotations >= 32], plain[rotations >= 32])
+    np.testing.assert_allclose(found[rotations <= 1], plain[rotations <= 1] / 4, rtol=1e-14)
+    kept = (found / plain - 1 / 4) / (1 - 1 / 4)
+    between = np.flatnonzero((rotations > 1) & (rotations < 32))
+    along = rotations[between] if ramp == "rotations" else between
+    straight = np.polyfit(along, kept[between], 1)
+    np.testing.assert_allclose(np.polyval(straight, along), kept[between], atol=1e-12)
+
+
+def test_yarn_is_by_parts_with_an_attention_factor():
+    for ramp in ("index", "rotations"):
+        found = plan("yarn", SMALL, STRETCHED, ramp=ramp)
+        assert found.inv_freq == plan("by_parts", SMALL, STRETCHED, ramp=ramp).inv_freq
+        assert found.attention_factor == 0.1 * math.log(4) + 1
+
+
+def test_yarn_attention_options_take_precedence_as_in_transformers():
+    def attention(**options):
+        return plan("yarn", SMALL, STRETCHED, **options).attention_factor
+
+    both = {"mscale": 2.0, "mscale_all_dim": 1.0}
+    assert attention(**both) == (0.1 * 2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
+    assert attention(**both, attention_factor=1.5) == 1.5
+    assert attention(mscale=2.0) == attention(mscale=2.0, mscale_all_dim=0) == attention(mscale_all_dim=2.0) == attention()
+
+
+def test_a_factor_of_one_is_never_given_but_found_by_length():
+    assert plan("yarn", SMALL, 4096) == plan("none", SMALL, 4096)
+    with pytest.raises(ValueError, match=r"factor=1\.0: give a finite number above 1; None takes length / trained"):
+        plan("yarn", SMALL, 4096, factor=1.0)
+
+
+def test_an_index_ramp_on_native_frequencies_that_happen_to_be_plain_is_the_published_one():
+    same = Geometry(64, 10_000.0, 4096, natives=((4096, SMALL.native(2)),))
+    for options in ({}, {"truncate": False}, {"beta_fast": 1e5, "beta_slow": 1e-3}, {"beta_fast": 3, "beta_slow": 2}):
+        np.testing.assert_allclose(
+            array(plan("yarn", same, STRETCHED, **options)), array(plan("yarn", SMALL, STRETCHED, **options)), rtol=1e-12
+        )
+
+
+def test_an_index_ramp_bears_native_pairs_that_stand_still_or_rise():
+    still = Plan((1.0, 0.1, 0.11, 0.0))
+    geometry = Geometry(8, 10_000.0, 64, natives=((64, still),))
+    found = plan("yarn", geometry, 256, beta_fast=8.0, truncate=False)
+    assert found.inv_freq[0] == 1.0 and found.inv_freq[3] == 0.0 and found.inv_freq[1] < 0.1
+
+
+def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
+    # both bounds fall before the first pair, so the ramp has no width and only pair 0 stays
+    tiny = Geometry(64, 10_000.0, 64)
+    found = array(plan("by_parts", tiny, 256, ramp="index", beta_fast=500.0, beta_slow=12.0, truncate=True))
+    np.testing.assert_allclose(found, tiny.inv_freq(2) / np.array([1.0] + [4.0] * 31), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name, options, says",
+    [
+        ("linear", {"factor": 1}, "factor=1: give a finite number above 1"),
+        ("ntk", {"factor": 0.5}, "factor=0.5: give a finite number above 1"),
+        ("yarn", {"factor": math.inf}, "factor=inf: give a finite number above 1"),
+        ("llama3", {"factor": "8"}, "factor='8': give a finite number above 1"),
+        ("linear", {"factor": True}, "factor=True: give a finite number above 1"),
+        ("dynamic_ntk", {"rule": "transformers", "factor": 0.9}, "factor=0.9: give a finite number of at least 1"),
+        ("dynamic_ntk", {"rule": "hf"}, "rule='hf': give one of natural, transformers"),
+        ("by_parts", {"ramp": "steep"}, "ramp='steep': give one of rotations, index"),
+        ("by_parts", {"beta_slow": 0}, "beta_slow=0: give a finite number above 0"),
+        ("yarn", {"beta_fast": 1, "beta_slow": 2}, "beta_fast=1 with beta_slow=2: give beta_fast of at least beta_slow"),
+        ("yarn", {"truncate": 1}, "truncate=1: give true or false"),
+        ("yarn", {"attention_factor": 0}, "attention_factor=0: give a finite number above 0"),
+        ("yarn", {"mscale": -1.0}, "mscale=-1.0: give a finite number of at least 0"),
+        ("llama3", {"low_freq_factor": 5.0}, "high_freq_factor=4.0 with low_freq_factor=5.0"),
+        ("yarn", {"beta_fst": 3}, "unknown option of yarn: 'beta_fst'; did you mean 'beta_fast'? options: factor, beta"),
+        ("none", {"factor": 2.0}, "unknown option of none: 'factor'; options: none at all"),
+        ("yran", {}, "unknown strategy: 'yran'; did you mean 'yarn'? strategies: none, linear, ntk"),
+        ("zzz", {}, "unknown strategy: 'zzz'; strategies: none, linear"),
+        (None, {}, "unknown strategy: None;"),
+    ],
+)
+def test_a_strategy_refuses_in_sentences(name, options, says):
+    for length in (STRETCHED, 4096):  # at the trained length too, where the value would not matter
+        with pytest.raises(ValueError, match=r".") as refusal:
+            plan(name, SMALL, length, **options)
+        assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize("length", [1, 0, -4, 4096.0, "4096", True, None])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_length_that_is_no_count_of_tokens_is_refused(name, length):
+    with pytest.raises(ValueError, match="length=.*: give a whole number of at least 2"):
+        plan(name, SMALL, length)
+
+
+def test_ntk_refuses_a_single_pair():
+    with pytest.raises(ValueError, match="head_dim=2 with partial=1.0 rotates one; use linear"):
+        plan("ntk", Geometry(2, 100.0, 64), 128)
+
+
+def test_options_are_the_keyword_only_arguments_with_their_defaults():
+    assert options_of("llama3") == {"factor": None, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert options_of("pi") == options_of("linear") == {"factor": None} and options_of("none") == {}
+    for name, function in STRATEGIES.items():
+        assert function.__name__ == name
+        assert list(inspect.signature(function).parameters) == ["geometry", "length", *options_of(name)]
+    assert set(ALIASES.values()) <= set(STRATEGIES)
+
+
+def test_layers_of_a_bounded_window_keep_their_native_plan():
+    sliding = Geometry(64, 100.0, 4096)
+    found = dict(plans("yarn", {"full_attention": SMALL, "sliding_attention": sliding}, STRETCHED, factor=8.0))
+    assert found == {
+        "full_attention": plan("yarn", SMALL, STRETCHED, factor=8.0),
+        "sliding_attention": sliding.native(STRETCHED),
+    }
+    assert plans("yarn", {"all": SMALL}, STRETCHED) == (("all", plan("yarn", SMALL, STRETCHED)),)
+    with pytest.raises(ValueError, match="unknown option of yarn"):
+        plans("yarn", {"sliding_attention": sliding}, STRETCHED, beta=1)
+    with pytest.raises(ValueError, match="no geometry was given"):
+        plans("yarn", {}, STRETCHED)
