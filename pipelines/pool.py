@@ -182,7 +182,7 @@ def _connected(workers: Workers) -> Any:
     else:
         cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
         paths = {"PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": paths})  # fmt: skip
     return ray
 

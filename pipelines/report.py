@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
-from pipelines.sweep import Sweep, options_label
+from pipelines.sweep import Sweep, options_label, trained_length
 
 HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
 """The metrics of a task that its table shows; of other tasks the first that is not a standard error."""
@@ -58,10 +60,30 @@ def _table(model: str, task: str, rows: Results) -> tuple[str, list[str], list[l
     counted = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]} to {documents[-1]}" if documents else "no"
     title = f"{model}, {task}: {names}; {counted} document{'' if documents == [1] else 's'} a cell"
     header = ["strategy", *(f"{length:,}" for length in lengths)]
-    return title, header, [
+    body = [
         [strategy, *("; ".join(by_length.get(length, [""])) for length in lengths)]
         for strategy, by_length in shown.items()
-    ]  # fmt: skip
+    ]
+    alike = {strategy: consistency(of) for strategy, of in _by_strategy(rows).items()}
+    if any(share is not None for share in alike.values()):
+        header.append("consistency")
+        body = [[*row, "" if (share := alike[row[0]]) is None else number(share)] for row in body]
+    return title, header, body
+
+
+def consistency(rows: Results) -> float | None:
+    """Share of keys that were answered alike, found or missed, at every depth and length of these passkey results.
+
+    None where there are no keys, or none that was asked at every length.
+    """
+    verdicts: dict[int, list[float]] = {}
+    results = [result for _, result in rows if any("key_number" in document for document in result.documents)]
+    for result in results:
+        for document in result.documents:
+            verdicts.setdefault(document["key_number"], []).append(document["acc"])
+    asked = max(map(len, verdicts.values()), default=0)
+    alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == asked > 1]
+    return sum(alike) / len(alike) if alike else None
 
 
 def strategy_label(cell: Cell) -> str:
@@ -132,25 +154,26 @@ def figures(results: Results, folder: Path) -> list[Path]:
         groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
     made = []
     for (model, task), rows in groups.items():
+        about, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
+        trained = trained_length(rows[0][0])
         [name, *_] = _headlines(task, rows) or ("",)
         curves = {
             strategy: [(c.length, r.metrics[name], r.metrics.get(f"{name}_stderr")) for c, r in of if name in r.metrics]
             for strategy, of in _by_strategy(rows).items()
         }
         if len({x for curve in curves.values() for x, *_ in curve}) > 1:
-            path = folder / f"{model}_{task}_{name}.png".replace("/", "_")
-            made.append(_draw(curves, path, "length (tokens)", name, f"{model}, {task}"))
+            axes = Axes("length (tokens)", name, about, trained, doubling=True)
+            made.append(_draw(curves, folder / f"{stem}_{name}.png", axes))
         longest = max(cell.length for cell, _ in rows)
-        positions = {
+        by_position = {
             strategy: [
                 (x, y, None) for c, r in of if c.length == longest for x, y in r.series.get("nll_by_position", ())
             ]
             for strategy, of in _by_strategy(rows).items()
         }
-        if any(positions.values()):
-            path = folder / f"{model}_{task}_nll_by_position.png".replace("/", "_")
-            title = f"{model}, {task}: NLL by position at {longest:,} tokens"
-            made.append(_draw(positions, path, "position (tokens)", "NLL (nats a token)", title))
+        if any(by_position.values()):
+            axes = Axes("position (tokens)", "NLL (nats a token)", f"{about}: NLL by position at {longest:,}", trained)
+            made.append(_draw(by_position, folder / f"{stem}_nll_by_position.png", axes))
     return made
 
 
@@ -161,26 +184,46 @@ def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
     return groups
 
 
-def _draw(
-    curves: Mapping[str, Sequence[tuple[float, float, float | None]]], path: Path, x_name: str, y_name: str, title: str
-) -> Path:
+Curve = Sequence[tuple[float, float, float | None]]
+"""(x, y, standard error or None), ascending in x."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a figure's axes say. trained: where the trained length is marked; doubling: x by powers of two."""
+
+    x: str
+    y: str
+    title: str
+    trained: int
+    doubling: bool = False
+
+
+def _draw(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for strategy, curve in curves.items():
         if curve:
-            xs, ys, errors = zip(*curve, strict=True)
-            axes.errorbar(xs, ys, yerr=[e or 0.0 for e in errors], marker="o", markersize=4, capsize=2, label=strategy)
+            xs, ys, _ = zip(*curve, strict=True)
+            [drawn] = axes.plot(xs, ys, marker="o", markersize=4, label=strategy)
+            known = [(x, y, error) for x, y, error in curve if error is not None]
+            if known:
+                axes.errorbar(*zip(*known, strict=True), fmt="none", capsize=2, color=drawn.get_color())
     lengths = sorted({x for curve in curves.values() for x, *_ in curve})
-    axes.set_xscale("log", base=2)
-    if len(lengths) <= 16:
-        axes.set_xticks(lengths, [f"{x:,.0f}" for x in lengths], rotation=30 if len(lengths) > 8 else 0)
+    if told.doubling:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{x:,.0f}" for x in lengths])
         axes.minorticks_off()
+    else:
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     values = [y for curve in curves.values() for _, y, _ in curve]
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-    axes.set(xlabel=x_name, ylabel=y_name, title=title)
+    if lengths[0] <= told.trained <= lengths[-1]:
+        axes.axvline(told.trained, color="gray", linestyle=":", label=f"trained length {told.trained:,}")
+    axes.set(xlabel=told.x, ylabel=told.y, title=told.title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=130)

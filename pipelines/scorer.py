@@ -27,8 +27,8 @@ from pipelines.cells import Refusal
 SCORER_VERSION = 1
 """Goes up whenever a change here can change a score."""
 
-HEAD_ELEMENTS = 2**26
-"""Logits that are held at once: 256 MiB in float32."""
+HEAD_ELEMENTS = 2**25
+"""Logits that are held at once: 128 MiB in float32."""
 
 Scored = tuple["LogLikelihood", bool]
 Request = tuple[Any, list[int], list[int]]
@@ -303,16 +303,16 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _score(self, states: torch.Tensor, target: list[int]) -> Scored:
         """Score n target ids against n rows of hidden states or logits, a chunk of rows at a time."""
         targets = torch.tensor(target, device=states.device)
-        terms, greedy = [], True
+        terms, greedy = [], []
         for start in range(0, len(target), self.head_rows):
             rows = states[start : start + self.head_rows]
             logits = self._logits(rows) if self.head == "chunked" else rows.float()
             wanted = targets[start : start + self.head_rows].to(logits.device)
             terms.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
-            greedy = greedy and bool((logits.argmax(1) == wanted).all())
+            greedy.append((logits.argmax(1) == wanted).all())
         tokens = torch.cat(terms).cpu().numpy()
         self.scored_tokens += len(target)
-        return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), greedy
+        return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), all(map(bool, greedy))
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """(n, H) hidden states -> (n, V) float32 logits, with the scale and the soft cap that the config asks for."""

@@ -152,6 +152,12 @@ def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: 
         raise Refusal(str(error)) from error
 
 
+def trained_length(cell: Cell) -> int:
+    """Tokens that the cell's model was trained on, of its layers that see the whole context."""
+    _, _, geometries = geometry_for(cell.model)
+    return max(geometry.trained_length for geometry in geometries.values())
+
+
 def full_options(cell: Cell) -> dict[str, Any]:
     """Every option of a cell's strategy, defaults included."""
     return {**strategies.options_of(cell.strategy), **dict(cell.options)}

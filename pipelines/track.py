@@ -7,6 +7,7 @@ race each other's migrations.
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import tempfile
 import time
@@ -42,6 +43,7 @@ class Tracker:
         """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED where it raises."""
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
         store.root.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri(store))
         tracker = cls(client, sweep, store, _experiment(client, sweep.experiment, store))

@@ -54,7 +54,8 @@ def to_transformers(
         length: tokens of context; at least 2.
 
     Raises:
-        ValueError: what rope.strategies.plan refuses, or geometries of other layer types than the config's.
+        ValueError: what rope.strategies.plan refuses, geometries of other layer types than the config's, or a plan that
+            would have to be a longrope in a model whose heads differ by layer, where transformers refuses that.
     """
     name, full = named(strategy), {**options_of(strategy), **options}
     chosen, own = dict(plans(strategy, geometries, length, **options)), rope_parameters(config)
@@ -111,6 +112,12 @@ class _Case:
         """The scaling by a name that transformers has for it; None where it has none."""
         if self.native:
             return {"rope_type": "default"}
+        if self.own["rope_type"] == "proportional" and self.strategy in ("linear", "ntk"):
+            # its factor and its theta mean what these two do, to the pairs that turn
+            plain = NAMES[self.strategy](self) or {}
+            factor = plain.get("factor", 1.0) * self.own.get("factor", 1.0)
+            share = {"partial_rotary_factor": self.own.get("partial_rotary_factor", 1.0)}
+            return plain | share | {"rope_type": "proportional", "factor": factor}
         if self.geometry.natives:
             return None
         words = NAMES[self.strategy](self)
@@ -118,6 +125,11 @@ class _Case:
         return words if known else None
 
     def _longrope(self) -> Words:
+        if self.text.get("per_layer_config") or self.text.get("global_head_dim"):
+            raise ValueError(
+                f"transformers has no word for {self.strategy} on a {self.text.get('model_type', 'model')}, whose "
+                "heads differ by layer: it refuses longrope there; write linear or ntk, or run the plan in a live model"
+            )
         plain = inverse_frequencies(self.geometry.rotated, self.geometry.base)
         scaled = np.array(self.plan.inv_freq)
         divisors = np.where(scaled > 0, plain / np.where(scaled > 0, scaled, 1.0), STANDING_STILL).tolist()

@@ -157,7 +157,7 @@ def _write(seat: _Seat, plan: Plan) -> None:
     inv_freq = torch.tensor(plan.inv_freq, dtype=torch.float64)
     same = built.dtype == torch.float32 and torch.allclose(built.detach().cpu().double(), inv_freq, ROUNDING, 0.0)
     own = built if same else inv_freq.to(torch.float32)
-    setattr(seat.module, f"{seat.prefix}inv_freq", own.to(seat.inv_freq.device, copy=True))
+    setattr(seat.module, f"{seat.prefix}inv_freq", own.to(seat.inv_freq.device))
     attention = getattr(seat.module, seat.attention, None)
     if attention is not None and not math.isclose(attention, plan.attention_factor, rel_tol=ROUNDING):
         setattr(seat.module, seat.attention, plan.attention_factor)

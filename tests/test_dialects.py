@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rope.config import geometry_of
-from rope.dialects import NAMES, to_transformers
+from rope.dialects import LEGACY_KEYS, NAMES, to_transformers
 from rope.geometry import inverse_frequencies
 from rope.patch import patched
 from rope.strategies import STRATEGIES, named, plans
@@ -108,6 +108,12 @@ def models(checkpoint):
     return {declared: loaded(checkpoint, SHAPE | {"rope_scaling": own}) for declared, own in DECLARED.items()}
 
 
+def save_random(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
 def loaded(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -179,8 +185,8 @@ def test_the_length_that_is_served_is_written_except_for_dynamic_ntk():
     assert served == dict.fromkeys(STRATEGIES, LENGTH) | {"dynamic_ntk": TRAINED}
     assert written(SHAPE, "linear", factor=4.01)["max_position_embeddings"] == 257
     assert written(SHAPE, "linear", length=32, factor=2.0)["max_position_embeddings"] == 128
-    # 1000 / 768 * 768 is above 1000 in floating point: no token too many
-    for trained, length in ((768, 1000), (49, 99), (96, 1001), (96, 1003)):
+    # 106 / 49 * 49 is above 106 in floating point: no token too many
+    for trained, length in ((49, 106), (49, 117), (49, 212)):
         config = SHAPE | {"max_position_embeddings": trained}
         assert written(config, "linear", length=length)["max_position_embeddings"] == length
 
@@ -241,9 +247,7 @@ def test_layer_types_are_written_apart(tmp_path, said, strategy, options, rope_t
     assert parameters["full_attention"]["rope_type"] == rope_type
     assert parameters["sliding_attention"] == {"rope_type": "default", "rope_theta": 1e4}
     assert not {"rope_theta", "rope_scaling", "rope_local_base_freq"} & result.keys()
-    (tmp_path / "config.json").write_text(json.dumps(GEMMA))
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    save_random(tmp_path, GEMMA)
     model = loaded(tmp_path, GEMMA)
     with patched(model, plans(strategy, geometry_of(GEMMA), LENGTH, **options)):
         ours = logits(model)
@@ -279,18 +283,45 @@ def test_deepseek_keeps_the_scale_of_its_softmax():
     assert "mscale_all_dim" not in words and words["attention_factor"] > 1
 
 
+PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
+SLIDING = {"rope_type": "default", "rope_theta": 1e4}
+
+
 def test_a_pair_that_stands_still_is_written_as_a_finite_divisor():
-    proportional = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
-    sliding = {"rope_type": "default", "rope_theta": 1e4}
-    config = SHAPE | {"rope_parameters": {"full_attention": proportional, "sliding_attention": sliding}}
-    words = written(config, "linear")["rope_parameters"]["full_attention"]
-    assert words["long_factor"] == pytest.approx([2.5] * 4 + [1e28] * 12)
+    config = SHAPE | {"rope_parameters": {"full_attention": PROPORTIONAL, "sliding_attention": SLIDING}}
+    ((_, plan), _) = plans("yarn", geometry_of(config), LENGTH)
+    words = written(config, "yarn")["rope_parameters"]["full_attention"]
+    assert words["rope_type"] == "longrope" and words["long_factor"][4:] == [1e28] * 12
+    assert (inverse_frequencies(32, 1e6)[:4] / words["long_factor"][:4]).tolist() == pytest.approx(plan.inv_freq[:4])
     assert "partial_rotary_factor" not in words
     assert json.loads(json.dumps(words)) == words
 
 
+def test_gemma_4_is_written_in_its_own_words_or_refused(tmp_path, said):
+    config = GEMMA | {
+        "model_type": "gemma4_text",
+        "architectures": ["Gemma4ForCausalLM"],
+        "global_head_dim": 64,
+        "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 16,
+        "rope_parameters": {"full_attention": PROPORTIONAL, "sliding_attention": SLIDING},
+    }
+    config = {key: value for key, value in config.items() if key not in LEGACY_KEYS}
+    save_random(tmp_path, config)
+    for strategy in ("none", "linear", "ntk"):
+        with patched(model := loaded(tmp_path, config), plans(strategy, geometry_of(config), LENGTH)):
+            ours = logits(model)
+        torch.testing.assert_close(logits(loaded(tmp_path, written(config, strategy))), ours, atol=1e-5, rtol=0)
+        assert (logits(model) - ours).abs().max() > 1e-4 or strategy == "none"
+    assert not said
+    with pytest.raises(ValueError, match="no word for yarn on a gemma4_text, whose heads differ by layer"):
+        written(config, "yarn")
+
+
 def test_geometries_of_another_model_are_refused():
-    with pytest.raises(ValueError, match="the geometries are of full_attention, sliding_attention and the config of all"):
+    with pytest.raises(
+        ValueError, match="the geometries are of full_attention, sliding_attention and the config of all"
+    ):
         to_transformers(SHAPE, "yarn", {}, geometry_of(GEMMA), LENGTH)
     with pytest.raises(ValueError, match="unknown option of yarn"):
         written(SHAPE, "yarn", beta=2)

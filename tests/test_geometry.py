@@ -68,6 +68,11 @@ def test_a_partial_rotation_has_the_frequencies_of_its_rotated_dimensions_alone(
     np.testing.assert_array_equal(geometry.inv_freq(64), inverse_frequencies(32, 10_000.0))
 
 
+def test_a_share_read_from_a_count_of_dimensions_gives_that_count_back():
+    # 44 * (30 / 44) is a hair below 30 in floating point
+    assert all(Geometry(d, 1e4, 64, r / d).rotated == r for d in range(2, 130, 2) for r in range(2, d, 2))
+
+
 def test_the_first_native_plan_that_reaches_serves_and_the_last_serves_all_beyond():
     short, long = Plan((1.0, 0.5)), Plan((1.0, 0.25), 1.2)
     geometry = Geometry(4, 100.0, 64, natives=((32, short), (64, long)))
@@ -205,6 +210,9 @@ def test_a_declared_longrope_has_a_short_and_a_long_native_plan():
     np.testing.assert_allclose(geometry.inv_freq(4097), plain / long, rtol=1e-15)
     expected = math.sqrt(1 + math.log(32) / math.log(4096))
     assert {geometry.native(n).attention_factor for n in (4096, 4097)} == {expected}
+    untouched = config | {"max_position_embeddings": 4096}  # a factor of 1, with lists all the same
+    assert [only(untouched).native(n).attention_factor for n in (4096, 4097)] == [1.0, 1.0]
+    np.testing.assert_allclose(only(untouched).inv_freq(4097), plain / long, rtol=1e-15)
     with pytest.raises(ValueError, match="long_factor of the declared longrope scaling has 3 numbers; give 48"):
         geometry_of(config | {"rope_scaling": {"type": "su", "short_factor": short, "long_factor": [1, 2, 3]}})
 

@@ -40,8 +40,15 @@ SHAPE = {
 }
 PLAIN = {"rope_theta": 10_000.0, "rope_type": "default"}
 DYNAMIC = {"rope_theta": 10_000.0, "rope_type": "dynamic", "factor": 2.0}
-LLAMA3 = {"rope_theta": 500_000.0, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_theta": 500_000.0,
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 LLAMA3 |= {"original_max_position_embeddings": 32}
+LINEAR = {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
 YARN = {"rope_theta": 10_000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
@@ -59,9 +66,9 @@ def llama(rope_parameters=PLAIN):
     return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dict(rope_parameters))).eval()
 
 
-def gemma():
+def gemma(full=LINEAR):
     torch.manual_seed(0)
-    by_type = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": PLAIN}
+    by_type = {"full_attention": dict(full), "sliding_attention": PLAIN}
     config = Gemma3TextConfig(
         **SHAPE, sliding_window=16, layer_types=["sliding_attention", "full_attention"], rope_parameters=by_type
     )
@@ -146,7 +153,9 @@ def test_the_order_of_lengths_does_not_matter(parameters):
     for length in lengths:
         found = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
         fresh = llama(parameters)
-        assert torch.equal(found, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0)))
+        assert torch.equal(
+            found, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0))
+        )
         assert torch.equal(found, seen.setdefault(length, found))
 
 
@@ -160,9 +169,13 @@ def test_a_dynamic_model_left_alone_does_depend_on_the_order():
 
 def test_updates_by_running_length_are_off_inside_the_block():
     model = llama(DYNAMIC)
-    none = of(model, "none")
-    assert torch.equal(logits(llama()), logits(model, plans=none))
+    logits(model, 4 * TRAINED)  # grows what the module holds, which must not matter
+    assert torch.equal(logits(llama()), logits(model, plans=of(model, "none")))
     assert model.model.rotary_emb.rope_type == "dynamic"
+    model = gemma(DYNAMIC)
+    logits(model, 4 * TRAINED)
+    assert torch.equal(logits(gemma(PLAIN)), logits(model, plans=of(model, "none")))
+    assert model.model.rotary_emb.rope_type["full_attention"] == "dynamic"
 
 
 def test_a_longrope_model_keeps_the_given_plan_on_both_sides_of_its_switch():
@@ -185,11 +198,17 @@ def test_a_model_cast_to_bfloat16_gets_its_frequencies_in_float32():
     with patched(model, of(model, "none")):
         held = model.model.rotary_emb.inv_freq
         assert held.dtype == torch.float32
-        assert torch.equal(held, llama().model.rotary_emb.inv_freq) or torch.allclose(
-            held, llama().model.rotary_emb.inv_freq, rtol=2e-7, atol=0
-        )
+        torch.testing.assert_close(held, llama().model.rotary_emb.inv_freq, rtol=2e-7, atol=0)
         assert logits(model).dtype == torch.bfloat16
     assert model.model.rotary_emb.inv_freq is buffer
+
+
+def test_frequencies_that_bfloat16_holds_exactly_are_in_float32_too():
+    bare = torch.nn.Module()
+    bare.register_buffer("inv_freq", torch.tensor([1.0, 0.5], dtype=torch.bfloat16))
+    with patched(bare, (("all", Plan((1.0, 0.5))),)):
+        assert bare.inv_freq.dtype == torch.float32
+    assert bare.inv_freq.dtype == torch.bfloat16
 
 
 def test_layer_types_get_their_own_plans():
@@ -242,7 +261,10 @@ def test_a_module_without_a_scaling_takes_no_attention_factor():
     model = torch.nn.ModuleList([bare])
     with patched(model, (("all", Plan((0.5, 0.25))),)):
         assert bare.inv_freq.tolist() == [0.5, 0.25]
-    with pytest.raises(ValueError, match="has no attention_scaling"), patched(model, (("all", Plan((0.5, 0.25), 1.1)),)):
+    with (
+        pytest.raises(ValueError, match="has no attention_scaling"),
+        patched(model, (("all", Plan((0.5, 0.25), 1.1)),)),
+    ):
         raise AssertionError("must not be entered")
 
 
@@ -255,3 +277,9 @@ def test_only_the_rotary_modules_of_the_language_model_are_touched():
         assert tower.inv_freq.tolist() == [1.0] * 5
     tower.attention_scaling, tower.config = 1.0, object()
     assert read(model) == read(llama())
+    bare, scaled = torch.nn.Module(), torch.nn.Module()
+    for module in (bare, scaled):
+        module.register_buffer("inv_freq", torch.ones(2))
+    scaled.attention_scaling = 1.0
+    with patched(torch.nn.ModuleList([bare, scaled]), (("all", Plan((0.5, 0.25))),)):
+        assert (bare.inv_freq.tolist(), scaled.inv_freq.tolist()) == ([1.0, 1.0], [0.5, 0.25])

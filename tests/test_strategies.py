@@ -128,6 +128,12 @@ def test_dynamic_ntk_by_the_natural_rule_leaves_factor_aside():
     assert plan("dynamic_ntk", SMALL, STRETCHED, rule="transformers", factor=1) == natural
 
 
+@pytest.mark.parametrize("factor", [1.1, 2.3, 3.7])
+def test_dynamic_ntk_leaves_the_trained_length_alone_whatever_the_factor(factor):
+    found = plan("dynamic_ntk", SMALL, 4096, rule="transformers", factor=factor)
+    assert found == SMALL.native(4096)  # though 2.3 - (2.3 - 1) is not 1 in floating point
+
+
 def test_dynamic_ntk_by_the_rule_of_transformers_overshoots():
     for factor, alpha in ((2.0, 7.0), (4.0, 13.0), (None, 13.0)):
         found = plan("dynamic_ntk", SMALL, STRETCHED, rule="transformers", factor=factor)
@@ -161,7 +167,9 @@ def test_yarn_attention_options_take_precedence_as_in_transformers():
     both = {"mscale": 2.0, "mscale_all_dim": 1.0}
     assert attention(**both) == (0.1 * 2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
     assert attention(**both, attention_factor=1.5) == 1.5
-    assert attention(mscale=2.0) == attention(mscale=2.0, mscale_all_dim=0) == attention(mscale_all_dim=2.0) == attention()
+    assert (
+        attention(mscale=2.0) == attention(mscale=2.0, mscale_all_dim=0) == attention(mscale_all_dim=2.0) == attention()
+    )
 
 
 def test_a_factor_of_one_is_never_given_but_found_by_length():
@@ -174,15 +182,24 @@ def test_an_index_ramp_on_native_frequencies_that_happen_to_be_plain_is_the_publ
     same = Geometry(64, 10_000.0, 4096, natives=((4096, SMALL.native(2)),))
     for options in ({}, {"truncate": False}, {"beta_fast": 1e5, "beta_slow": 1e-3}, {"beta_fast": 3, "beta_slow": 2}):
         np.testing.assert_allclose(
-            array(plan("yarn", same, STRETCHED, **options)), array(plan("yarn", SMALL, STRETCHED, **options)), rtol=1e-12
+            array(plan("yarn", same, STRETCHED, **options)),
+            array(plan("yarn", SMALL, STRETCHED, **options)),
+            rtol=1e-12,
         )
 
 
-def test_an_index_ramp_bears_native_pairs_that_stand_still_or_rise():
-    still = Plan((1.0, 0.1, 0.11, 0.0))
-    geometry = Geometry(8, 10_000.0, 64, natives=((64, still),))
-    found = plan("yarn", geometry, 256, beta_fast=8.0, truncate=False)
-    assert found.inv_freq[0] == 1.0 and found.inv_freq[3] == 0.0 and found.inv_freq[1] < 0.1
+def test_an_index_ramp_bears_native_pairs_that_rise_or_stand_still():
+    # turns over the trained length: 10.2, 0.5, 2.0, 0; the rise is flattened, so one turn lies before pair 1
+    geometry = Geometry(8, 10_000.0, 64, natives=((64, Plan((1.0, 0.05, 0.2, 0.0))),))
+    for beta_slow in (1.0, 1.5):
+        found = plan("yarn", geometry, 256, beta_fast=8.0, beta_slow=beta_slow, truncate=False)
+        assert found.inv_freq == pytest.approx((1.0, 0.05 / 4, 0.2 / 4, 0.0), rel=1e-14)
+
+
+def test_an_index_ramp_between_equal_bounds_is_a_step():
+    found = array(plan("by_parts", SMALL, STRETCHED, ramp="index", beta_fast=4.0, beta_slow=4.0, truncate=False))
+    kept = 4096 * SMALL.inv_freq(2) / (2 * math.pi) >= 4
+    np.testing.assert_allclose(found, SMALL.inv_freq(2) / np.where(kept, 1, 4), rtol=1e-14)
 
 
 def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
@@ -204,12 +221,20 @@ def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
         ("dynamic_ntk", {"rule": "hf"}, "rule='hf': give one of natural, transformers"),
         ("by_parts", {"ramp": "steep"}, "ramp='steep': give one of rotations, index"),
         ("by_parts", {"beta_slow": 0}, "beta_slow=0: give a finite number above 0"),
-        ("yarn", {"beta_fast": 1, "beta_slow": 2}, "beta_fast=1 with beta_slow=2: give beta_fast of at least beta_slow"),
+        (
+            "yarn",
+            {"beta_fast": 1, "beta_slow": 2},
+            "beta_fast=1 with beta_slow=2: give beta_fast of at least beta_slow",
+        ),
         ("yarn", {"truncate": 1}, "truncate=1: give true or false"),
         ("yarn", {"attention_factor": 0}, "attention_factor=0: give a finite number above 0"),
         ("yarn", {"mscale": -1.0}, "mscale=-1.0: give a finite number of at least 0"),
         ("llama3", {"low_freq_factor": 5.0}, "high_freq_factor=4.0 with low_freq_factor=5.0"),
-        ("yarn", {"beta_fst": 3}, "unknown option of yarn: 'beta_fst'; did you mean 'beta_fast'? options: factor, beta"),
+        (
+            "yarn",
+            {"beta_fst": 3},
+            "unknown option of yarn: 'beta_fst'; did you mean 'beta_fast'? options: factor, beta",
+        ),
         ("none", {"factor": 2.0}, "unknown option of none: 'factor'; options: none at all"),
         ("yran", {}, "unknown strategy: 'yran'; did you mean 'yarn'? strategies: none, linear, ntk"),
         ("zzz", {}, "unknown strategy: 'zzz'; strategies: none, linear"),
@@ -226,12 +251,12 @@ def test_a_strategy_refuses_in_sentences(name, options, says):
 @pytest.mark.parametrize("length", [1, 0, -4, 4096.0, "4096", True, None])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_length_that_is_no_count_of_tokens_is_refused(name, length):
-    with pytest.raises(ValueError, match="length=.*: give a whole number of at least 2"):
+    with pytest.raises(ValueError, match=r"length=.*: give a whole number of at least 2"):
         plan(name, SMALL, length)
 
 
 def test_ntk_refuses_a_single_pair():
-    with pytest.raises(ValueError, match="head_dim=2 with partial=1.0 rotates one; use linear"):
+    with pytest.raises(ValueError, match=r"head_dim=2 with partial=1\.0 rotates one; use linear"):
         plan("ntk", Geometry(2, 100.0, 64), 128)
 
 

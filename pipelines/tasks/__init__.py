@@ -41,13 +41,11 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
     Raises:
         Refusal: an unknown task or option, text that is not there or too short, packages that are missing.
     """
-    options = _options(task)
-    if limit is not None and limit < 1:
-        raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
+    options = _options(task, limit)
     if task.name in _RECIPES:
         _RECIPES[task.name].check(options, Encoder.of(tokenizer), length)
     else:
-        named.check(task.name, length)
+        named.check(task.name, Encoder.of(tokenizer), length)
 
 
 def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
@@ -59,19 +57,19 @@ def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) 
     Raises:
         Refusal: as `prepare`; or a task of lm-eval has a request longer than `length`, or data that cannot be loaded.
     """
-    prepare(task, lm.tokenizer, length=length, limit=limit, seed=seed)
+    options = _options(task, limit)
     lm.max_length = length
     if task.name in _RECIPES:
-        return _score_own(lm, task, length=length, limit=limit, seed=seed)
-    return _score_named(lm, task, length=length, limit=limit, seed=seed)
+        return _score_own(lm, task.name, options, length, limit, seed)
+    return _score_named(lm, task.name, options, length, limit, seed)
 
 
-def _score_own(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
+def _score_own(lm: LongLM, name: str, options: Mapping[str, Any], length: int, limit: int | None, seed: int) -> Scores:
     from pipelines.tasks import harness
 
-    options, recipe, encode = _options(task), _RECIPES[task.name], Encoder.of(lm.tokenizer)
+    recipe, encode = _RECIPES[name], Encoder.of(lm.tokenizer)
     data = text.digest(options["text"]) if "text" in options else ""
-    documents = _documents(task.name, tuple(options.items()), encode, data, length, limit, seed)
+    documents = _documents(name, tuple(options.items()), encode, data, length, limit, seed)
     rows = harness.Rows(documents, encode, options)
     outcome = harness.run(lm, harness.prepared(recipe.yaml(options), rows), length=length, limit=None)
     metrics, series = recipe.finish(dict(outcome.metrics), documents, outcome.answers, options)
@@ -82,15 +80,17 @@ def _score_own(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: 
     return Scores(metrics, series, told, digest(documents))
 
 
-def _score_named(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
+def _score_named(
+    lm: LongLM, name: str, options: Mapping[str, Any], length: int, limit: int | None, seed: int
+) -> Scores:
     from pipelines.tasks import harness
 
-    options = _options(task)
+    encode = Encoder.of(lm.tokenizer)
     built = harness.by_name(
-        task.name,
-        named.check(task.name, length),
+        name,
+        named.check(name, encode, length),
         length=length,
-        encode=Encoder.of(lm.tokenizer),
+        encode=encode,
         folder=lm.folder,
         seed=seed,
         num_fewshot=options["num_fewshot"],
@@ -110,7 +110,9 @@ def _documents(
     return _RECIPES[name].build(dict(options), encode, length=length, limit=limit, seed=seed)
 
 
-def _options(task: Task) -> Mapping[str, Any]:
+def _options(task: Task, limit: int | None) -> Mapping[str, Any]:
+    if limit is not None and limit < 1:
+        raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
     known = _RECIPES[task.name].OPTIONS if task.name in _RECIPES else named.OPTIONS
     unknown = sorted(set(dict(task.options)) - set(known))
     if unknown:

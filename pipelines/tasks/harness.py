@@ -109,7 +109,8 @@ def by_name(
     """A task that lm-eval brings, its data made or loaded for one length and tokenizer.
 
     Raises:
-        Refusal: it needs packages or data that are not there, or runs code that a model writes.
+        Refusal: it needs packages or data that are not there, cannot be made at this length, or runs code that a
+            model writes.
     """
     settings = {"max_seq_lengths": [length], "tokenizer": folder, "pretrained": folder}
     try:
@@ -117,6 +118,8 @@ def by_name(
             task = TaskManager(include_defaults=False, metadata=settings).load([str(path)])["tasks"][name]
     except ImportError as error:
         raise Refusal(named.needs(name, str(error).splitlines()[0])) from error
+    except ValueError as error:
+        raise Refusal(f"task {name} cannot be made at length={length}: {str(error).splitlines()[0]}") from error
     except OSError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(

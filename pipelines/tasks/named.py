@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cells import Refusal
+from pipelines.tasks.documents import Encoder
+from pipelines.tasks.passkey import FILLER
 
 OPTIONS: Mapping[str, Any] = {"num_fewshot": None}
 """num_fewshot: examples before each question; None: as the task has it."""
@@ -19,7 +21,9 @@ _KIND = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#\[{]+)["']?[ \
 
 RULER_PACKAGES = ("wonderwords", "nltk")
 RULER_LEAST = 1024
-"""Tokens. Below, some of RULER's generators look for a prompt that fits without end."""
+"""Tokens. Below, RULER's generators make prompts without content, or look without end for one that fits."""
+RULER_WORDS = 2.5
+"""Tokens a word, at most. Above, they look without end at any length: theirs are sized for tokenizers of words."""
 
 
 def find(name: str) -> Path:
@@ -56,11 +60,11 @@ def _index() -> tuple[dict[str, Path], set[str]]:
     return tasks, groups
 
 
-def check(name: str, length: int) -> Path:
+def check(name: str, encode: Encoder, length: int) -> Path:
     """The task's YAML, after what can be known without loading it.
 
     Raises:
-        Refusal: an unknown name, or a task of RULER without its packages or with too short a length.
+        Refusal: an unknown name, or a task of RULER that lacks packages, length, or a tokenizer of words.
     """
     path = find(name)
     if path.parent.name == "ruler":
@@ -69,6 +73,12 @@ def check(name: str, length: int) -> Path:
             raise Refusal(needs(name, " and ".join(missing), "ruler"))
         if length < RULER_LEAST:
             raise Refusal(f"length={length}: RULER's prompts take at least {RULER_LEAST} tokens; choose a longer one")
+        rate = len(encode(FILLER)) / len(FILLER.split())
+        if rate > RULER_WORDS:
+            raise Refusal(
+                f"task {name}: RULER's prompts need at most {RULER_WORDS} tokens a word and this tokenizer takes "
+                f"{rate:.1f}; choose task=passkey, which fits any tokenizer"
+            )
     return path
 
 

@@ -34,13 +34,7 @@ NEW_TOKENS = 10
 
 def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     """Refuse options out of range, and a length that the shortest prompt does not fit into."""
-    depths, keys, answer = options["depths"], options["keys"], options["answer"]
-    if not depths or not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
-        raise Refusal(f"depths={list(depths)} of the task passkey: give different shares from 0 to 1")
-    if keys < 1:
-        raise Refusal(f"keys={keys} of the task passkey: give at least 1")
-    if answer not in ("loglikelihood", "generate"):
-        raise Refusal(f"answer={answer} of the task passkey: give loglikelihood or generate")
+    _validate(options)
     least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
     if length < least:
         raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more")
@@ -50,8 +44,9 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
     """Prompts with as many words of filler as fit; key 0 at every depth first, then key 1, ...
 
     Raises:
-        Refusal: the shortest prompt does not fit.
+        Refusal: the shortest prompt does not fit, or an option is out of its range.
     """
+    _validate(options)
     documents, words = [], 0
     for number, key, depth in _asked(options, limit, seed):
         cost = partial(_cost, encode, options, key, depth)
@@ -62,6 +57,16 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
         ids, scored = _tokens(encode, options, key, depth, words)
         documents.append(Document(ids, scored, (("key_number", number), ("key", key), ("depth", depth))))
     return documents
+
+
+def _validate(options: Mapping[str, Any]) -> None:
+    depths, keys, answer = options["depths"], options["keys"], options["answer"]
+    if not depths or not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
+        raise Refusal(f"depths={list(depths)} of the task passkey: give different shares from 0 to 1")
+    if keys < 1:
+        raise Refusal(f"keys={keys} of the task passkey: give at least 1")
+    if answer not in ("loglikelihood", "generate"):
+        raise Refusal(f"answer={answer} of the task passkey: give loglikelihood or generate")
 
 
 def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:

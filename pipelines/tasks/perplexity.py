@@ -21,9 +21,6 @@ last: tokens at the end whose NLL is told on its own. buckets: of equal width, f
 
 def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     """Refuse where not one document can be made."""
-    for name in ("last", "buckets"):
-        if options[name] < 1:
-            raise Refusal(f"{name}={options[name]} of the task perplexity: give at least 1")
     build(options, encode, length=length, limit=1, seed=0)
 
 
@@ -31,8 +28,11 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
     """Documents of exactly `length` tokens, a BOS among them where one is asked for; the seed changes nothing.
 
     Raises:
-        Refusal: the text is not there or too short, or length is below 2.
+        Refusal: the text is not there or too short, length is below 2, or an option out of its range.
     """
+    for name in ("last", "buckets"):
+        if options[name] < 1:
+            raise Refusal(f"{name}={options[name]} of the task perplexity: give at least 1")
     if length < 2:
         raise Refusal(f"length={length}: perplexity takes at least 2 tokens, one of them as context")
     beginning = encode.beginning(options["bos"])
