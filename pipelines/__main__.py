@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def _grid(arguments: list[str]) -> int:
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error))
+        return _refuse(sentence(error, arguments))
     return 0 if all(result.finished for result in launcher.outcome) else 1
 
 
@@ -109,15 +111,35 @@ def _located(value: str) -> dict[str, str]:
     return {"path": str(here.resolve()), "name": here.stem if here.suffix == ".gguf" else here.resolve().name}
 
 
-def sentence(error: BaseException) -> str:
-    """A Hydra error with its cause, without its stack and its internals."""
-    parts, cause = [], error
-    while cause is not None:
-        for line in str(cause).splitlines():
-            if line.strip() and not line.strip().startswith(("full_key:", "object_type=", "reference_type=")):
-                parts.append(line.rstrip())
-        cause = cause.__cause__  # type: ignore[assignment]
-    return "\n".join(dict.fromkeys(parts))
+def sentence(error: BaseException, arguments: list[str]) -> str:
+    """What Hydra refused, with what it would have taken in its place; without its stack and its internals."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        close = difflib.get_close_matches(name, error.options, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{group}={name}: unknown {group}; {hint}there are {', '.join(error.options)}"
+    refused = re.match(r"Could not override '([^']+)'", str(error))
+    if refused:
+        return _unknown(refused[1], arguments)
+    told = str(error).removeprefix("Error merging override ").splitlines()[0]
+    return f"{told}: {str(error.__cause__).splitlines()[0]}" if error.__cause__ else told
+
+
+def _unknown(key: str, arguments: list[str]) -> str:
+    """Composes once more without the option that is unknown, to say which there are."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from pipelines import launcher
+
+    others = [a for a in arguments if not a.startswith("-") and a.partition("=")[0] != key and "," not in a]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return str(launcher.unknown(compose("config", overrides=rewritten(others)), key))
+    except HydraException:
+        return f"{key}: no such option; `ropewalk grid --help` shows which there are"
 
 
 def _refuse(reason: str) -> int:

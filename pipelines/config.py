@@ -13,6 +13,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from pipelines.cells import Refusal
+
+EXAMPLES = {
+    "length": "tokens of context under test, such as length=16384 or length=8192,16384",
+    "model.path": "model=FOLDER, a .gguf file or a hub id",
+    "task.name": "task=NAME, one of lm-eval's",
+}
+"""What a sentence about a missing value suggests."""
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -83,9 +92,12 @@ def choices(config: DictConfig) -> Workbench:
     """The composed config as a Workbench: plain, typed, detached from Hydra.
 
     Raises:
-        omegaconf.errors.OmegaConfBaseException: a value is missing or of another type.
+        Refusal: a value is missing.
     """
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    missing = sorted(map(str, OmegaConf.missing_keys(plain)))
+    if missing:
+        raise Refusal(" ".join(f"{key} is missing: give {EXAMPLES.get(key, f'{key}=...')}." for key in missing))
     workbench = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Workbench), plain))
     assert isinstance(workbench, Workbench)
     return workbench

@@ -6,6 +6,7 @@ computes one cell and leaves its result on disk, and the sweeper records them al
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import types
@@ -17,11 +18,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipelines import config, grid
 from pipelines.cells import Cell, Refusal, Result
@@ -136,8 +136,20 @@ def compose(context: HydraContext, base: DictConfig, jobs: Sequence[Sequence[str
 def _set(target: DictConfig, key: str, value: Any) -> None:
     try:
         OmegaConf.update(target, key, value, merge=True)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise unknown(target, key) from error
     except OmegaConfBaseException as error:
-        raise ConfigCompositionException(f"Could not override '{key}'.") from error
+        raise Refusal(f"{key}={value}: {str(error).splitlines()[0]}") from error
+
+
+def unknown(composed: DictConfig, key: str) -> Refusal:
+    """The sentence for an option that the composed config does not have, with those that it has in that place."""
+    parent, _, leaf = key.rpartition(".")
+    where = OmegaConf.select(composed, parent) if parent else composed
+    known = [str(name) for name in where if name != "hydra"] if isinstance(where, DictConfig) else []
+    close = difflib.get_close_matches(leaf, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return Refusal(f"{key}: no such option; {hint}{parent or 'at the top'} has {', '.join(known) or 'none'}")
 
 
 def _job_return(cfg: DictConfig, overrides: list[str], result: Result) -> JobReturn:

@@ -40,7 +40,7 @@ class Tracker:
     @classmethod
     @contextmanager
     def open(cls, sweep: Sweep, store: Store) -> Iterator[Tracker]:
-        """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED where it raises."""
+        """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED or KILLED where it raises."""
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
@@ -49,8 +49,8 @@ class Tracker:
         tracker = cls(client, sweep, store, _experiment(client, sweep.experiment, store))
         try:
             yield tracker
-        except BaseException:
-            client.set_terminated(tracker.parent, "FAILED")
+        except BaseException as error:
+            client.set_terminated(tracker.parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         client.set_terminated(tracker.parent, "FINISHED")
 

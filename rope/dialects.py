@@ -117,7 +117,7 @@ class _Case:
             plain = NAMES[self.strategy](self) or {}
             factor = plain.get("factor", 1.0) * self.own.get("factor", 1.0)
             share = {"partial_rotary_factor": self.own.get("partial_rotary_factor", 1.0)}
-            return plain | share | {"rope_type": "proportional", "factor": factor}
+            return plain | share | {"rope_type": "proportional"} | ({"factor": factor} if factor != 1 else {})
         if self.geometry.natives:
             return None
         words = NAMES[self.strategy](self)

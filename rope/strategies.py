@@ -98,7 +98,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
 
     inv_freq[i] * alpha ** (-2 i / (d - 2))
     natural:      alpha = max(1, length / trained_length)
-    transformers: alpha = factor * length / trained_length - (factor - 1) beyond the trained length, else 1
+    transformers: alpha = factor * max(1, length / trained_length) - (factor - 1)
 
     Args:
         geometry: what the checkpoint was trained with; at least 2 rotated pairs.
@@ -124,7 +124,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
     else:
         growth = ratio if factor is None else factor
         check_number("factor", growth, least=1, remedy="1 is the natural rule, None takes length / trained_length")
-        alpha = growth * ratio - (growth - 1) if ratio > 1 else 1.0
+        alpha = growth * ratio - (growth - 1)
     return _scaled(geometry.native(length), _ntk_multipliers(geometry, alpha), alpha)
 
 

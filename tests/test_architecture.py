@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
     "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
-    "pipelines", "pipelines.config", "pipelines.cells", "pipelines.results", "pipelines.models", "pipelines.text",
+    "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher", "pipelines.ui", "pipelines.__main__",
 ]  # fmt: skip

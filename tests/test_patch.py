@@ -168,14 +168,12 @@ def test_a_dynamic_model_left_alone_does_depend_on_the_order():
 
 
 def test_updates_by_running_length_are_off_inside_the_block():
-    model = llama(DYNAMIC)
-    logits(model, 4 * TRAINED)  # grows what the module holds, which must not matter
-    assert torch.equal(logits(llama()), logits(model, plans=of(model, "none")))
-    assert model.model.rotary_emb.rope_type == "dynamic"
-    model = gemma(DYNAMIC)
-    logits(model, 4 * TRAINED)
-    assert torch.equal(logits(gemma(PLAIN)), logits(model, plans=of(model, "none")))
-    assert model.model.rotary_emb.rope_type["full_attention"] == "dynamic"
+    for make in (llama, gemma):
+        model, plain = make(DYNAMIC), logits(make(PLAIN))
+        assert torch.equal(plain, logits(model, plans=of(model, "none")))
+        logits(model, 4 * TRAINED)  # grows what the module holds, which must not matter either
+        assert torch.equal(plain, logits(model, plans=of(model, "none")))
+    assert model.model.rotary_emb.rope_type == {"full_attention": "dynamic", "sliding_attention": "default"}
 
 
 def test_a_longrope_model_keeps_the_given_plan_on_both_sides_of_its_switch():
@@ -253,6 +251,18 @@ def test_a_model_without_rotary_modules_is_refused():
     for refused in (lambda: read(model), lambda: patched(model, (("all", Plan((1.0,))),)).__enter__()):
         with pytest.raises(ValueError, match="GPT2LMHeadModel has no rotary module"):
             refused()
+
+
+def test_modules_that_disagree_are_not_read_as_one():
+    layers = torch.nn.ModuleList([torch.nn.Module(), torch.nn.Module()])
+    for layer, inv_freq in zip(layers, (1.0, 0.5), strict=True):
+        layer.register_buffer("inv_freq", torch.tensor([inv_freq]))
+    with pytest.raises(
+        ValueError, match="the rotary modules of ModuleList hold different plans for all; read them one"
+    ):
+        read(layers)
+    with patched(layers, (("all", Plan((0.25,))),)):
+        assert read(layers) == (("all", Plan((0.25,))),)
 
 
 def test_a_module_without_a_scaling_takes_no_attention_factor():

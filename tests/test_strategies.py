@@ -131,7 +131,7 @@ def test_dynamic_ntk_by_the_natural_rule_leaves_factor_aside():
 @pytest.mark.parametrize("factor", [1.1, 2.3, 3.7])
 def test_dynamic_ntk_leaves_the_trained_length_alone_whatever_the_factor(factor):
     found = plan("dynamic_ntk", SMALL, 4096, rule="transformers", factor=factor)
-    assert found == SMALL.native(4096)  # though 2.3 - (2.3 - 1) is not 1 in floating point
+    assert found == SMALL.native(4096)
 
 
 def test_dynamic_ntk_by_the_rule_of_transformers_overshoots():
@@ -180,7 +180,8 @@ def test_a_factor_of_one_is_never_given_but_found_by_length():
 
 def test_an_index_ramp_on_native_frequencies_that_happen_to_be_plain_is_the_published_one():
     same = Geometry(64, 10_000.0, 4096, natives=((4096, SMALL.native(2)),))
-    for options in ({}, {"truncate": False}, {"beta_fast": 1e5, "beta_slow": 1e-3}, {"beta_fast": 3, "beta_slow": 2}):
+    for fast, slow in ((32, 1), (1e5, 1e-3), (3, 2), (5e4, 1e4), (1e-3, 1e-4)):
+        options = {"beta_fast": fast, "beta_slow": slow, "truncate": slow != 1}
         np.testing.assert_allclose(
             array(plan("yarn", same, STRETCHED, **options)),
             array(plan("yarn", SMALL, STRETCHED, **options)),
@@ -188,12 +189,18 @@ def test_an_index_ramp_on_native_frequencies_that_happen_to_be_plain_is_the_publ
         )
 
 
-def test_an_index_ramp_bears_native_pairs_that_rise_or_stand_still():
-    # turns over the trained length: 10.2, 0.5, 2.0, 0; the rise is flattened, so one turn lies before pair 1
-    geometry = Geometry(8, 10_000.0, 64, natives=((64, Plan((1.0, 0.05, 0.2, 0.0))),))
-    for beta_slow in (1.0, 1.5):
-        found = plan("yarn", geometry, 256, beta_fast=8.0, beta_slow=beta_slow, truncate=False)
-        assert found.inv_freq == pytest.approx((1.0, 0.05 / 4, 0.2 / 4, 0.0), rel=1e-14)
+def test_an_index_ramp_takes_a_native_pair_that_rises_for_one_that_stays():
+    def change(*native):
+        geometry = Geometry(12, 10_000.0, 64, natives=((64, Plan(native)),))
+        return array(plan("yarn", geometry, 256, beta_fast=8.0, beta_slow=0.3, truncate=False)) / native
+
+    np.testing.assert_allclose(change(1, 0.05, 0.4, 0.02, 0.01, 0.005), change(1, 0.05, 0.05, 0.02, 0.01, 0.005))
+
+
+def test_a_pair_that_stands_still_stays_so():
+    geometry = Geometry(8, 10_000.0, 64, natives=((64, Plan((1.0, 0.1, 0.0, 0.0))),))
+    for name in SCALING:
+        assert plan(name, geometry, 256).inv_freq[2:] == (0.0, 0.0) < plan(name, geometry, 256).inv_freq[:2]
 
 
 def test_an_index_ramp_between_equal_bounds_is_a_step():

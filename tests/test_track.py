@@ -90,7 +90,7 @@ def test_a_sweep_that_is_interrupted_does_not_stay_running(store, client):
     cell = a_cell("none", 128)
     with pytest.raises(KeyboardInterrupt), track.Tracker.open(Sweep("an-experiment", (cell,)), store):
         raise KeyboardInterrupt
-    assert the_run(client, "sweep").info.status == "FAILED"
+    assert the_run(client, "sweep").info.status == "KILLED"
 
 
 def test_a_tracking_server_of_the_users_wins(store, monkeypatch):
