@@ -269,7 +269,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 raise TooLong("a text to score", len(row), self.max_length)
             asked.setdefault(row, []).append(number)
         answers: dict[int, Scored] = {}
-        # Where logits of whole rows are held, one row is enough.
+        # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
         work = list(batches(asked, self.batch_tokens if self.head == "chunked" else 1))
         for rows in tqdm(work, desc="forward passes", disable=disable_tqdm or not self.progress):
             numbers = [asked[row] for row in rows]
@@ -293,8 +293,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         if self.head == "chunked":
             states: torch.Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         elif self.head == "logits_to_keep":
-            last = keep + width - min(map(len, rows))
-            states = self.model(input_ids=ids, use_cache=False, logits_to_keep=min(last, width)).logits
+            states = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         else:
             states = self.model(input_ids=ids, use_cache=False).logits
         return states

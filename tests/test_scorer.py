@@ -213,6 +213,8 @@ def test_nothing_is_truncated(lm):
     options = {"do_sample": False, "max_gen_toks": 10, "until": []}
     with pytest.raises(TooLong, match="needs 260 tokens"):
         lm.generate_until(asked("generate_until", ("a" * 250, options)))
+    with pytest.raises(TooLong, match="needs 303 tokens"):
+        lm.generate_until(asked("generate_until", ("abc", {**options, "max_gen_toks": 300})))
     with pytest.raises(TooLong):
         lm.tok_encode("a" * 10, left_truncate_len=9)
     with pytest.raises(TooLong):

@@ -199,12 +199,8 @@ def _metrics(told: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], le
         values = [row["score"] for row in documents if "score" in row]
         spread = stderr(values)
         metrics |= {"score_stderr": spread} if spread is not None else {}
-    # A standard error of what is not finite, or of one document, says nothing.
-    return {
-        name: value
-        for name, value in metrics.items()
-        if not name.endswith("_stderr") or (math.isfinite(value) and len(documents) > 1)
-    }
+    # A standard error of what is not finite says nothing.
+    return {name: value for name, value in metrics.items() if math.isfinite(value) or not name.endswith("_stderr")}
 
 
 def digest(requests: Sequence[Sequence[Sequence[str]]]) -> str:
