@@ -36,6 +36,13 @@ class Sweep:
     def id(self) -> str:
         return f"{self.created[:19].replace(':', '')}-{digest_of([self.command, *(c.id for c in self.cells)])[:6]}"
 
+    @property
+    def label(self) -> str:
+        """What MLflow's list calls it: `smollm2: none, yarn @8192, 16384: perplexity`."""
+        axes = zip(*((c.model.name, c.strategy, c.length, c.task.name) for c in self.cells), strict=True)
+        model, strategy, length, task = (", ".join(map(str, dict.fromkeys(axis))) for axis in axes)
+        return f"{model}: {strategy} @{length}: {task}"[:200]
+
     def bearing(self, cell_id: str) -> list[Cell]:
         """The ways in which the sweep asked for one cell: yarn and none at the trained length are two."""
         return list({(c.strategy, c.options): c for c in self.cells if c.id == cell_id}.values())

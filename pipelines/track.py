@@ -35,7 +35,7 @@ class Tracker:
     def __init__(self, client: Any, sweep: Sweep, store: Store, experiment_id: str) -> None:
         self.client, self.sweep, self.store, self.experiment_id = client, sweep, store, experiment_id
         note = f"`{sweep.command}`"
-        self.parent = self._start(sweep.id, {"ropewalk.kind": "sweep", "mlflow.note.content": note})
+        self.parent = self._start(sweep.label, {"ropewalk.kind": "sweep", "mlflow.note.content": note})
 
     @classmethod
     @contextmanager
