@@ -30,8 +30,9 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
     cells = distinct(sweep.cells)
     done = {} if force else store.recall(cell.id for cell in cells)
     todo = [cell for cell in cells if cell.id not in done]
+    asked, equal = len(sweep.cells), len(sweep.cells) - len(cells)
     console.print(
-        f"{len(sweep.cells)} cells asked for: {len(sweep.cells) - len(cells)} with the plan and text of another, "
+        f"{asked} cell{'s' if asked > 1 else ''} asked for: {equal} with the plan and text of another, "
         f"{len(done)} finished before, {len(todo)} to run"
     )
     prepare(todo)

@@ -5,6 +5,7 @@ Everything above `load` answers without importing torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -243,7 +244,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
     try:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar that no option turns off
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # A dequantised model refuses to be saved while its config still speaks of the quantised file.
         fresh = type(model)(type(model.config)(**_without_quantization(model.config.to_dict())))
         fresh.load_state_dict(model.state_dict())

@@ -206,11 +206,11 @@ def _draw(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     axes = figure.subplots()
     for strategy, curve in curves.items():
         if curve:
-            xs, ys, _ = zip(*curve, strict=True)
+            xs, ys, errors = zip(*curve, strict=True)
             [drawn] = axes.plot(xs, ys, marker="o", markersize=4, label=strategy)
-            known = [(x, y, error) for x, y, error in curve if error is not None]
-            if known:
-                axes.errorbar(*zip(*known, strict=True), fmt="none", capsize=2, color=drawn.get_color())
+            if any(error is not None for error in errors):
+                bars = [error or 0.0 for error in errors]  # a bar of no height is not drawn
+                axes.errorbar(xs, ys, yerr=bars, fmt="none", capsize=2, color=drawn.get_color())
     lengths = sorted({x for curve in curves.values() for x, *_ in curve})
     if told.doubling:
         axes.set_xscale("log", base=2)

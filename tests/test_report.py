@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from test_cells import CELL
 
 from pipelines import report, sweep
 from pipelines.cells import Result, Task
-from test_cells import CELL
 
 
 @pytest.fixture(autouse=True)

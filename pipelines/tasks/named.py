@@ -17,6 +17,8 @@ from pipelines.tasks.passkey import FILLER
 OPTIONS: Mapping[str, Any] = {"num_fewshot": None}
 """num_fewshot: examples before each question; None: as the task has it."""
 
+OURS = ("perplexity", "passkey")
+
 _KIND = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#\[{]+)["']?[ \t]*(?:\#.*)?$""", re.MULTILINE)
 
 RULER_PACKAGES = ("wonderwords", "nltk")
@@ -39,9 +41,9 @@ def find(name: str) -> Path:
     if name in groups:
         some = f", such as {', '.join(members)}" if members else ""
         raise Refusal(f"task {name} is a group of lm-eval's tasks: name one task{some}; commas make a grid")
-    close = difflib.get_close_matches(name, tasks, n=3, cutoff=0.7) or members
+    close = difflib.get_close_matches(name, [*OURS, *tasks], n=3, cutoff=0.7) or members
     hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists what there is"
-    raise Refusal(f"unknown task {name}; ours are perplexity and passkey, all others are lm-eval's: {hint}")
+    raise Refusal(f"unknown task {name}; ours are {' and '.join(OURS)}, all others are lm-eval's: {hint}")
 
 
 @lru_cache(maxsize=1)
