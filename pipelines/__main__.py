@@ -6,12 +6,14 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk ui [PORT]            look: the MLflow UI on the results
+  ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
 Overrides are Hydra's. Commas make the grid:
   ropewalk grid                                          a first grid, about 5 minutes on two cores
@@ -41,19 +43,12 @@ def run(arguments: list[str]) -> int:
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
-    if verb not in ("grid", "ui"):
-        return _refuse(f"there is no command {verb!r}; there are grid and ui (ropewalk --help)")
+    if verb not in VERBS:
+        return _refuse(f"there is no command {verb!r}; there are {', '.join(VERBS)} (ropewalk --help)")
     from pipelines.cells import Refusal
 
     try:
-        if verb == "grid":
-            return _grid(rest)
-        from pipelines import ui
-
-        if rest[:1] in (["-h"], ["--help"]):
-            print(ui.HELP, end="")
-            return 0
-        return ui.main(rest)
+        return VERBS[verb](rest)
     except Refusal as reason:
         return _refuse(str(reason))
     except KeyboardInterrupt:
@@ -79,6 +74,21 @@ def _grid(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(sentence(error, arguments))
     return 0 if all(result.finished for result in launcher.outcome) else 1
+
+
+def _ui(arguments: list[str]) -> int:
+    from pipelines import ui
+
+    return ui.main(arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    from pipelines import train
+
+    return train.main(arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "ui": _ui, "train": _train}
 
 
 def rewritten(arguments: list[str]) -> list[str]:

@@ -122,6 +122,37 @@ class Tracker:
         self.client.log_inputs(run, datasets=[DatasetInput(data)])
 
 
+class Training:
+    """Writes one training into MLflow, its curves by step; a training that goes on goes on in its run."""
+
+    def __init__(self, store: Store, experiment: str, name: str, params: Mapping[str, Any], run: str | None) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        store.root.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri(store))
+        if run is None:
+            tags = {"ropewalk.kind": "train", "mlflow.user": getpass.getuser(), "mlflow.source.name": "ropewalk"}
+            made = self.client.create_run(_experiment(self.client, experiment, store), run_name=name, tags=tags)
+            run = str(made.info.run_id)
+            self.client.log_batch(run, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+        self.run = run
+
+    def log(self, rows: Sequence[tuple[str, float, int]]) -> None:
+        """(metric, value, step), ..."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for start in range(0, len(rows), 1000):  # as many as MLflow takes at once
+            part = [Metric(name, value, now, step) for name, value, step in rows[start : start + 1000]]
+            self.client.log_batch(self.run, metrics=part)
+
+    def close(self, file: Path, *, finished: bool) -> None:
+        self.client.log_artifact(self.run, str(file))
+        self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
+
+
 def _experiment(client: Any, name: str, store: Store) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:

@@ -16,6 +16,9 @@ Opens the MLflow UI (default port 5000) on the results of this project's grids, 
 
 def main(arguments: list[str]) -> int:
     """Become the MLflow server. Returns only where there is nothing to show."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(HELP, end="")
+        return 0
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     ports = [argument for argument in arguments if "=" not in argument]
     if set(options) - {"store"} or len(ports) > 1 or not all(port.isdigit() for port in ports):

@@ -19,7 +19,9 @@ ORDER = [
     "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher", "pipelines.ui", "pipelines.__main__",
+    "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
+    "pipelines.train", "pipelines.ui", "pipelines.__main__",
 ]  # fmt: skip
 
 OWNERS = {
@@ -29,8 +31,16 @@ OWNERS = {
     "lm_eval": {"pipelines.scorer", "pipelines.tasks", "pipelines.evaluate"},
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
-    "torch": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.evaluate"},
-    "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer"},
+    "torch": {
+        "rope.patch",
+        "pipelines.models",
+        "pipelines.scorer",
+        "pipelines.evaluate",
+        "pipelines.descent",
+        "pipelines.train",
+    },
+    "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
+    "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "gguf": {"pipelines.models"},
     "huggingface_hub": {"pipelines.models"},
