@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,12 +69,12 @@ def _grid(arguments: list[str]) -> int:
     told = ["--multirun"] if not flags else []
     sys.argv = ["ropewalk", *told, *rewritten(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    launcher.outcome.clear()
+    launcher.launch = launcher.Launch(shlex.join(["ropewalk", "grid", *arguments]))
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(sentence(error, arguments))
-    return 0 if all(result.finished for result in launcher.outcome) else 1
+    return 0 if all(result.finished for result in launcher.launch.results) else 1
 
 
 def _ui(arguments: list[str]) -> int:

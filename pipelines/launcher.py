@@ -36,8 +36,15 @@ NAMESPACE = "hydra_plugins.ropewalk"
 """Hydra 1.3 takes plugins from below hydra_plugins only; from 1.4 on an entry point can take this alias's place."""
 
 
-outcome: list[Result] = []
-"""The results of the sweep that this process ran last: Hydra returns nothing to who called it."""
+@dataclass
+class Launch:
+    """What passes between the command line and the sweeper: Hydra hands nothing through, either way."""
+
+    command: str = "ropewalk grid"
+    results: list[Result] = field(default_factory=list)
+
+
+launch = Launch()
 
 
 def cell(composed: DictConfig) -> None:
@@ -57,11 +64,11 @@ class GridSweeper(BasicSweeper):
         [jobs] = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
         chosen = [config.choices(c) for c in compose(self.hydra_context, self.config, jobs)]
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
-        sweep = Sweep(experiment=experiment, cells=tuple(cells_of(chosen)))
+        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command)
         store = Store.at(chosen[0].store)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
-        outcome.extend(grid.run(sweep, store, run, force=chosen[0].force))
-        return outcome
+        launch.results = grid.run(sweep, store, run, force=chosen[0].force)
+        return launch.results
 
     def _stock(self, sweep: Sweep, jobs: Sequence[Sequence[str]], store: Store) -> grid.Run:
         """A stock launcher as what the grid runs cells with: all its results come when the last job is back."""

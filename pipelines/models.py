@@ -24,6 +24,7 @@ from pipelines.cells import Model, Refusal, digest_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = "package://"
 RANDOM = "random"
 BYTE_VOCABULARY = 257
@@ -50,7 +51,7 @@ def locate(model: Model) -> Source:
     """
     if model.path == RANDOM:
         return Source(shape=dict(model.shape))
-    path = _in_package(model) if model.path.startswith(PACKAGE) else Path(model.path).expanduser()
+    path = _in_package(model) if model.path.startswith(PACKAGE) else _here(model.path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise Refusal(f"model {model.name}: the folder {path} has no config.json; give a folder that holds a model")
@@ -186,6 +187,12 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
+
+
+def _here(path: str) -> Path:
+    """A path as the user sees it, or else as conf/model means it: below the project."""
+    given = Path(path).expanduser()
+    return given if given.exists() or not (PROJECT / given).exists() else PROJECT / given
 
 
 def _in_package(model: Model) -> Path:

@@ -105,8 +105,9 @@ def headline(cell: Cell, result: Result) -> str:
 def _value(cell: Cell, result: Result) -> str:
     if not result.metrics:
         return result.status
-    first, *rest = (_with_error(result, n) for n in _headlines(cell.task.name, [(cell, result)]) if n in result.metrics)
-    told = f"{first} ({', '.join(rest)})" if rest else first
+    first, *rest = (name for name in _headlines(cell.task.name, [(cell, result)]) if name in result.metrics)
+    told = _with_error(result, first)
+    told += f" ({', '.join(number(result.metrics[name]) for name in rest)})" if rest else ""
     return told if result.status == "ok" else f"{told} {result.status}"
 
 
@@ -118,7 +119,7 @@ def _headlines(task: str, rows: Results) -> tuple[str, ...]:
 
 def _with_error(result: Result, name: str) -> str:
     error = result.metrics.get(f"{name}_stderr")
-    return number(result.metrics[name]) + (f" ±{number(error)}" if error is not None else "")
+    return number(result.metrics[name]) + (f" ±{error:.2g}" if error is not None else "")
 
 
 def number(value: float) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ class Sweep:
 
     experiment: str
     cells: tuple[Cell, ...]
-    command: str = field(default_factory=lambda: shlex.join(["ropewalk", *sys.argv[1:]]))
+    command: str
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
     @property

@@ -57,6 +57,7 @@ def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
     client, [sweep] = runs(store, "sweep")
     _, cells = runs(store, "cell")
     assert sweep.info.status == "FINISHED" and len(cells) == 6
+    assert sweep.data.tags["mlflow.note.content"] == f"`ropewalk grid {' '.join(GRID)}`"
     assert {c.data.tags["mlflow.parentRunId"] for c in cells} == {sweep.info.run_id}
     assert sorted((c.data.params["strategy"], c.data.params["length"]) for c in cells) == sorted(
         (strategy, length) for strategy in ("none", "linear", "yarn") for length in ("256", "384")

@@ -88,7 +88,7 @@ def test_a_failed_cell_is_a_failed_run(store, client):
 
 def test_a_sweep_that_is_interrupted_does_not_stay_running(store, client):
     cell = a_cell("none", 128)
-    with pytest.raises(KeyboardInterrupt), track.Tracker.open(Sweep("an-experiment", (cell,)), store):
+    with pytest.raises(KeyboardInterrupt), track.Tracker.open(Sweep("an-experiment", (cell,), "ropewalk grid"), store):
         raise KeyboardInterrupt
     assert the_run(client, "sweep").info.status == "KILLED"
 
