@@ -18,7 +18,8 @@ from pipelines.track import Tracker
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
 """Computes cells and yields each with its result as it is there."""
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+# A log file has no width of its own; a table should not be folded there as on a narrow terminal.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) -> list[Result]:

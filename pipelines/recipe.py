@@ -69,6 +69,8 @@ class Recipe:
     """Windows a GPU holds at a time; null: all of its share, halved until they fit."""
     device: str = "auto"
     """auto: the GPUs where there are any; or cpu."""
+    deterministic: bool = True
+    """Only kernels that add in one order, so that one seed gives one curve on a GPU too."""
     compile: bool | None = None
     """null: on a GPU."""
     log_every: int = 10

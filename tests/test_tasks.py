@@ -214,13 +214,14 @@ def test_keys_are_the_same_at_every_depth_and_length(encode):
     short, long = prompts(encode, 600, keys=3), prompts(encode, 1200, keys=3)
     assert [document.facts for document in short] == [document.facts for document in long]
     keys = [document.fact("key") for document in short]
-    assert keys == [key for key in dict.fromkeys(keys) for _ in range(5)]
-    assert [document.fact("key") for document in prompts(encode, 600, seed=1)][:5] != keys[:5]
+    assert keys == [key for key in dict.fromkeys(keys) for _ in range(4)]
+    assert [document.fact("key") for document in prompts(encode, 600, seed=1)][:4] != keys[:4]
 
 
-def test_a_limit_takes_key_by_key(encode):
-    assert prompts(encode, 600, limit=7) == prompts(encode, 600)[:7]
-    assert [document.fact("key_number") for document in prompts(encode, 600, limit=7)] == [0] * 5 + [1] * 2
+def test_a_limit_takes_keys_and_leaves_no_depth_out(encode):
+    assert prompts(encode, 600, limit=1) == prompts(encode, 600)[:4]
+    assert [document.fact("depth") for document in prompts(encode, 600, limit=1)] == [0.1, 0.35, 0.65, 0.9]
+    assert prompts(encode, 600, limit=9) == prompts(encode, 600)
 
 
 def test_most_finds_the_last_that_fits_with_few_looks():
@@ -278,9 +279,9 @@ def test_a_model_that_copies_finds_every_key(copier, answer):
     told = scores(copier, a_task("passkey", answer=answer), 800)
     assert told.metrics["acc"] == told.metrics["consistency"] == 1
     assert told.metrics["acc_stderr"] == 0
-    assert told.series["acc_by_depth"] == [(depth, 1.0) for depth in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert told.series["acc_by_depth"] == [(depth, 1.0) for depth in (0.1, 0.35, 0.65, 0.9)]
     assert ("nll_key" in told.metrics) == (answer == "loglikelihood")
-    assert [row["depth"] for row in told.documents] == [0.1, 0.3, 0.5, 0.7, 0.9] * 2
+    assert [row["depth"] for row in told.documents] == [0.1, 0.35, 0.65, 0.9] * 2
     assert all(790 - passkey.NEW_TOKENS <= row["tokens"] <= 800 and row["acc"] == 1 for row in told.documents)
 
 
@@ -288,8 +289,8 @@ def test_a_model_that_copies_finds_every_key(copier, answer):
 def test_a_model_that_forgets_finds_only_late_keys(copier, answer):
     copier.memory = 300
     told = scores(copier, a_task("passkey", answer=answer), 800)
-    assert told.series["acc_by_depth"] == [(0.1, 0), (0.3, 0), (0.5, 0), (0.7, 1), (0.9, 1)]
-    assert told.metrics["acc"] == pytest.approx(0.4) and told.metrics["consistency"] == 0
+    assert told.series["acc_by_depth"] == [(0.1, 0), (0.35, 0), (0.65, 1), (0.9, 1)]
+    assert told.metrics["acc"] == pytest.approx(0.5) and told.metrics["consistency"] == 0
 
 
 def test_a_random_model_finds_nothing(lm):
@@ -303,8 +304,8 @@ def test_consistency_is_the_share_of_keys_answered_alike_at_every_depth():
 
 
 def test_consistency_leaves_out_keys_not_asked_at_every_depth(copier):
-    assert "consistency" not in scores(copier, a_task("passkey"), 600, limit=4).metrics
-    assert scores(copier, a_task("passkey"), 600, limit=6).metrics["consistency"] == 1
+    assert "consistency" not in scores(copier, a_task("passkey", depths=(0.5,)), 600).metrics
+    assert scores(copier, a_task("passkey"), 600, limit=1).metrics["consistency"] == 1
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

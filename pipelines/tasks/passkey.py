@@ -18,8 +18,9 @@ import numpy as np
 from pipelines.cells import Refusal
 from pipelines.tasks.documents import Document, Encoder
 
-OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.3, 0.5, 0.7, 0.9), "keys": 2, "answer": "loglikelihood"}
-"""depths: shares of the filler that come before the key. keys: a depth. answer: loglikelihood or generate."""
+OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.35, 0.65, 0.9), "keys": 2, "answer": "loglikelihood"}
+"""depths: shares of the filler that come before the key. keys: at every depth, or as many as `limit` says if those are
+fewer. answer: loglikelihood or generate."""
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -70,8 +71,10 @@ def _validate(options: Mapping[str, Any]) -> None:
 
 
 def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
-    keys = [random.Random(f"passkey/{seed}/{number}").randint(10_000, 99_999) for number in range(options["keys"])]
-    return [(number, key, depth) for number, key in enumerate(keys) for depth in options["depths"]][:limit]
+    # A limit takes keys, so that every depth is asked as often as any other.
+    count = options["keys"] if limit is None else min(options["keys"], limit)
+    keys = [random.Random(f"passkey/{seed}/{number}").randint(10_000, 99_999) for number in range(count)]
+    return [(number, key, depth) for number, key in enumerate(keys) for depth in options["depths"]]
 
 
 def prompt(key: int, depth: float, words: int) -> str:
@@ -157,7 +160,7 @@ def finish(
         found = bool(measure({"document": document}, [answer])["acc"])
         keys.setdefault(document.fact("key_number"), []).append(found)
         depths.setdefault(document.fact("depth"), []).append(found)
-    share = consistency([row for row in keys.values() if len(row) == len(options["depths"])])
+    share = consistency(list(keys.values()))
     if share is not None:
         metrics["consistency"] = share
     return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
