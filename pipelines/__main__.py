@@ -17,7 +17,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
 Overrides are Hydra's. Commas make the grid:
-  ropewalk grid                                          a first grid: a minute and a half on two cores
+  ropewalk grid                                          a first grid: under two minutes on two cores
   ropewalk grid model=smollm2 strategy=none,linear,dynamic_ntk,yarn length=8192,16384 task=perplexity limit=1
   ropewalk grid model=~/models/Llama-3-8B strategy=yarn factor=2,4 length=16384 task=perplexity,passkey cluster=gpu
   ropewalk grid strategy=yarn strategy.beta_fast=16,32 length=16384

@@ -169,6 +169,11 @@ def full_options(cell: Cell) -> dict[str, Any]:
 
 
 def _device(asked: Device) -> str:
+    if asked is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
+        raise Refusal(
+            "cluster.device=cuda: no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            "name a Ray cluster in RAY_ADDRESS, or give cluster=cpu"
+        )
     if asked is not Device.auto:
         return str(asked.value)
     return "cuda" if visible_gpus() else "cpu"

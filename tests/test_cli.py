@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def ropewalk(*arguments, cwd=PROJECT, **environment):
+    environment.setdefault("CUDA_VISIBLE_DEVICES", "")
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=cwd, check=False,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "160", **environment}, timeout=300,
@@ -57,6 +58,7 @@ def test_a_grid_without_axes_is_the_first_one():
         (["grid", "model=./no/such/folder", "length=64"], ["no/such/folder"]),
         (["grid", "model=random", "length=64", "task.text=./no/such/text"], ["no/such/text"]),
         (["grid", "model=random", "length=64", "task=no_such_task"], ["no_such_task"]),
+        (["grid", "model=random", "length=64", "cluster=gpu"], ["no NVIDIA GPU", "cluster=cpu"]),
         (["gird"], ["gird", "grid"]),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) and value[0] == "grid" else None,
