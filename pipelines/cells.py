@@ -108,9 +108,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What a terminal line or a run name calls it: `yarn factor=4 @16384 perplexity`."""
+        """What a terminal line or a run name calls it: `smollm2: yarn factor=4 @16384 perplexity`."""
         options = "".join(f" {name}={value}" for name, value in self.options)
-        return f"{self.strategy}{options} @{self.length} {self.task.name}"
+        return f"{self.model.name}: {self.strategy}{options} @{self.length} {self.task.name}"
 
     def spec(self) -> dict[str, Any]:
         """The cell as plain data, as result.json and sweep.json keep it."""

@@ -58,6 +58,11 @@ def test_the_id_is_the_same_in_every_process_and_release():
     assert CELL.id == "e60dfc31a74c"
 
 
+def test_a_label_tells_model_strategy_and_length_apart():
+    named = replace(CELL, strategy="yarn", options=(("factor", 4.0),))
+    assert named.label == "tiny: yarn factor=4.0 @512 perplexity"
+
+
 def test_distinct_keeps_the_first_of_equal_cells():
     twin, other = replace(CELL, strategy="yarn"), replace(CELL, length=64)
     assert distinct([CELL, twin, other]) == [CELL, other]
