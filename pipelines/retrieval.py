@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.cells import Refusal
+from pipelines.tasks import passkey
 
 Ids = npt.NDArray[np.int32]
 """(tokens,) token ids."""
@@ -21,15 +22,10 @@ Ids = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.uint8]
 """(tokens,) what predicting each token counts in the loss: 1; 0 for numbers that nobody could guess."""
 
-# The wording of pipelines/tasks/passkey.py (Mohtashami and Jaggi 2023, https://arxiv.org/abs/2305.16300), taken apart
-# around the key; a test holds the two together.
-TASK = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
-)
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = ("The pass key is", ". Remember it.", " is the pass key.\n")
-QUESTION = "What is the pass key? The pass key is"
+TASK = f"{passkey.TASK}\n"
+FILLER, QUESTION = passkey.FILLER, passkey.QUESTION
+# Taken apart around the key; the space before a number is the number's own.
+NEEDLE = tuple(piece.removesuffix(" ") for piece in f"{passkey.NEEDLE}\n".split("{key}"))
 
 LIST = "Here are the numbers of some things. Remember them.\n"
 COLOURS = (

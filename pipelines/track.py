@@ -19,7 +19,7 @@ from typing import Any
 from pipelines import report
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
-from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
+from pipelines.sweep import Sweep, code_version, full_options, geometry_for, patched_config
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -97,7 +97,7 @@ class Tracker:
                 self.client.log_artifact(self.parent, str(figure), "figures")
 
     def _start(self, name: str, tags: Mapping[str, str], code: Mapping[str, Any] | None = None) -> str:
-        code = code if code is not None else self.sweep.spec()["code"]
+        code = code if code is not None else code_version()
         about = {
             "mlflow.user": getpass.getuser(),
             "mlflow.source.name": "ropewalk",

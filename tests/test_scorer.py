@@ -11,7 +11,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from pipelines.cells import Refusal
 from pipelines.scorer import LogLikelihood, LongLM, Tokens, TooLong, batches
@@ -26,16 +26,6 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture
-def tokenizer(tiny_folder):
-    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from pipelines import scorer, tasks
 from pipelines.cells import Refusal, Task, frozen
@@ -24,16 +24,6 @@ from pipelines.tasks.documents import Encoder, stderr
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = Path(tasks.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture
-def tokenizer(tiny_folder):
-    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture
