@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import re
@@ -34,7 +35,12 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def main() -> None:
     """The console script: run a verb and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch, transformers and mlflow apart object by object would cost seconds, and nothing comes after.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -53,7 +59,8 @@ def run(arguments: list[str]) -> int:
     except Refusal as reason:
         return _refuse(str(reason))
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        command = shlex.join(["ropewalk", *arguments])
+        print(f"\nstopped; what was finished is kept, and this goes on from there:\n  {command}", file=sys.stderr)
         return 130
 
 

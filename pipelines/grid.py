@@ -70,7 +70,9 @@ def compute(
 def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:
     """Compute cells as conf/cluster says."""
     device = cells[0].device if cells else "cpu"
-    workers = pool.Workers(device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries)
+    workers = pool.Workers(
+        device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries, cluster.timeout
+    )
     return pool.run(cells, workers)
 
 
