@@ -15,6 +15,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk ui [PORT]            look: the MLflow UI on the results
+  ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
 Overrides are Hydra's. Commas make the grid:
@@ -90,13 +91,19 @@ def _ui(arguments: list[str]) -> int:
     return ui.main(arguments)
 
 
+def _sync(arguments: list[str]) -> int:
+    from pipelines import sync
+
+    return sync.main(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     from pipelines import train
 
     return train.main(arguments)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "ui": _ui, "train": _train}
+VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "ui": _ui, "sync": _sync, "train": _train}
 
 
 def rewritten(arguments: list[str]) -> list[str]:

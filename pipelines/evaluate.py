@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib.metadata
 import math
 import platform
 import time
@@ -17,12 +16,10 @@ from typing import Any
 
 import torch
 
-from pipelines import models, tasks
+from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
 from rope.patch import patched
-
-PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
 
 
 def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
@@ -40,7 +37,7 @@ def _result(cell: Cell) -> Result:
     memory = _Memory(cell.device)
     try:
         lm = _lm(cell)
-        provenance = _provenance(cell, lm)
+        made = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
         with patched(lm.model, cell.plans):
@@ -66,7 +63,7 @@ def _result(cell: Cell) -> Result:
             "tokens_per_second": lm.forward_tokens / seconds,
             "peak_bytes": memory.peak(),
         },
-        provenance=provenance,
+        provenance=made,
     )
 
 
@@ -100,12 +97,12 @@ def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
 
 
 def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if cell.device == "cuda" else []
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name()
-        if cell.device == "cuda"
-        else (platform.processor() or platform.machine()),
+        **provenance.environment(),
+        **({"cuda": torch.version.cuda} if gpus else {}),
+        "device": ", ".join(gpus) or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
         "attention": getattr(lm.model.config, "_attn_implementation", None),
     }
 

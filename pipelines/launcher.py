@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,8 @@ class GridSweeper(BasicSweeper):
         [jobs] = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
         chosen = [config.choices(c) for c in compose(self.hydra_context, self.config, jobs)]
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
-        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command)
+        commands = tuple(shlex.join(["ropewalk", "grid", *job]) for job in jobs)
+        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command, commands)
         store = Store.at(chosen[0].store)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
         launch.results = grid.run(sweep, store, run, force=chosen[0].force)
@@ -104,7 +106,7 @@ class PoolLauncher(Launcher):
         configs = list(compose(self.context, self.config, job_overrides))
         cells = cells_of(config.choices(c) for c in configs)
         store = Store.at(self.config.store)
-        results = {c.id: r for c, r in grid.compute(cells, store, run=self.stream, force=self.config.force)}
+        results = {c.id: r for c, r in grid.compute(cells, store, self.stream, force=self.config.force)}
         return [
             _job_return(cfg, list(overrides), results[c.id])
             for cfg, overrides, c in zip(configs, job_overrides, cells, strict=True)
