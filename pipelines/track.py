@@ -41,10 +41,9 @@ def tracking_uri(store: Store) -> str:
 
 def connect(store: Store) -> Any:
     """MLflow's client of a store whose database is there, with the runs closed that a killed process left running."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
     store.root.mkdir(parents=True, exist_ok=True)
     with _alone(store):
         client = MlflowClient(tracking_uri(store))
