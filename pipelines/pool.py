@@ -326,14 +326,22 @@ def _connected(workers: Workers) -> Any:
         return ray
     project = Path(__file__).resolve().parent.parent
     if "RAY_ADDRESS" in os.environ:
-        left_out = ["mlruns", "models", ".venv", ".git", "**/__pycache__"]
-        ray.init(runtime_env={"working_dir": str(project), "excludes": left_out}, log_to_driver=False)
+        shipped = {"working_dir": str(project), "excludes": _left_out(project)}
+        ray.init(runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)
     else:
         cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
         paths = {"PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])}
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": paths})  # fmt: skip
     return ray
+
+
+def _left_out(project: Path) -> list[str]:
+    """What a cluster's workers do not need of the project's folder: all but code, conf and the embedded model."""
+    wanted = {"rope", "pipelines", "conf", "models", "pyproject.toml"}
+    others = [path for path in project.iterdir() if path.name not in wanted]
+    others += [path for path in (project / "models").glob("*") if path.name != "tiny"]
+    return [f"/{path.relative_to(project)}" for path in others]
 
 
 def _room(ray: Any, workers: Workers) -> int:

@@ -149,3 +149,9 @@ except KeyboardInterrupt:
 def test_impossible_workers_are_refused(given):
     with pytest.raises(Refusal, match="give"):
         pool.Workers(**given)
+
+
+def test_a_cluster_is_sent_code_and_the_embedded_model_and_no_results(tmp_path):
+    for name in ("rope", "pipelines", "conf", "models/tiny", "models/mine", "mlruns/cells", ".venv/lib", "notes.txt"):
+        (tmp_path / name).mkdir(parents=True)
+    assert sorted(pool._left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
