@@ -24,12 +24,18 @@ class Refusal(ValueError):
 
 
 def frozen(options: Mapping[str, Any]) -> Options:
-    """Options as a hashable, sorted tuple; lists become tuples.
+    """Options as a hashable, sorted tuple; lists become tuples, mappings within become sorted pairs.
 
-    >>> frozen({"b": [1, 2], "a": None})
-    (('a', None), ('b', (1, 2)))
+    >>> frozen({"b": [1, 2], "a": None, "c": {"y": 1, "x": 2}})
+    (('a', None), ('b', (1, 2)), ('c', (('x', 2), ('y', 1))))
     """
-    return tuple(sorted((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()))
+    return tuple(sorted(((str(name), _frozen(value)) for name, value in options.items()), key=lambda pair: pair[0]))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozen(value)
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
 from rope.config import geometry_of
 from rope.dialects import to_transformers
-from rope.geometry import Geometry
+from rope.geometry import Geometry, Plans
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,16 @@ def cell_of(choice: Workbench) -> Cell:
     """
     if choice.limit is not None and choice.limit < 1:
         raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
-    strategy = dict(choice.strategy)
-    name = str(strategy.pop("name"))
-    options = _strategy_options(name, strategy, choice.factor)
-    # The strategy's own refusals come before the model is looked for: they need no file.
-    _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, _, geometries = geometry_for(_model(choice.model))
+    planned = planned_of(choice)
     task_options = dict(choice.task)
     task = Task(str(task_options.pop("name")), frozen(task_options))
     device = _device(choice.cluster.device)
     return Cell(
-        model=model,
-        strategy=strategies.ALIASES.get(name, name),
-        options=frozen(options),
+        model=planned.model,
+        strategy=planned.strategy,
+        options=planned.options,
         length=choice.length,
-        plans=_plans(name, geometries, choice.length, options),
+        plans=planned.plans,
         task=task,
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
         limit=choice.limit,
@@ -105,6 +100,40 @@ def cell_of(choice: Workbench) -> Cell:
         device=device,
         versions=frozen(tasks.versions(task)),
     )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a choice of model, strategy and length comes to, whatever is measured with it."""
+
+    model: Model
+    geometries: Mapping[str, Geometry]
+    strategy: str
+    options: Options
+    length: int
+    plans: Plans
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, [self.strategy, options_label(self.options)]))
+
+
+def planned_of(choice: Workbench) -> Planned:
+    """The plans of one choice, computed from the model's config alone.
+
+    Raises:
+        Refusal: an option is out of its range, or the model is not there.
+    """
+    strategy = dict(choice.strategy)
+    name = str(strategy.pop("name"))
+    options = _strategy_options(name, strategy, choice.factor)
+    if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
+        # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
+        # numbers they must have, the model says.
+        _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+    model, _, geometries = geometry_for(_model(choice.model))
+    plans = _plans(name, geometries, choice.length, options)
+    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
 @lru_cache(maxsize=64)
@@ -150,7 +179,7 @@ def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None)
     return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
 
 
-def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Any:
+def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Plans:
     try:
         return strategies.plans(name, geometries, length, **options)
     except ValueError as error:

@@ -170,8 +170,8 @@ def extended(asked: Recipe) -> PreTrainedModel:
 
     checkpoint, config = models.describe(_checkpoint(asked))
     name = strategies.ALIASES.get(asked.strategy["name"], asked.strategy["name"])
-    if name == "dynamic_ntk":
-        raise Refusal("strategy=dynamic_ntk changes with every length, and a training has one: give strategy=ntk")
+    if name in ("dynamic", "dynamic_ntk"):
+        raise Refusal(f"strategy={name} changes with every length, and a training has one: give a static one, as ntk")
     options = {key: value for key, value in asked.strategy.items() if key != "name"}
     try:
         if asked.factor is not None and "factor" in strategies.options_of(name):
