@@ -61,7 +61,7 @@ def to_transformers(
     chosen, own = dict(plans(strategy, geometries, length, **options)), rope_parameters(config)
     if any(layers_of(layers)[1] for layers in chosen):
         raise ValueError(
-            f"transformers has no words for {strategy}, whose layers differ: run the plans in a live model"
+            f"transformers has no words for {strategy}, whose layers differ; run its plans in a live model"
         )
     if set(chosen) != {layer_type for layer_type, parameters in own.items() if parameters is not None}:
         raise ValueError(f"the geometries are of {', '.join(chosen)} and the config of {', '.join(own)}; give its own")
