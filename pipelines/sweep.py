@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import models, tasks, text
-from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen
+from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, told
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
 from rope.config import geometry_of
@@ -241,4 +241,4 @@ def code_version() -> dict[str, Any]:
 
 def options_label(options: Options) -> str:
     """`factor=4 beta_fast=16`, or nothing where all is as published."""
-    return " ".join(f"{name}={value}" for name, value in options)
+    return " ".join(f"{name}={told(value)}" for name, value in options)

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import report
+from pipelines.cells import digest_of, thawed
 from pipelines.config import Workbench
 from pipelines.results import Store
 from pipelines.sweep import Planned, planned_of
 from rope import theory
-from rope.geometry import Geometry, Plan, layers_of
+from rope.geometry import ALL_LAYERS, Geometry, Plan, layers_of
 
 HELP = """ropewalk theory [OVERRIDES] [--json] [out=FOLDER]
 
@@ -56,6 +57,7 @@ class Outlook:
     """
 
     model: str
+    name: str
     strategy: str
     options: Mapping[str, Any]
     layers: str
@@ -76,9 +78,8 @@ class Outlook:
 
     @property
     def label(self) -> str:
-        options = "".join(f" {name}={value}" for name, value in self.options.items())
-        layers = "" if self.layers == "all" else f" {self.layers}"
-        return f"{self.strategy}{options}{layers} @{self.length:,}"
+        layers = "" if self.layers == ALL_LAYERS else f" {self.layers}"
+        return f"{self.name}{layers} @{self.length:,}"
 
 
 def main(choices: Sequence[Workbench], *, as_json: bool = False, out: str | None = None) -> int:
@@ -125,8 +126,9 @@ def _outlook(planned: Planned, layers: str, plan: Plan, geometry: Geometry) -> O
     ]
     return Outlook(
         model=planned.model.name,
+        name=planned.label,
         strategy=planned.strategy,
-        options=dict(planned.options),
+        options={name: thawed(value) for name, value in planned.options},
         layers=layers,
         length=length,
         trained_length=trained,
@@ -210,8 +212,10 @@ def draw(outlooks: Sequence[Outlook], folder: Path) -> Path:
     marks = {f"trained length {one.trained_length:,}": float(one.trained_length) for one in outlooks}
     marks |= {f"length {one.length:,}": float(one.length) for one in outlooks}
     models = ", ".join(dict.fromkeys(one.model for one in outlooks))
-    asked = [models, *dict.fromkeys(one.strategy for one in outlooks), *dict.fromkeys(str(o.length) for o in outlooks)]
-    stem = re.sub(r"[^\w.-]+", "_", "_".join(asked))[:100]
+    asked = [models, *dict.fromkeys(one.name for one in outlooks), *dict.fromkeys(str(one.length) for one in outlooks)]
+    stem = re.sub(r"[^\w.-]+", "_", "_".join(asked))
+    if len(stem) > 80:  # file names end at 255 bytes
+        stem = f"{stem[:80]}-{digest_of(asked)[:6]}"
     return report.spectra(drawn, marks, f"{models}: rotary frequencies by plan", folder / f"{stem}.png")
 
 
@@ -222,7 +226,7 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.1%}" if value > 0 else "none"
+    return f"{value:.1%}" if value >= 0.0005 else "none"
 
 
 def _finite(value: Any) -> Any:
