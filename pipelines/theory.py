@@ -23,6 +23,7 @@ from pipelines.results import Store
 from pipelines.sweep import Planned, planned_of
 from rope import theory
 from rope.geometry import ALL_LAYERS, Geometry, Plan, layers_of
+from rope.strategies import bounded
 
 HELP = """ropewalk theory [OVERRIDES] [--json] [out=FOLDER]
 
@@ -109,7 +110,9 @@ def outlooks_of(planned: Planned) -> list[Outlook]:
 
 
 def _outlook(planned: Planned, layers: str, plan: Plan, geometry: Geometry) -> Outlook:
-    trained, length = geometry.trained_length, planned.length
+    trained = geometry.trained_length
+    # within a bounded window no distance is longer than those of training
+    length = min(planned.length, trained) if bounded(layers) else planned.length
     native = geometry.native(trained)
     columns = {
         "inv_freq": np.array(plan.inv_freq),
@@ -130,7 +133,7 @@ def _outlook(planned: Planned, layers: str, plan: Plan, geometry: Geometry) -> O
         strategy=planned.strategy,
         options={name: thawed(value) for name, value in planned.options},
         layers=layers,
-        length=length,
+        length=planned.length,
         trained_length=trained,
         base=geometry.base,
         pairs=geometry.pairs,

@@ -74,7 +74,7 @@ def critical_base(base: float, trained_length: int, tuned_length: int) -> float:
     base ** log_{trained_length / (2 pi)}(tuned_length / (2 pi))
 
     Source:
-        Liu et al. 2023, https://arxiv.org/abs/2310.05209, theorem 2
+        Liu et al. 2023, https://arxiv.org/abs/2310.05209
     """
     return float(base ** math.log(tuned_length / (2 * math.pi), trained_length / (2 * math.pi)))
 
@@ -85,7 +85,7 @@ def extrapolation_bound(head_dim: int, base: float, trained_length: int, tuned_b
     2 pi tuned_base ** (critical_dimension / d) where tuned_base is above critical_base, else tuned_length
 
     Source:
-        Liu et al. 2023, https://arxiv.org/abs/2310.05209, theorem 2
+        Liu et al. 2023, https://arxiv.org/abs/2310.05209
     """
     if tuned_base <= critical_base(base, trained_length, tuned_length):
         return float(tuned_length)
@@ -226,8 +226,8 @@ def unseen(native: Plan, plan: Plan, trained_length: int, length: int) -> Array:
         (pairs,) float64 from 0 to 1. Its mean is the share over all pairs.
 
     Source:
-        the condition of Peng et al. 2023, YaRN, section 3.2 and of LongRoPE2, https://arxiv.org/abs/2502.20082, that no
-        pair should meet an angle it was not trained on, as a number
+        as a number, the condition of LongRoPE2, https://arxiv.org/abs/2502.20082, that no pair should meet an angle it
+        was not trained on
     """
     taken = np.minimum(2 * np.pi, length * np.array(plan.inv_freq))
     seen = np.minimum(2 * np.pi, trained_length * np.array(native.inv_freq))

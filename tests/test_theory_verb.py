@@ -108,3 +108,12 @@ def test_it_loads_nothing_heavy(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_layers_of_a_bounded_window_meet_no_new_angle(capsys, tmp_path):
+    config = {"model_type": "gemma3_text", "head_dim": 16, "max_position_embeddings": 256, "rope_theta": 1e6}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_local_base_freq": 1e4}))
+    assert run(["theory", f"model={tmp_path}", "--json", "strategy=none", "length=1024"]) == 0
+    full, sliding = json.loads(capsys.readouterr().out)
+    assert (full["layers"], sliding["layers"]) == ("full_attention", "sliding_attention")
+    assert full["unseen"] > 0.1 and sliding["unseen"] == 0

@@ -11,7 +11,7 @@ beyond its formula stands above it, as `Promise`s.
 # isort: off
 from rope.strategies import uniform, bases, ramps, lists, masks, over
 from rope.strategies.registry import ALIASES, PROMISES, STRATEGIES, Promise, Strategy, named, options_of, plan
-from rope.strategies.layers import group, plans
+from rope.strategies.layers import bounded, plans
 from rope.strategies.scaling import stretch
 # isort: on
 
@@ -22,7 +22,7 @@ __all__ = [
     "Promise",
     "Strategy",
     "bases",
-    "group",
+    "bounded",
     "lists",
     "masks",
     "named",

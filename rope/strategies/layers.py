@@ -27,13 +27,8 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
         stretched = [(layer_type, plan(strategy, geometry, length, **options))]
         if named(strategy) == "per_layer":
             stretched += _apart(layer_type, geometry, length, **options)
-        found += [(layer_type, geometry.native(length))] if _is_local(layer_type) else stretched
+        found += [(layer_type, geometry.native(length))] if bounded(layer_type) else stretched
     return tuple(found)
-
-
-def group(layer_type: str, numbers: str) -> str:
-    """How Plans name some layers of a type: `all[0-7]`."""
-    return f"{layer_type}[{numbers}]"
 
 
 def _apart(
@@ -58,7 +53,7 @@ def _apart(
             chosen = geometry.native(length)
         else:
             chosen = plan(over, geometry, length, **with_factor(over, {**options_given(options), **own}, factor))
-        found.append((group(layer_type, numbers), chosen))
+        found.append((f"{layer_type}[{numbers}]", chosen))
     return found
 
 
@@ -75,5 +70,6 @@ def _groups(layers: Any) -> dict[str, Any]:
         ) from error
 
 
-def _is_local(layer_type: str) -> bool:
+def bounded(layer_type: str) -> bool:
+    """Whether layers of this type see a window that is no longer than what was trained."""
     return any(word in layer_type for word in LOCAL)

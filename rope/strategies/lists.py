@@ -103,7 +103,7 @@ def factors(
         ValueError: an argument outside these domains, or no list.
 
     Source:
-        llama.cpp, tensor rope_freqs (freq_factors); the primitive that every other static strategy comes to
+        llama.cpp, freq_factors; the primitive that every other static strategy comes to
     """
     check_number("attention_factor", attention_factor, above=0)
     plan = scaled(geometry.native(length), 1.0 / divisors("factors", factors, geometry))

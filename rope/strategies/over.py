@@ -65,7 +65,7 @@ def resonance(
     options: Mapping[str, Any] | None = None,
     factor: float | None = None,
 ) -> Plan:
-    """Resonance RoPE: wavelengths rounded to whole tokens, after any other strategy. Made for fine-tuning.
+    """Resonance RoPE: wavelengths rounded to whole tokens, after any other strategy.
 
     2 pi / round(2 pi / inv_freq[i]), inv_freq as `over` gives it, with its attention factor
 
