@@ -420,7 +420,7 @@ def test_resonance_rounds_the_wavelengths_of_the_plan_it_goes_over():
 
 
 def test_single_layers_have_their_own_plans():
-    layers = {"0-1": 1, "2,5-6": 8, "7": {"factor": 2.0, "beta_fast": 16.0}}
+    layers = {"0-1": 1, "2,5-6": 8, "7": {"factor": 2.0, "beta_slow": 3.0}}
     options = {"over": "yarn", "factor": 4.0, "options": {"beta_slow": 2.0}}
     sliding = Geometry(64, 100.0, 4096)
     geometries = {"full_attention": SMALL, "sliding_attention": sliding}
@@ -429,10 +429,10 @@ def test_single_layers_have_their_own_plans():
         ("full_attention", plan("yarn", SMALL, STRETCHED, factor=4.0, beta_slow=2.0)),
         ("full_attention[0-1]", SMALL.native(STRETCHED)),
         ("full_attention[2,5-6]", plan("yarn", SMALL, STRETCHED, factor=8.0, beta_slow=2.0)),
-        ("full_attention[7]", plan("yarn", SMALL, STRETCHED, factor=2.0, beta_fast=16.0, beta_slow=2.0)),
+        ("full_attention[7]", plan("yarn", SMALL, STRETCHED, factor=2.0, beta_slow=3.0)),
         ("sliding_attention", sliding.native(STRETCHED)),
     )
-    pairs = (("0-1", 1), ("2,5-6", 8), ("7", (("beta_fast", 16.0), ("factor", 2.0))))
+    pairs = (("0-1", 1), ("2,5-6", 8), ("7", (("beta_slow", 3.0), ("factor", 2.0))))
     assert plans("per_layer", geometries, STRETCHED, layers=pairs, **options) == found
 
 
