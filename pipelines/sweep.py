@@ -16,9 +16,9 @@ from pipelines import models, tasks, text
 from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, told
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
-from rope.config import geometry_of
+from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
-from rope.geometry import Geometry, Plans
+from rope.geometry import Geometry, Plans, layers_of
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ def planned_of(choice: Workbench) -> Planned:
         # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
         # numbers they must have, the model says.
         _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, _, geometries = geometry_for(_model(choice.model))
+    model, config, geometries = geometry_for(_model(choice.model))
     plans = _plans(name, geometries, choice.length, options)
+    _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
     return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
@@ -184,6 +185,15 @@ def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: 
         return strategies.plans(name, geometries, length, **options)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
+    numbers = [number for layers, _ in plans for number in layers_of(layers)[1] or ()]
+    if count is not None and numbers and max(numbers) >= count:
+        raise Refusal(
+            f"the strategy's layers name layer {max(numbers)}, and model {model.name} has {count} layers; "
+            f"give numbers from 0 to {count - 1}"
+        )
 
 
 def trained_length(cell: Cell) -> int:
