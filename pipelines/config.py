@@ -74,7 +74,7 @@ class Workbench:
 
     model: ModelChoice = MISSING
     strategy: dict[str, Any] = MISSING
-    """name, and the options of the function of that name in rope/strategies.py."""
+    """name, and the options of the function of that name in rope/strategies."""
     task: dict[str, Any] = MISSING
     """name, and the options of that task."""
     cluster: Cluster = MISSING

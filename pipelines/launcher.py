@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import hydra
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -111,6 +114,21 @@ class PoolLauncher(Launcher):
             _job_return(cfg, list(overrides), results[c.id])
             for cfg, overrides, c in zip(configs, job_overrides, cells, strict=True)
         ]
+
+
+def each(overrides: Sequence[str]) -> Iterator[config.Workbench]:
+    """Every combination of a command line's comma lists, typed: a grid's choices for verbs that run none.
+
+    Raises:
+        Refusal: a value is missing.
+        HydraException: what Hydra refuses.
+    """
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        [jobs] = BasicSweeper.split_arguments(parsed, None)
+        for job in jobs:
+            yield config.choices(hydra.compose("config", overrides=list(job)))
 
 
 def compose(context: HydraContext, base: DictConfig, jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:

@@ -243,3 +243,39 @@ def distinct_rows(rows: Results) -> Results:
 
 def _failures(rows: Results) -> Results:
     return [(cell, result) for cell, result in distinct_rows(rows) if not result.finished]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One plan as a figure shows it. wavelengths: tokens, fastest pair first, infinite where a pair stands still."""
+
+    label: str
+    inv_freq: Sequence[float]
+    wavelengths: Sequence[float]
+
+
+def spectra(drawn: Sequence[Spectrum], marks: Mapping[str, float], title: str, path: Path) -> Path:
+    """Inverse frequency and wavelength of every pair, a line a plan. marks: name -> tokens, as horizontal lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    speeds, lengths = figure.subplots(1, 2)
+    for number_, one in enumerate(drawn):
+        turning = [pair for pair, speed in enumerate(one.inv_freq) if speed > 0]
+        still = len(one.inv_freq) - len(turning)
+        label = f"{one.label} ({still} pairs stand still)" if still else one.label
+        style = {"linestyle": ("-", "--", "-.", ":")[number_ % 4], "marker": ".", "markersize": 3}
+        speeds.plot(turning, [one.inv_freq[pair] for pair in turning], label=label, **style)
+        lengths.plot(turning, [one.wavelengths[pair] for pair in turning], **style)
+    for name, tokens in marks.items():
+        lengths.axhline(tokens, color="gray", linewidth=1)
+        lengths.annotate(name, (0, tokens), xytext=(0, 2), textcoords="offset points", fontsize=8, color="dimgray")
+    speeds.set(xlabel="pair, fastest first", ylabel="inverse frequency (radians a token)", yscale="log")
+    lengths.set(xlabel="pair, fastest first", ylabel="wavelength (tokens)", yscale="log")
+    for axes in (speeds, lengths):
+        axes.grid(alpha=0.3)
+    speeds.legend(fontsize=8)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path

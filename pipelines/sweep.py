@@ -12,12 +12,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from pipelines import models, provenance, tasks, text
-from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen
+from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, told
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
-from rope.config import geometry_of
+from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
-from rope.geometry import Geometry
+from rope.geometry import Geometry, Plans, layers_of
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,16 @@ def cell_of(choice: Workbench) -> Cell:
     """
     if choice.limit is not None and choice.limit < 1:
         raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
-    strategy = dict(choice.strategy)
-    name = str(strategy.pop("name"))
-    options = _strategy_options(name, strategy, choice.factor)
-    # The strategy's own refusals come before the model is looked for: they need no file.
-    _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, _, geometries = geometry_for(_model(choice.model))
+    planned = planned_of(choice)
     task_options = dict(choice.task)
     task = Task(str(task_options.pop("name")), frozen(task_options))
     device = _device(choice.cluster.device)
     return Cell(
-        model=model,
-        strategy=strategies.ALIASES.get(name, name),
-        options=frozen(options),
+        model=planned.model,
+        strategy=planned.strategy,
+        options=planned.options,
         length=choice.length,
-        plans=_plans(name, geometries, choice.length, options),
+        plans=planned.plans,
         task=task,
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
         limit=choice.limit,
@@ -127,6 +122,41 @@ def cell_of(choice: Workbench) -> Cell:
         device=device,
         versions=frozen(tasks.versions(task)),
     )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a choice of model, strategy and length comes to, whatever is measured with it."""
+
+    model: Model
+    geometries: Mapping[str, Geometry]
+    strategy: str
+    options: Options
+    length: int
+    plans: Plans
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, [self.strategy, options_label(self.options)]))
+
+
+def planned_of(choice: Workbench) -> Planned:
+    """The plans of one choice, computed from the model's config alone.
+
+    Raises:
+        Refusal: an option is out of its range, or the model is not there.
+    """
+    strategy = dict(choice.strategy)
+    name = str(strategy.pop("name"))
+    options = _strategy_options(name, strategy, choice.factor)
+    if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
+        # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
+        # numbers they must have, the model says.
+        _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+    model, config, geometries = geometry_for(_model(choice.model))
+    plans = _plans(name, geometries, choice.length, options)
+    _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
+    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
 @lru_cache(maxsize=64)
@@ -172,11 +202,20 @@ def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None)
     return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
 
 
-def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Any:
+def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Plans:
     try:
         return strategies.plans(name, geometries, length, **options)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
+    numbers = [number for layers, _ in plans for number in layers_of(layers)[1] or ()]
+    if count is not None and numbers and max(numbers) >= count:
+        raise Refusal(
+            f"the strategy's layers name layer {max(numbers)}, and model {model.name} has {count} layers; "
+            f"give numbers from 0 to {count - 1}"
+        )
 
 
 def trained_length(cell: Cell) -> int:
@@ -220,4 +259,4 @@ def _dtype(asked: Dtype, device: str) -> str:
 
 def options_label(options: Options) -> str:
     """`factor=4 beta_fast=16`, or nothing where all is as published."""
-    return " ".join(f"{name}={value}" for name, value in options)
+    return " ".join(f"{name}={told(value)}" for name, value in options)

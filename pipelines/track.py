@@ -27,6 +27,7 @@ from pipelines import provenance, report
 from pipelines.cells import Cell, Refusal, Result, digest_of
 from pipelines.results import Store
 from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
+from rope.geometry import layers_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -370,7 +371,7 @@ def _frequencies(cell: Cell) -> dict[str, Any]:
     _, _, geometries = geometry_for(cell.model)
     told = {}
     for layers, plan in cell.plans:
-        trained = geometries[layers].native(cell.length).inv_freq
+        trained = geometries[layers_of(layers)[0]].native(cell.length).inv_freq
         told[layers] = {
             "inv_freq": list(plan.inv_freq),
             "trained_inv_freq": list(trained),

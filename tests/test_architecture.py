@@ -16,11 +16,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
-    "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
+    "rope", "rope.geometry", "rope.strategies", "rope.theory", "rope.config", "rope.dialects", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
     "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.report", "pipelines.theory", "pipelines.track", "pipelines.grid", "pipelines.launcher",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
