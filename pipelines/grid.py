@@ -12,11 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import models, pool, provenance, report, tasks
+from pipelines import models, pool, provenance, report, tasks, track
 from pipelines.cells import Cell, Refusal, Result, distinct
 from pipelines.results import Store
 from pipelines.sweep import Sweep
-from pipelines.track import Tracker, connect
 
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
 """Computes cells and yields each with its result as it is there."""
@@ -40,11 +39,11 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
         f"{len(done)} finished before, {len(todo)} to run"
     )
     with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
-        client = aside.submit(connect, store)
+        aside.submit(track.warm)
         prepare(todo)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
-    with Tracker.open(sweep, store, client.result()) as tracker:
+    with track.Tracker.open(sweep, store) as tracker:
         for cell in cells:
             if cell.id in done:
                 tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib
 import json
 import logging
 import os
@@ -38,6 +39,12 @@ CURVE_COSTS = ("seconds", "tokens_per_second", "peak_bytes")
 def tracking_uri(store: Store) -> str:
     """The user's own MLFLOW_TRACKING_URI where set, else the database in the store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+def warm() -> None:
+    """Import what recording takes, which another thread can do while this one imports something else."""
+    importlib.import_module("mlflow")
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect(store: Store) -> Any:
