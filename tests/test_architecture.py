@@ -19,7 +19,7 @@ ORDER = [
     "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.statistics", "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.__main__",
 ]  # fmt: skip
@@ -42,6 +42,7 @@ OWNERS = {
     "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
+    "scipy": {"pipelines.statistics"},
     "gguf": {"pipelines.models"},
     "huggingface_hub": {"pipelines.models"},
 }
