@@ -13,6 +13,7 @@ from pathlib import Path
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
+  ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
@@ -58,6 +59,25 @@ def run(arguments: list[str]) -> int:
 
 
 def _grid(arguments: list[str]) -> int:
+    return _launched("grid", arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    code = _launched("plan", [argument for argument in arguments if argument != "--json"])
+    from pipelines import grid, launcher, plan
+
+    planned = launcher.launch.planned
+    if planned is None:  # refused, or a flag of Hydra's
+        return code
+    if "--json" in arguments:
+        print(plan.as_json(planned))
+    else:
+        plan.show(grid.console, planned)
+    return planned.exit_code
+
+
+def _launched(verb: str, arguments: list[str]) -> int:
+    """Hand a grid's command line to Hydra, which hands it to the sweeper."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -69,7 +89,7 @@ def _grid(arguments: list[str]) -> int:
     told = ["--multirun"] if not flags else []
     sys.argv = ["ropewalk", *told, *rewritten(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    launcher.launch = launcher.Launch(shlex.join(["ropewalk", "grid", *arguments]))
+    launcher.launch = launcher.Launch(shlex.join(["ropewalk", verb, *arguments]), only_plan=verb == "plan")
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -89,7 +109,7 @@ def _train(arguments: list[str]) -> int:
     return train.main(arguments)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "ui": _ui, "train": _train}
+VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "plan": _plan, "ui": _ui, "train": _train}
 
 
 def rewritten(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import models, pool, report, tasks
+from pipelines import models, plan, pool, report, tasks
 from pipelines.cells import Cell, Refusal, Result, distinct
 from pipelines.results import Store
 from pipelines.sweep import Sweep, code_version
@@ -37,6 +37,8 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
         f"{len(done)} finished before, {len(todo)} to run"
     )
     prepare(todo)
+    if todo and (told := plan.told(todo, store)):
+        console.print(told)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     with Tracker.open(sweep, store) as tracker:

@@ -19,7 +19,8 @@ ORDER = [
     "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.statistics", "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.estimate", "pipelines.statistics", "pipelines.report", "pipelines.track", "pipelines.plan",
+    "pipelines.grid", "pipelines.launcher",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.__main__",
 ]  # fmt: skip

@@ -57,6 +57,9 @@ class Recipe(Protocol):
     def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         """Refuse, cheaply, what `build` would refuse."""
 
+    def count(self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None) -> int:
+        """How many documents `build` makes."""
+
     def build(
         self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
     ) -> list[Document]:

@@ -24,6 +24,11 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     build(options, encode, length=length, limit=1, seed=0)
 
 
+def count(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None) -> int:
+    """How many documents there are."""
+    return len(text.windows(options["text"], encode, length - len(encode.beginning(options["bos"])), limit))
+
+
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
     """Documents of exactly `length` tokens, a BOS among them where one is asked for; the seed changes nothing.
 
