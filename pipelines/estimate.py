@@ -26,7 +26,7 @@ from rope.config import text_config
 BATCH_TOKENS, HEAD_ELEMENTS = 16384, 2**25
 """scorer.LongLM's, which take an import of torch to read; a test holds them together."""
 
-PROCESS_BYTES = 1.1e9
+PROCESS_BYTES = 1.17e9
 """Resident memory of a CPU worker before it has a model: Python, torch, transformers and lm-eval."""
 
 FLOPS = {"cpu": 1.5e10, "cuda": 1.5e14}
@@ -88,7 +88,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """What a cell takes. documents, tokens: None where only lm-eval knows. at_once: tokens of the largest forward."""
+    """What a cell takes. documents, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
+
+    A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
+    more than once.
+    """
 
     documents: int | None
     tokens: int | None
@@ -137,8 +141,9 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
     """Each cell's work by its id; and of those whose text or task refuses them, the reason."""
     work, refused = dict[str, Work](), dict[str, str]()
     seen: dict[Any, Work | str] = {}
-    for cell in cells:
-        key = (cell.model, cell.task, cell.length, cell.limit, cell.seed)
+    # Task by task: the text that one encodes is still remembered for the next length.
+    for cell in sorted(cells, key=lambda cell: (cell.model.name, cell.task.name, cell.length)):
+        key = (cell.model, cell.task, cell.length, cell.limit)
         if key not in seen:
             try:
                 seen[key] = _work(cell)
@@ -154,7 +159,7 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
 
 def _work(cell: Cell) -> Work:
     tokenizer = models.plain_tokenizer(cell.model)
-    documents = tasks.count(cell.task, tokenizer, length=cell.length, limit=cell.limit, seed=cell.seed)
+    documents = tasks.count(cell.task, tokenizer, length=cell.length, limit=cell.limit)
     rows = max(1, min(documents or 1, BATCH_TOKENS // cell.length))
     return Work(documents, None if documents is None else documents * cell.length, rows * cell.length)
 

@@ -88,7 +88,8 @@ def prepare(cells: Sequence[Cell]) -> None:
     """
     refused = dict[str, None]()
     asked = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
-    for model, task, length, limit, seed in sorted(asked, key=lambda row: row[2]):
+    # Task by task: the text that one encodes is still remembered for the next length.
+    for model, task, length, limit, seed in sorted(asked, key=lambda row: (row[1].name, row[2])):
         try:
             tasks.prepare(task, models.load_tokenizer(model), length=length, limit=limit, seed=seed)
         except Refusal as reason:

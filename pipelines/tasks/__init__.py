@@ -48,21 +48,26 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
         named.check(task.name, Encoder.of(tokenizer), length)
 
 
-def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None, seed: int) -> int | None:
+def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
     """Documents of a task at this length, without a model; None where that is not known before it runs.
 
-    tokenizer: None where none can be had yet; text is then not looked at, and the limit is taken for the count.
+    tokenizer: None where none can be had yet; text is then not looked at, as data sets of the hub never are here, and
+    the limit is taken for the count.
 
     Raises:
         Refusal: as `prepare`.
     """
     options = _options(task, limit)
-    if tokenizer is None or task.name not in _RECIPES or str(options.get("text", "")).startswith(text.HUB):
-        if task.name not in _RECIPES and tokenizer is not None:
-            prepare(task, tokenizer, length=length, limit=limit, seed=seed)
-        return limit
-    _RECIPES[task.name].check(options, Encoder.of(tokenizer), length)
-    return _RECIPES[task.name].count(options, Encoder.of(tokenizer), length=length, limit=limit)
+    encode = None if tokenizer is None else Encoder.of(tokenizer)
+    if task.name in _RECIPES:
+        if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
+            _RECIPES[task.name].check(options, encode, length)
+        return _RECIPES[task.name].count(options, encode, length=length, limit=limit)
+    if encode is None:
+        named.find(task.name)
+    else:
+        named.check(task.name, encode, length)
+    return limit
 
 
 def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
