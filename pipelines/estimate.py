@@ -26,10 +26,10 @@ from rope.config import text_config
 BATCH_TOKENS, HEAD_ELEMENTS = 16384, 2**25
 """scorer.LongLM's, which take an import of torch to read; a test holds them together."""
 
-PROCESS_BYTES = 1.17e9
-"""Resident memory of a CPU worker before it has a model: Python, torch, transformers and lm-eval."""
+PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
+"""What a worker holds besides: Python, torch, transformers and lm-eval in resident memory; a GPU's cuBLAS workspace."""
 
-FLOPS = {"cpu": 1.5e10, "cuda": 1.5e14}
+FLOPS = {"cpu": 3e10, "cuda": 1.5e14}
 """A guess at what arrives, FLOP/s: of each CPU core in float32, of a data-centre GPU in 16 bits (a fifth in 32)."""
 
 NEWEST = 200
@@ -45,6 +45,7 @@ class Shape:
     hidden: int
     intermediate: int
     layers: int
+    heads: int
     queries: int
     keys: int
     vocabulary: int
@@ -60,7 +61,8 @@ class Shape:
         hidden, intermediate, layers, heads, vocabulary = (int(text[name]) for name in names)
         width = int(text.get("head_dim") or hidden // heads)
         keys = int(text.get("num_key_value_heads") or heads) * width
-        return cls(hidden, intermediate, layers, heads * width, keys, vocabulary, bool(text.get("tie_word_embeddings")))
+        tied = bool(text.get("tie_word_embeddings"))
+        return cls(hidden, intermediate, layers, heads, heads * width, keys, vocabulary, tied)
 
     @property
     def body(self) -> int:
@@ -72,14 +74,19 @@ class Shape:
     def parameters(self) -> int:
         return self.body + (0 if self.tied else self.vocabulary * self.hidden)
 
-    @property
-    def token_elements(self) -> int:
-        """Elements that one token takes at the worst moment of a forward: in the MLP or in the attention.
+    def elements(self, length: int, rows: int, *, fused: bool) -> int:
+        """Elements held at the worst moment of a forward over `rows` documents of `length` tokens.
 
-        The residual, what goes into the layer, the embeddings that the decoder keeps; then either gate, up and their
-        product, or queries and keys before, in and after rotation with the values. Attention itself is fused.
+        In every layer the residual, what goes in, what comes out and the embeddings that the decoder keeps; with them
+        either gate, up and their product, or queries and keys before, in and after rotation with the values. Where
+        attention is not fused also its scores, before and after the softmax, and the mask.
         """
-        return 4 * self.hidden + max(3 * self.intermediate, 3 * self.queries + 4 * self.keys)
+        tokens = rows * length
+        mlp = tokens * 3 * self.intermediate
+        attention = tokens * (3 * self.queries + 4 * self.keys)
+        if not fused:
+            attention += rows * length**2 * (2 * self.heads + 2)
+        return tokens * 4 * self.hidden + max(mlp, attention)
 
     def flop(self, length: int) -> float:
         """FLOP of one token in a forward over `length` tokens: the weights, and causal attention over half of it."""
@@ -199,13 +206,14 @@ def _load(cells: Sequence[Cell], work: Mapping[str, Work], measured: Sequence[tu
 
 def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
     """Bytes at the worst moment of a forward over `at_once` tokens, in documents of `length`."""
-    size = BYTES[cell.dtype]
+    size, rows = BYTES[cell.dtype], max(1, at_once // length)
+    # torch has no fused attention on a GPU for float32 where several queries share a key.
+    fused = not (cell.device == "cuda" and cell.dtype == "float32" and shape.keys < shape.queries)
+    forward = size * shape.elements(length, rows, fused=fused)
     # Logits as the head gives them, in float32 where that is another type, and as much again for their logsumexp.
-    rows = min(length, max(1, HEAD_ELEMENTS // shape.vocabulary))
-    logits = rows * shape.vocabulary * (8 if size == 4 else size + 8)
-    states = at_once * size * shape.hidden
-    forward = max(at_once * size * shape.token_elements, states + logits)
-    return shape.parameters * size + forward + (PROCESS_BYTES if cell.device == "cpu" else 0)
+    logits = min(length, max(1, HEAD_ELEMENTS // shape.vocabulary)) * shape.vocabulary * (8 if size == 4 else size + 8)
+    head = at_once * size * shape.hidden + logits
+    return shape.parameters * size + max(forward, head) + PROCESS_BYTES[cell.device]
 
 
 def largest(shape: Shape, cell: Cell, room: int) -> int:
