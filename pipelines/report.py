@@ -162,13 +162,13 @@ def _legend(compared: Sequence[Versus]) -> str:
 
 
 def _line(versus: Versus, found: Difference) -> tuple[str, ...]:
-    low, high = found.low, found.high
+    spread = "all alike" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
     return (
         f"{versus.cell.length:,}",
         strategy_label(versus.cell),
         strategy_label(versus.baseline),
         f"{found.measure.name} {found.mean:+.3g}",
-        f"{low:+.3g} to {high:+.3g}" if low is not None and high is not None else "all alike",
+        spread if found.p is not None else "too few",
         f"{found.p:.2g}" if found.p is not None else "too few",
         f"{found.adjusted:.2g}{_mark(versus)}" if found.adjusted is not None else "too few",
         f"{found.count} {found.measure.units}",

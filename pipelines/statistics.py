@@ -1,7 +1,8 @@
 """Paired comparisons over the same documents: by how much two results differ, and whether it can be chance. Owns scipy.
 
 A difference is told with a bootstrap interval and a test that assumes no distribution: the sign-flip test, which for
-0/1 scores is McNemar's exact test. p values of one table are adjusted by Holm's method.
+0/1 scores is McNemar's exact test. p values of one table are adjusted by Holm's method. Documents are taken for
+independent, which consecutive windows of one text are only roughly.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Difference:
     """A result's measure minus another's, over the units that both have.
 
     mean: in the measure's unit (nll: nats a token; acc: share). low, high: 95 % bootstrap interval of it; None where
-    every unit differs alike, which leaves nothing to resample.
-    p: two-sided, None where there are too few units for any p below ALPHA. adjusted: p among its family.
+    every unit differs alike, which leaves nothing to resample. p: two-sided. adjusted: p among its family.
+    Where there are too few units for any p below ALPHA, interval and p are None.
     """
 
     measure: Measure
@@ -146,9 +147,11 @@ def measure_of(task: str, metric: str | None) -> Measure:
 
 def difference(measure: Measure, differences: NDArray[np.float64]) -> Difference:
     """Mean, interval and p of paired differences, one a unit: shape (units,), at least one."""
+    mean, count = float(differences.mean()), len(differences)
+    if count < needed(1):
+        return Difference(measure, count, mean, None, None, None)
     low, high = interval(differences)
-    p = chance(differences) if len(differences) >= needed(1) else None
-    return Difference(measure, len(differences), float(differences.mean()), low, high, p)
+    return Difference(measure, count, mean, low, high, chance(differences))
 
 
 def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
