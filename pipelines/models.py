@@ -173,9 +173,13 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
         return None
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     bos = settings.get("bos_token")
-    return PlainTokenizer(
-        Tokenizer.from_file(str(folder / "tokenizer.json")), bos["content"] if isinstance(bos, dict) else bos
-    )
+    try:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except (
+        Exception
+    ):  # tokenizers raises nothing narrower; whether the model has a tokenizer is load_tokenizer's to say
+        return None
+    return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
 
 
 # ---------------------------------------------------------------------------------------------- below here: torch

@@ -121,6 +121,13 @@ def test_documents_are_counted_as_they_are_built(task, length, limit):
     assert tasks.count(task, plain, length=length, limit=limit) == len(built)
 
 
+def test_a_tokenizer_that_cannot_be_read_is_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert models.plain_tokenizer(Model("bare", str(tmp_path))) is None
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert models.plain_tokenizer(Model("broken", str(tmp_path))) is None
+
+
 def test_what_cannot_be_counted_is_not():
     assert tasks.count(Task("gsm8k"), None, length=64, limit=None) is None
     assert tasks.count(Task("gsm8k"), None, length=64, limit=5) == 5
