@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import re
@@ -15,6 +16,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk ui [PORT]            look: the MLflow UI on the results
+  ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
 Overrides are Hydra's. Commas make the grid:
@@ -35,7 +37,12 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def main() -> None:
     """The console script: run a verb and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch, transformers and mlflow apart object by object would cost seconds, and nothing comes after.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +61,8 @@ def run(arguments: list[str]) -> int:
     except Refusal as reason:
         return _refuse(str(reason))
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        command = shlex.join(["ropewalk", *arguments])
+        print(f"\nstopped; what was finished is kept, and this goes on from there:\n  {command}", file=sys.stderr)
         return 130
 
 
@@ -103,13 +111,21 @@ def _ui(arguments: list[str]) -> int:
     return ui.main(arguments)
 
 
+def _sync(arguments: list[str]) -> int:
+    from pipelines import sync
+
+    return sync.main(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     from pipelines import train
 
     return train.main(arguments)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "plan": _plan, "ui": _ui, "train": _train}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "grid": _grid, "plan": _plan, "ui": _ui, "sync": _sync, "train": _train,
+}  # fmt: skip
 
 
 def rewritten(arguments: list[str]) -> list[str]:

@@ -116,6 +116,16 @@ class Cell:
         """The cell as plain data, as result.json and sweep.json keep it."""
         return {"id": self.id, **asdict(self)}
 
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Cell:
+        """The cell that `spec()` wrote down, be it as JSON."""
+        told = {name: _options(spec[name]) for name in ("options", "versions")}
+        model = Model(**{**spec["model"], "shape": _options(spec["model"]["shape"])})
+        task = Task(spec["task"]["name"], _options(spec["task"]["options"]))
+        plans = tuple((layers, Plan(**{**plan, "inv_freq": tuple(plan["inv_freq"])})) for layers, plan in spec["plans"])
+        plain = {name: value for name, value in spec.items() if name != "id"}
+        return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
+
 
 @dataclass(frozen=True)
 class Result:
@@ -157,6 +167,10 @@ def digest_of(value: Any) -> str:
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
     """One cell an id, the first that bears it."""
     return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
+
+
+def _options(pairs: Iterable[tuple[str, Any]]) -> Options:
+    return frozen(dict(pairs))
 
 
 def _rounded(plan: Plan) -> list[str]:

@@ -64,6 +64,8 @@ class Cluster:
     gpus_per_worker: float = 1.0
     retries: int = 1
     """Fresh starts of a cell whose worker died."""
+    timeout: float | None = None
+    """Seconds that a cell may take; null: as long as it needs."""
 
 
 @dataclass

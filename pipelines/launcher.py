@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,8 @@ class GridSweeper(BasicSweeper):
             launch.planned = plan.of(chosen, store)
             return []
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
-        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command)
+        commands = tuple(shlex.join(["ropewalk", "grid", *job]) for job in jobs)
+        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command, commands)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
         launch.results = grid.run(sweep, store, run, force=chosen[0].force)
         return launch.results
@@ -112,7 +114,7 @@ class PoolLauncher(Launcher):
         configs = list(compose(self.context, self.config, job_overrides))
         cells = cells_of(config.choices(c) for c in configs)
         store = Store.at(self.config.store)
-        results = {c.id: r for c, r in grid.compute(cells, store, run=self.stream, force=self.config.force)}
+        results = {c.id: r for c, r in grid.compute(cells, store, self.stream, force=self.config.force)}
         return [
             _job_return(cfg, list(overrides), results[c.id])
             for cfg, overrides, c in zip(configs, job_overrides, cells, strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import statistics
+from pipelines import provenance, statistics
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
 from pipelines.statistics import Difference, Versus
@@ -59,6 +59,10 @@ def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: S
         console.print(
             f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
         )
+    codes = provenance.code_labels(result.provenance for _, result in distinct_rows(rows))
+    if len(codes) > 1:
+        told = "; ".join(f"{count} of {label}" for label, count in codes.items())
+        console.print(f"\nThese cells were computed by different code: {told}. To compute all anew: force=true")
     told = ", ".join(f"{count} {status}" for status, count in counts([result for _, result in rows]).items())
     console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
 
@@ -341,5 +345,10 @@ def _draw(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     return path
 
 
+def distinct_rows(rows: Results) -> Results:
+    """One row a cell id."""
+    return list({cell.id: (cell, result) for cell, result in rows}.values())
+
+
 def _failures(rows: Results) -> Results:
-    return list({cell.id: (cell, result) for cell, result in rows if not result.finished}.values())
+    return [(cell, result) for cell, result in distinct_rows(rows) if not result.finished]

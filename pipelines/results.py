@@ -69,6 +69,12 @@ class Store:
         _write_checked(path, sweep)
         return path
 
+    def sweeps(self) -> Iterator[dict[str, Any]]:
+        """Every sweep that is whole, oldest first."""
+        for path in sorted(self.root.glob("sweeps/*/sweep.json")):
+            if (sweep := _read(path)) is not None:
+                yield sweep
+
 
 def _write_checked(path: Path, body: dict[str, Any]) -> None:
     plain = json.loads(json.dumps(body, allow_nan=False))

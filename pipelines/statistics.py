@@ -16,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.cells import Cell, Refusal, Result, digest_of
+from pipelines.provenance import PACKAGES
 
 ALPHA = 0.05
 """Significant is an adjusted p below this."""
 
 RESAMPLES = 2**14
 """Of the bootstrap and of the sign-flip test, which is exact up to so many: with up to 14 documents."""
+
+DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
+"""Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
+number has a version of its own in the cell. Host, driver, threads and time move the last digits at most."""
 
 SEED = 0
 """Of the resampling, so that the same results give the same p every time."""
@@ -258,8 +263,7 @@ def _reasons(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> Iterable
 
 
 def _made(result: Result) -> Mapping[str, Any]:
-    # The commit says where our code stood; what of it decides a number has a version of its own.
-    return {name: value for name, value in result.provenance.items() if name != "code"}
+    return {name: result.provenance[name] for name in DECIDING if name in result.provenance}
 
 
 def _tokens(result: Result) -> list[tuple[Any, Any]]:

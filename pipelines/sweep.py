@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
-from pipelines import models, tasks, text
+from pipelines import models, provenance, tasks, text
 from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
@@ -23,16 +22,30 @@ from rope.geometry import Geometry
 
 @dataclass(frozen=True)
 class Sweep:
-    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked."""
+    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked.
+
+    command: what was typed; commands: for each cell what asks for it alone.
+    code: version of the code that launched it (provenance.code).
+    """
 
     experiment: str
     cells: tuple[Cell, ...]
     command: str
-    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    commands: tuple[str, ...] = ()
+    created: str = field(default_factory=lambda: datetime.now().astimezone().isoformat())
+    code: Mapping[str, Any] = field(default_factory=provenance.code)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Sweep:
+        """The sweep that `spec()` wrote down."""
+        cells = tuple(map(Cell.of, spec["cells"]))
+        commands = tuple(spec.get("commands", ()))
+        return cls(spec["experiment"], cells, spec["command"], commands, spec["created"], spec["code"])
 
     @property
     def id(self) -> str:
-        return f"{self.created[:19].replace(':', '')}-{digest_of([self.command, *(c.id for c in self.cells)])[:6]}"
+        told = [self.created, self.command, *(cell.id for cell in self.cells)]
+        return f"{self.created[:19].replace(':', '')}-{digest_of(told)[:6]}"
 
     @property
     def label(self) -> str:
@@ -52,9 +65,18 @@ class Sweep:
             "experiment": self.experiment,
             "command": self.command,
             "created": self.created,
-            "code": code_version(),
+            "code": dict(self.code),
+            "commands": list(self.commands),
             "cells": [cell.spec() for cell in self.cells],
         }
+
+    def command_of(self, cell: Cell) -> str:
+        """What asks for this cell alone; the sweep's own command where that is not known."""
+        return self._commands.get(cell, self.command)
+
+    @cached_property
+    def _commands(self) -> dict[Cell, str]:
+        return dict(zip(self.cells, self.commands, strict=False))
 
 
 @dataclass(frozen=True)
@@ -217,20 +239,6 @@ def _dtype(asked: Dtype, device: str) -> str:
     if asked is not Dtype.auto:
         return str(asked.value)
     return "bfloat16" if device == "cuda" else "float32"
-
-
-@lru_cache(maxsize=1)
-def code_version() -> dict[str, Any]:
-    """The git commit that computes, and whether the tree has changes beside it. Empty outside a checkout."""
-    project = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        ran = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False)
-        return ran.stdout.strip() if ran.returncode == 0 else ""
-
-    if shutil.which("git") is None or not (commit := git("rev-parse", "HEAD")):
-        return {}
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def options_label(options: Options) -> str:

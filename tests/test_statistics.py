@@ -174,8 +174,8 @@ def test_results_that_do_not_compare_are_refused_in_a_sentence(changes, told):
         assert words in str(refused.value)
 
 
-def test_a_code_change_that_changes_no_version_is_no_reason():
-    ours = row(provenance={"torch": "2", "code": {"commit": "a"}})
+def test_when_where_and_by_which_commit_is_no_reason():
+    ours = row(provenance={"torch": "2", "code": {"commit": "a"}, "at": "now", "host": "h", "command": "c"})
     assert compare(ours, row("none", values=[2.0] * 8)).mean == -1
 
 
