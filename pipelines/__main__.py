@@ -15,6 +15,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
+  ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
@@ -67,6 +68,25 @@ def run(arguments: list[str]) -> int:
 
 
 def _grid(arguments: list[str]) -> int:
+    return _launched("grid", arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    code = _launched("plan", [argument for argument in arguments if argument != "--json"])
+    from pipelines import grid, launcher, plan
+
+    planned = launcher.launch.planned
+    if planned is None:  # refused, or a flag of Hydra's
+        return code
+    if "--json" in arguments:
+        print(plan.as_json(planned))
+    else:
+        plan.show(grid.console, planned)
+    return planned.exit_code
+
+
+def _launched(verb: str, arguments: list[str]) -> int:
+    """Hand a grid's command line to Hydra, which hands it to the sweeper."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -78,7 +98,7 @@ def _grid(arguments: list[str]) -> int:
     told = ["--multirun"] if not flags else []
     sys.argv = ["ropewalk", *told, *rewritten(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    launcher.launch = launcher.Launch(shlex.join(["ropewalk", "grid", *arguments]))
+    launcher.launch = launcher.Launch(shlex.join(["ropewalk", verb, *arguments]), only_plan=verb == "plan")
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -127,7 +147,7 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "theory": _theory, "ui": _ui, "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
 
 

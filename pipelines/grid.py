@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import models, pool, provenance, report, tasks, track
+from pipelines import models, plan, pool, provenance, report, tasks, track
 from pipelines.cells import Cell, Refusal, Result, distinct
 from pipelines.results import Store
 from pipelines.sweep import Sweep
@@ -41,6 +41,8 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
     with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
         aside.submit(track.warm)
         prepare(todo)
+    if todo and (told := plan.told(todo, store)):
+        console.print(told)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     with track.Tracker.open(sweep, store) as tracker:
@@ -97,7 +99,8 @@ def prepare(cells: Sequence[Cell]) -> None:
     """
     refused = dict[str, None]()
     asked = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
-    for model, task, length, limit, seed in sorted(asked, key=lambda row: row[2]):
+    # Task by task: the text that one encodes is still remembered for the next length.
+    for model, task, length, limit, seed in sorted(asked, key=lambda row: (row[1].name, row[2])):
         try:
             tasks.prepare(task, models.load_tokenizer(model), length=length, limit=limit, seed=seed)
         except Refusal as reason:

@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pipelines import config, grid
+from pipelines import config, grid, plan
 from pipelines.cells import Cell, Refusal, Result
 from pipelines.results import Store
 from pipelines.sweep import Sweep, cells_of
@@ -42,9 +42,14 @@ NAMESPACE = "hydra_plugins.ropewalk"
 
 @dataclass
 class Launch:
-    """What passes between the command line and the sweeper: Hydra hands nothing through, either way."""
+    """What passes between the command line and the sweeper: Hydra hands nothing through, either way.
+
+    only_plan: leave the grid unrun, and what it would be in `planned`.
+    """
 
     command: str = "ropewalk grid"
+    only_plan: bool = False
+    planned: plan.Planned | None = None
     results: list[Result] = field(default_factory=list)
 
 
@@ -67,10 +72,13 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         [jobs] = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
         chosen = [config.choices(c) for c in compose(self.hydra_context, self.config, jobs)]
+        store = Store.at(chosen[0].store)
+        if launch.only_plan:
+            launch.planned = plan.of(chosen, store)
+            return []
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
         commands = tuple(shlex.join(["ropewalk", "grid", *job]) for job in jobs)
         sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command, commands)
-        store = Store.at(chosen[0].store)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
         launch.results = grid.run(sweep, store, run, force=chosen[0].force)
         return launch.results

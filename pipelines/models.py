@@ -30,6 +30,8 @@ RANDOM = "random"
 BYTE_VOCABULARY = 257
 """Of a random model's tokenizer: the bytes and an end-of-text."""
 
+BYTE_END = "<|endoftext|>"
+
 SAMPLES, SAMPLE_BYTES = 16, 1 << 20
 
 
@@ -129,6 +131,57 @@ def gguf_config(path: Path) -> dict[str, Any]:
     return {name: entry for name, entry in config.items() if entry is not None}
 
 
+class PlainTokenizer:
+    """A tokenizer.json without transformers, which takes seconds to import: enough of a tokenizer to count with.
+
+    backend_tokenizer: of the package tokenizers. bos_token_id: None where there is none.
+    """
+
+    def __init__(self, backend: Any, bos: str | None = None) -> None:
+        self.backend_tokenizer = backend
+        self.bos_token_id = backend.token_to_id(bos) if bos else None
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return str(self.backend_tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@lru_cache(maxsize=4)
+def plain_tokenizer(model: Model) -> PlainTokenizer | None:
+    """The model's tokenizer without transformers; None where it has no tokenizer.json (a GGUF file before its
+    conversion).
+
+    Raises:
+        Refusal: the model is not there.
+    """
+    from tokenizers import Tokenizer
+
+    source = locate(model)
+    if source.shape is not None:
+        return PlainTokenizer(_byte_backend())
+    folder = source.folder or (_converted_folder(model) if source.gguf is not None else None)
+    try:
+        if source.hub is not None:
+            folder = _hub_file(source.hub, "tokenizer.json", model.revision)[0].parent
+            _hub_file(source.hub, "tokenizer_config.json", model.revision)
+    except Refusal:
+        return None
+    assert folder is not None
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    bos = settings.get("bos_token")
+    try:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except (
+        Exception
+    ):  # tokenizers raises nothing narrower; whether the model has a tokenizer is load_tokenizer's to say
+        return None
+    return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
+
+
 # ---------------------------------------------------------------------------------------------- below here: torch
 
 
@@ -180,15 +233,19 @@ def load(model: Model, dtype: str, device: str) -> PreTrainedModel:
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer of the 256 bytes: what a model without a vocabulary of its own is fed with."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    return PreTrainedTokenizerFast(tokenizer_object=_byte_backend(), eos_token=BYTE_END)
+
+
+def _byte_backend() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    end = "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate([*alphabet, end])}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate([*alphabet, BYTE_END])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
+    return tokenizer
 
 
 def _here(path: str) -> Path:

@@ -11,28 +11,50 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import provenance
+from pipelines import provenance, statistics
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
+from pipelines.statistics import Difference, Versus
 from pipelines.sweep import Sweep, options_label, trained_length
 
 HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
 """The metrics of a task that its table shows; of other tasks the first that is not a standard error."""
 
+BETTER, WORSE = "▲", "▼"
+"""Beside a value that differs from the baseline's by more than chance."""
+
 Results = Sequence[tuple[Cell, Result]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One model and task: strategy x length, and what of it is chance.
+
+    legend: what the marks mean, or why there are none; "" where nothing is compared.
+    differences: a line a comparison, under DIFFERENCES.
+    longest: how many of the last differences are of the longest length.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    legend: str = ""
+    differences: tuple[tuple[str, ...], ...] = ()
+    longest: int = 0
+
+
+DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
 
 
 def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: Store) -> None:
     """The end of a sweep: a table a model and task, what failed and where its log lies, and how to see it all."""
     rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
-    for title, header, body in tables(rows):
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left")
-        for line in body:
-            table.add_row(*line)
-        console.print()
-        console.print(table)
+    for shown in tables(rows):
+        _print(console, shown.title, shown.header, shown.rows)
+        if shown.legend:
+            console.print(shown.legend)
+        if shown.longest:
+            _print(console, "Differences at the longest length", DIFFERENCES, shown.differences[-shown.longest :])
     for cell, result in _failures(rows):
         console.print(
             f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
@@ -45,25 +67,38 @@ def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: S
     console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
 
 
-def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Strategy x length, one for each model and task: (title, header, rows), every value with its standard error."""
+def _print(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for line in body:
+        table.add_row(*line)
+    console.print()
+    console.print(table)
+
+
+def tables(results: Results) -> list[Shown]:
+    """Strategy x length, one for each model and task; every value with its standard error, and marked where it is
+    significantly better or worse than the baseline's."""
     groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
     for cell, result in results:
         groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
     return [_table(model, task, rows) for (model, task), rows in groups.items()]
 
 
-def _table(model: str, task: str, rows: Results) -> tuple[str, list[str], list[list[str]]]:
+def _table(model: str, task: str, rows: Results) -> Shown:
     lengths = sorted({cell.length for cell, _ in rows})
+    headlines = _headlines(task, rows)
+    compared = statistics.against_baseline(rows, headlines[0] if headlines else None)
+    marks = {_row_key(versus.cell): _mark(versus) for versus in compared}
     shown: dict[str, dict[int, list[str]]] = {}
     for cell, result in rows:
         values = shown.setdefault(strategy_label(cell), {}).setdefault(cell.length, [])
-        if (value := _value(cell, result)) not in values:
+        if (value := _value(cell, result) + marks.get(_row_key(cell), "")) not in values:
             values.append(value)
-    names = " (".join(_headlines(task, rows)) + (")" if len(_headlines(task, rows)) > 1 else "")
+    names = " (".join(headlines) + (")" if len(headlines) > 1 else "")
     documents = sorted({len(result.documents) for _, result in rows if result.documents})
-    counted = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]} to {documents[-1]}" if documents else "no"
-    title = f"{model}, {task}: {names}; {counted} document{'' if documents == [1] else 's'} a cell"
+    title = f"{model}, {task}: {names}; {_span(documents)} document{'' if documents == [1] else 's'} a cell"
     header = ["strategy", *(f"{length:,}" for length in lengths)]
     body = [
         [strategy, *("; ".join(by_length.get(length, [""])) for length in lengths)]
@@ -73,7 +108,75 @@ def _table(model: str, task: str, rows: Results) -> tuple[str, list[str], list[l
     if any(share is not None for share in alike.values()):
         header.append("consistency")
         body = [[*row, "" if (share := alike[row[0]]) is None else number(share)] for row in body]
-    return title, header, body
+    told = sorted((v for v in compared if v.difference is not None), key=lambda v: v.cell.length)
+    longest = [v for v in told if v.cell.length == told[-1].cell.length] if _enough(compared) else []
+    lines = tuple(_line(v, v.difference) for v in told if v.difference is not None)
+    return Shown(title, header, body, _legend(compared), lines, len(longest))
+
+
+def _row_key(cell: Cell) -> tuple[str, str]:
+    return strategy_label(cell), cell.id
+
+
+def _mark(versus: Versus) -> str:
+    if versus.difference is None or not versus.difference.significant:
+        return ""
+    return f" {BETTER if versus.difference.better else WORSE}"
+
+
+def _span(counts: Sequence[int]) -> str:
+    if not counts:
+        return "no"
+    return f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+
+
+def _tests(compared: Sequence[Versus]) -> int:
+    """Comparisons among which p is adjusted; where none has documents enough, those that would be."""
+    tested = {v.cell.id for v in compared if v.difference is not None and v.difference.p is not None}
+    return len(tested or {v.cell.id for v in compared if v.difference is not None})
+
+
+def _enough(compared: Sequence[Versus]) -> bool:
+    """Whether any comparison has as many documents as it takes to find anything."""
+    counts = [v.difference.count for v in compared if v.difference is not None]
+    return bool(counts) and max(counts) >= statistics.needed(_tests(compared))
+
+
+def _legend(compared: Sequence[Versus]) -> str:
+    """What the marks mean; or how many documents it takes to have any, or what stands against comparing."""
+    found = [versus.difference for versus in compared if versus.difference is not None]
+    refused = "".join(f"\nNot compared: {reason}" for reason in dict.fromkeys(v.refusal for v in compared if v.refusal))
+    if not found:
+        return refused.strip()
+    tests, units, counts = _tests(compared), found[0].measure.units, sorted({difference.count for difference in found})
+    against, comparisons = strategy_label(compared[0].baseline), f"{tests} comparison{'s' if tests > 1 else ''}"
+    if not _enough(compared):
+        least = statistics.needed(tests)
+        how = f"limit={least}" if units == "documents" else f"task.keys={least} limit={least}"
+        return (
+            f"Too few {units} to tell a difference from chance: {_span(counts)} a cell, and {comparisons} with "
+            f"{against} take at least {least} ({how}).{refused}"
+        )
+    few = sorted({v.cell.length for v in compared if v.difference is not None and v.difference.p is None})
+    lacking = f" Too few {units} to tell at {', '.join(f'{n:,}' for n in few)}." if few else ""
+    return (
+        f"{BETTER} better, {WORSE} worse than {against}: over the same {_span(counts)} {units}, "
+        f"p < {statistics.ALPHA:g} adjusted for {comparisons} (Holm). Unmarked: may be chance.{lacking}{refused}"
+    )
+
+
+def _line(versus: Versus, found: Difference) -> tuple[str, ...]:
+    spread = "all alike" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
+    return (
+        f"{versus.cell.length:,}",
+        strategy_label(versus.cell),
+        strategy_label(versus.baseline),
+        f"{found.measure.name} {found.mean:+.3g}",
+        spread if found.p is not None else "too few",
+        f"{found.p:.2g}" if found.p is not None else "too few",
+        f"{found.adjusted:.2g}{_mark(versus)}" if found.adjusted is not None else "too few",
+        f"{found.count} {found.measure.units}",
+    )
 
 
 def consistency(rows: Results) -> float | None:
@@ -145,11 +248,17 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
 
 
 def markdown(results: Results) -> str:
+    """Every table with its legend, and below it all its differences."""
     parts = []
-    for title, header, rows in tables(results):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    for shown in tables(results):
+        parts += [f"**{shown.title}**", _markdown(shown.header, shown.rows), shown.legend.replace("\n", "\n\n")]
+        parts += [_markdown(DIFFERENCES, shown.differences)] if shown.differences else []
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figures(results: Results, folder: Path) -> list[Path]:

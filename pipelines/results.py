@@ -45,6 +45,14 @@ class Store:
         body["result"]["series"] = {name: [tuple(p) for p in row] for name, row in body["result"]["series"].items()}
         return Result(**body["result"])
 
+    def newest(self, count: int) -> Iterator[tuple[dict[str, Any], Result]]:
+        """The last `count` cells that were written and finished, as (Cell.spec, Result), newest first."""
+        files = sorted(self.root.glob("cells/*/result.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for file in files[:count]:
+            body = _read(file)
+            if body is not None and (result := Result(**body["result"])).finished:
+                yield body["cell"], result
+
     def save(self, cell: Cell, result: Result) -> Path:
         """Write a result beside the cell that it answers; a failure's traceback also as error.txt. Returns its file."""
         folder = self.cell(result.cell_id)

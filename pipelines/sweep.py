@@ -79,21 +79,44 @@ class Sweep:
         return dict(zip(self.cells, self.commands, strict=False))
 
 
+@dataclass(frozen=True)
+class Invalid:
+    """A choice that cannot be a cell: how a terminal line calls it, and the sentence that says why."""
+
+    label: str
+    reason: str
+
+
 def cells_of(choices: Iterable[Workbench]) -> list[Cell]:
     """A cell a choice.
 
     Raises:
         Refusal: with one line for each distinct reason why a choice cannot be a cell.
     """
-    cells, refused = [], dict[str, None]()
+    cells, invalid = sorted_out(choices)
+    if invalid:
+        raise Refusal("\n".join(dict.fromkeys(choice.reason for choice in invalid)))
+    return cells
+
+
+def sorted_out(choices: Iterable[Workbench]) -> tuple[list[Cell], list[Invalid]]:
+    """The cells among the choices, and those that cannot be one."""
+    cells, invalid = [], []
     for choice in choices:
         try:
             cells.append(cell_of(choice))
         except Refusal as reason:
-            refused[str(reason)] = None
-    if refused:
-        raise Refusal("\n".join(refused))
-    return cells
+            invalid.append(Invalid(_label(choice), str(reason)))
+    return cells, invalid
+
+
+def _label(choice: Workbench) -> str:
+    """As Cell.label, of what was asked for."""
+    strategy = {**choice.strategy, **({} if choice.factor is None else {"factor": choice.factor})}
+    name, task = strategy.pop("name"), choice.task["name"]
+    return (
+        f"{choice.model.name}: {' '.join([str(name), options_label(frozen(strategy))]).strip()} @{choice.length} {task}"
+    )
 
 
 def cell_of(choice: Workbench) -> Cell:

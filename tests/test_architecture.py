@@ -20,7 +20,8 @@ ORDER = [
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
     "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.report", "pipelines.theory", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.estimate", "pipelines.statistics", "pipelines.report", "pipelines.theory", "pipelines.track",
+    "pipelines.plan", "pipelines.grid", "pipelines.launcher",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
@@ -45,6 +46,7 @@ OWNERS = {
     "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
+    "scipy": {"pipelines.statistics"},
     "gguf": {"pipelines.models"},
     "huggingface_hub": {"pipelines.models"},
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from test_cells import CELL
 
 from pipelines import report, sweep
 from pipelines.cells import Result, Task
+from rope.geometry import ALL_LAYERS, Plan
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,8 @@ def rows(task="perplexity", **values):
 
 
 def test_a_table_has_a_row_a_strategy_and_a_column_a_length():
-    [(title, header, body)] = report.tables(rows(none=(10.0, 54.0), yarn=(10.0, None)))
+    [shown] = report.tables(rows(none=(10.0, 54.0), yarn=(10.0, None)))
+    title, header, body = shown.title, shown.header, shown.rows
     assert "tiny, perplexity" in title and "1 document a cell" in title
     assert header == ["strategy", "512", "1,024"]
     assert body == [["none", "10 ±1 (20)", "54 ±5.4 (108)"], ["yarn", "10 ±1 (20)", "oom"]]
@@ -37,8 +40,8 @@ def test_a_table_has_a_row_a_strategy_and_a_column_a_length():
 
 def test_options_tell_rows_apart():
     cell, result = rows(yarn=(10.0, 11.0))[0]
-    [(_, _, body)] = report.tables([(cell, result), (replace(cell, options=(("beta_fast", 16.0),)), result)])
-    assert [row[0] for row in body] == ["yarn", "yarn beta_fast=16.0"]
+    [shown] = report.tables([(cell, result), (replace(cell, options=(("beta_fast", 16.0),)), result)])
+    assert [row[0] for row in shown.rows] == ["yarn", "yarn beta_fast=16.0"]
 
 
 def test_markdown_is_a_table():
@@ -72,8 +75,61 @@ def test_consistency_asks_for_one_answer_at_every_depth_and_length():
     assert report.consistency(passkeys(short)) == 0.75
     assert report.consistency(passkeys(short, long)) == 0.5
     assert report.consistency(rows(none=(10.0, 54.0))) is None
-    [(_, header, [row])] = report.tables(passkeys(short, long))
-    assert header[-1] == "consistency" and row[-1] == "0.5"
+    [shown] = report.tables(passkeys(short, long))
+    assert shown.header[-1] == "consistency" and shown.rows[0][-1] == "0.5"
+
+
+def compared(count, length=1024, **shifts):
+    """Results over `count` documents of one length; a strategy's NLL is that of none, a shift and a little noise."""
+    made = []
+    for number, (strategy, shift) in enumerate(shifts.items()):
+        rng = np.random.default_rng(number)
+        plan = ((ALL_LAYERS, Plan((1.0, 0.01 * (1 + number)))),)
+        cell = replace(CELL, strategy=strategy, plans=plan, length=length)
+        nll = 3 + np.arange(count) / 10 + shift + rng.normal(0, 0.01, count)
+        documents = [{"index": i, "tokens": length, "nll": float(value)} for i, value in enumerate(nll)]
+        metrics = {"ppl": float(np.exp(nll.mean()))}
+        made.append((cell, Result(cell.id, "ok", metrics, documents=documents, digest=f"d{length}")))
+    return made
+
+
+def test_marks_say_what_is_better_and_worse_than_the_baseline():
+    [shown] = report.tables(compared(12, none=0.0, yarn=-0.5, linear=0.5, ntk=0.0))
+    assert [row[1][-1] in "▲▼" and row[1][-1] for row in shown.rows] == [False, "▲", "▼", False]
+    assert "▲ better, ▼ worse than none" in shown.legend and "12 documents" in shown.legend
+    assert "3 comparisons" in shown.legend and shown.longest == 3
+    assert dict(zip(report.DIFFERENCES, shown.differences[0], strict=True)) == {
+        "length": "1,024", "strategy": "yarn", "against": "none", "difference": "nll -0.498",
+        "95 % interval": "-0.505 to -0.493", "p": "0.00049", "p adjusted": "0.0015 ▲", "over": "12 documents",
+    }  # fmt: skip
+
+
+def test_too_few_documents_are_told_with_the_number_it_takes():
+    for count in (1, 2, 6):
+        [shown] = report.tables(compared(count, none=0.0, yarn=-0.5, linear=0.5, ntk=0.0))
+        assert not any(mark in cell for row in shown.rows for cell in row for mark in "▲▼")
+        assert f"Too few documents to tell a difference from chance: {count} a cell" in shown.legend
+        assert "3 comparisons with none take at least 7 (limit=7)" in shown.legend
+        assert len(shown.differences) == 3 and shown.longest == 0
+    assert "too few" in shown.differences[0] or count == 6
+
+
+def test_a_length_with_too_few_documents_is_named():
+    [shown] = report.tables([*compared(12, none=0.0, yarn=-0.5), *compared(3, 4096, none=0.0, yarn=-0.5)])
+    assert "3 to 12 documents" in shown.legend and "Too few documents to tell at 4,096" in shown.legend
+    assert [line[0] for line in shown.differences] == ["1,024", "4,096"] and shown.longest == 1
+
+
+def test_what_does_not_compare_is_told():
+    none, yarn = compared(12, none=0.0, yarn=-0.5)
+    [shown] = report.tables([none, (yarn[0], replace(yarn[1], digest="other"))])
+    assert shown.legend.startswith("Not compared: tiny: yarn @1024 perplexity does not compare with tiny: none @1024")
+    assert report.tables([none])[0].legend == ""
+
+
+def test_markdown_tells_every_difference():
+    told = report.markdown([*compared(12, none=0.0, yarn=-0.5), *compared(12, 4096, none=0.0, yarn=-0.5)])
+    assert "| length | strategy | against |" in told and told.count("12 documents |") == 2 and "Holm" in told
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "prepare", "score", "versions"]
+__all__ = ["VERSIONS", "Scores", "count", "prepare", "score", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
@@ -46,6 +46,28 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
         _RECIPES[task.name].check(options, Encoder.of(tokenizer), length)
     else:
         named.check(task.name, Encoder.of(tokenizer), length)
+
+
+def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
+    """Documents of a task at this length, without a model; None where that is not known before it runs.
+
+    tokenizer: None where none can be had yet; text is then not looked at, as data sets of the hub never are here, and
+    the limit is taken for the count.
+
+    Raises:
+        Refusal: as `prepare`.
+    """
+    options = _options(task, limit)
+    encode = None if tokenizer is None else Encoder.of(tokenizer)
+    if task.name in _RECIPES:
+        if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
+            _RECIPES[task.name].check(options, encode, length)
+        return _RECIPES[task.name].count(options, encode, length=length, limit=limit)
+    if encode is None:
+        named.find(task.name)
+    else:
+        named.check(task.name, encode, length)
+    return limit
 
 
 def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:

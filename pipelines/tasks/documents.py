@@ -57,6 +57,11 @@ class Recipe(Protocol):
     def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         """Refuse, cheaply, what `build` would refuse."""
 
+    def count(
+        self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
+    ) -> int | None:
+        """How many documents `build` makes; None where that takes an encoder, or a data set, that is not at hand."""
+
     def build(
         self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
     ) -> list[Document]:

@@ -41,6 +41,11 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more")
 
 
+def count(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
+    """How many documents there are: a key at every depth."""
+    return len(_asked(options, limit, seed=0))
+
+
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
     """Prompts with as many words of filler as fit; key 0 at every depth first, then key 1, ...
 

@@ -24,6 +24,13 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     build(options, encode, length=length, limit=1, seed=0)
 
 
+def count(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int | None:
+    """How many documents there are; of the hub's data sets, and without an encoder, as many as the limit allows."""
+    if encode is None or options["text"].startswith(text.HUB):
+        return limit
+    return len(text.windows(options["text"], encode, length - len(encode.beginning(options["bos"])), limit))
+
+
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
     """Documents of exactly `length` tokens, a BOS among them where one is asked for; the seed changes nothing.
 
