@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rope.geometry import Plan, Plans
+from rope.pairwise import Pairwise
 
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
@@ -159,6 +160,7 @@ def distinct(cells: Iterable[Cell]) -> list[Cell]:
     return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
 
 
-def _rounded(plan: Plan) -> list[str]:
+def _rounded(plan: Plan) -> list[Any]:
     # Twelve digits: another machine's pow() may differ in the last bits of a float64, and the cell is the same.
-    return [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]
+    numbers = [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]
+    return [*numbers, plan.changes()] if isinstance(plan, Pairwise) else numbers

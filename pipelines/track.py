@@ -20,6 +20,7 @@ from pipelines import report
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
 from pipelines.sweep import Sweep, code_version, full_options, geometry_for, patched_config
+from rope.pairwise import Pairwise
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -194,7 +195,7 @@ def _params(cell: Cell, result: Result) -> dict[str, Any]:
 
 
 def _frequencies(cell: Cell) -> dict[str, Any]:
-    """What the strategy did to every rotated pair: before, after, and the stretch between them."""
+    """What the strategy did to every rotated pair: before, after, and the stretch between them; and to attention."""
     _, _, geometries = geometry_for(cell.model)
     told = {}
     for layers, plan in cell.plans:
@@ -206,5 +207,6 @@ def _frequencies(cell: Cell) -> dict[str, Any]:
                 before / after if after else None for before, after in zip(trained, plan.inv_freq, strict=True)
             ],
             "attention_factor": plan.attention_factor,
+            **(plan.changes() if isinstance(plan, Pairwise) else {}),
         }
     return told

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from rope.attention import attending
 from rope.geometry import ALL_LAYERS, Plan, Plans
+from rope.pairwise import PLAIN, Pairwise
 
 ROUNDING = 4e-6
 """Relative distance within which two inverse frequencies are one number, computed in float32 or in float64."""
+
+TRIED = 32
+"""Tokens on which a model's attention is compared with ours before it is replaced."""
 
 REFUSED = {
     "PhimoeRotaryEmbedding": "computes its frequencies from the config at every forward",
@@ -53,26 +58,67 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
     native plan changes no bit. Updates by running length are off inside, so one plan holds for the whole block and no
     block leaves a trace in the next. Keys cached outside the block were rotated by another plan; start a new cache.
 
+    A Pairwise plan that has regions makes the rotary modules stand still and rotates in attention instead
+    (rope/attention.py). That this is what the model does is tried on a few tokens before the block begins.
+
     Args:
         model: any model with transformers' rotary modules (an inv_freq buffer, or one for every layer type).
         plans: ((layer type, plan), ...), as rope.strategies.plans gives them.
 
     Raises:
-        ValueError: no rotary module, a layer type without a plan, or a plan of another number of pairs. Nothing has
-            been changed then.
+        ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, or a Pairwise plan
+            for a model whose attention is more than rotated products of queries and keys. Nothing has been changed then.
     """
     seats = _seats(model)
     by_type = dict(plans)
     for seat in seats:
         _check(seat, by_type)
+    pairwise = {plan for plan in by_type.values() if isinstance(plan, Pairwise)}
+    if pairwise and len({by_type[seat.layer_type] for seat in seats}) > 1:
+        raise ValueError("a Pairwise plan serves all layers of a model: give the same one for every layer type")
     before = [_state(seat) for seat in seats]
     try:
         for seat in seats:
             _write(seat, by_type[seat.layer_type])
-        yield model
+        with ExitStack() as stack:
+            for plan in pairwise:
+                stack.enter_context(_attention(model, seats, plan))
+            yield model
     finally:
         for seat, state in zip(seats, before, strict=True):
             _restore(seat, state)
+
+
+@contextmanager
+def _attention(model: nn.Module, seats: list[_Seat], plan: Pairwise) -> Iterator[None]:
+    """The plan's attention in the model, whose rotary modules hold the plan's frequencies already."""
+    said = _try(model)
+    if plan.regions:
+        for seat in seats:
+            _write(seat, Plan((0.0,) * len(plan.inv_freq)))  # angles of 0: queries and keys reach attention unrotated
+        trial = Pairwise(plan.inv_freq, plan.attention_factor, PLAIN)
+    else:
+        trial = plan
+    with attending(model, trial) as inside:
+        ours = _try(model)
+    off = float((ours - said).abs().max() / said.abs().max().clamp(min=1e-6))
+    if not inside.called:
+        raise ValueError(f"{type(model).__name__} does not attend through transformers' interface; give another model")
+    if plan.regions and not off <= (1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-1):
+        raise ValueError(
+            f"attention in {type(model).__name__} is more than rotated products of queries and keys, or rotates other "
+            f"pairs (off by {off:.1%} on {TRIED} tokens), so no Pairwise plan can take its place; give another model"
+        )
+    with attending(model, plan):
+        yield
+
+
+@torch.no_grad()
+def _try(model: Any) -> torch.Tensor:
+    """(tokens, vocabulary) float32 logits of a few tokens."""
+    ids = torch.arange(TRIED, device=model.device)[None] % _text_config(model).vocab_size
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
+    return logits
 
 
 def read(model: nn.Module) -> Plans:

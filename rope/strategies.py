@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rope.geometry import Array, Geometry, Plan, Plans, check_integer, check_number
+from rope.pairwise import PAIRWISE, Pairwise, scaled
 
 Strategy = Callable[..., Plan]
 RAMPS = ("rotations", "index")
@@ -272,20 +273,55 @@ def llama3(
 STRATEGIES: dict[str, Strategy] = {
     strategy.__name__: strategy for strategy in (none, linear, ntk, dynamic_ntk, by_parts, yarn, llama3)
 }
+"""Those of frequencies alone."""
+
+
+def logn(
+    geometry: Geometry, length: int, *, over: str = "none", factor: float | None = None, clip: bool = True
+) -> Plan:
+    """Log-n scaling: later queries attend more sharply, so that more keys do not blur what they attend to.
+
+    the query at position m (from 0) times max(1, ln(m + 1) / ln(trained_length)), over any frequency strategy
+
+    Args:
+        geometry: what the checkpoint was trained with.
+        length: tokens of context; at least 2.
+        over: the frequency strategy whose plan it acts on, with its published defaults.
+        factor: of that strategy, where it has one; None for length / trained_length.
+        clip: at least 1, for checkpoints trained without; false: the same formula below the trained length too, the
+            entropy-invariant attention of checkpoints trained with it.
+
+    Returns:
+        Pairwise over the plan of `over`; that plan itself up to the trained length, if clipped.
+
+    Raises:
+        ValueError: an argument outside these domains, or what `over` refuses.
+
+    Source:
+        Su 2021, https://kexue.fm/archives/8823; clipped: Su 2023, https://kexue.fm/archives/9708, and bojone/rerope
+    """
+    if over not in STRATEGIES and over not in ALIASES:
+        raise ValueError(_unknown("frequency strategy in over", over, [*STRATEGIES, *ALIASES], "give one of"))
+    options = {"factor": factor} if factor is not None and "factor" in options_of(over) else {}
+    return scaled(geometry, plan(over, geometry, length, **options), length, clip)
+
+
+EVERY: dict[str, Strategy] = {**STRATEGIES, **PAIRWISE, "logn": logn}
+"""All that a grid may name: also those that change attention itself, whose plans are Pairwise."""
 ALIASES = {"pi": "linear"}
 
 
 def named(strategy: str) -> str:
-    """The name under which a strategy stands in STRATEGIES; ValueError, with the known names, for any other word."""
+    """The name under which a strategy stands in EVERY; ValueError, with the known names, for any other word."""
     name = ALIASES.get(strategy, strategy) if isinstance(strategy, str) else ""
-    if name not in STRATEGIES:
-        raise ValueError(_unknown("strategy", strategy, [*STRATEGIES, *ALIASES], "strategies"))
+    if name not in EVERY:
+        raise ValueError(_unknown("strategy", strategy, [*EVERY, *ALIASES], "strategies"))
     return name
 
 
 def options_of(strategy: str) -> dict[str, Any]:
     """The options of a strategy with their published defaults, in the order of its signature."""
-    parameters = inspect.signature(STRATEGIES[named(strategy)]).parameters.values()
+    parameters = inspect.signature(EVERY[named(strategy)]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -296,7 +332,7 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
-    return STRATEGIES[name](geometry, length, **options)
+    return EVERY[name](geometry, length, **options)
 
 
 def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **options: Any) -> Plans:
@@ -307,11 +343,16 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
     """
     if not geometries:
         raise ValueError("no geometry was given; give one for every layer type, as geometry_of(config) does")
+    # computed for local layers too, so that a bad name or option never passes unseen
+    stretched = {layer_type: plan(strategy, geometry, length, **options) for layer_type, geometry in geometries.items()}
+    if len(geometries) > 1 and any(isinstance(found, Pairwise) for found in stretched.values()):
+        raise ValueError(
+            f"{strategy} changes attention itself, and this model's layers attend in several ways "
+            f"({', '.join(geometries)}); give a frequency strategy, or a model whose layers are of one type"
+        )
     return tuple(
-        (layer_type, stretched if not _is_local(layer_type) else geometry.native(length))
-        for layer_type, geometry in geometries.items()
-        # computed for local layers too, so that a bad name or option never passes unseen
-        for stretched in [plan(strategy, geometry, length, **options)]
+        (layer_type, found if not _is_local(layer_type) else geometries[layer_type].native(length))
+        for layer_type, found in stretched.items()
     )
 
 

@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
-    "rope", "rope.geometry", "rope.strategies", "rope.config", "rope.dialects", "rope.patch",
+    "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.config", "rope.dialects",
+    "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
@@ -32,6 +33,7 @@ OWNERS = {
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
+        "rope.attention",
         "rope.patch",
         "pipelines.models",
         "pipelines.scorer",
@@ -39,7 +41,7 @@ OWNERS = {
         "pipelines.descent",
         "pipelines.train",
     },
-    "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
+    "transformers": {"rope.attention", "rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "gguf": {"pipelines.models"},

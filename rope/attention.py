@@ -1,0 +1,231 @@
+"""The attention that a Pairwise plan describes, in a live model: through transformers' attention interface.
+
+Shapes: B batch rows, H heads, G key heads, Q queries, K keys (the queries are the last of them), D head dimensions,
+P rotated pairs, R queries of a block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
+
+from rope.pairwise import LogN, Pairwise, Position, Region
+
+BLOCK_ELEMENTS, BLOCK_ROWS = 2**26, 256
+"""Attention scores that are held at once (256 MiB in float32), and the most queries: a region's ragged ends cost both."""
+
+FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""What a layer may ask of its attention beside keys and values, and which no region knows."""
+
+_numbers = itertools.count()
+Table = tuple[torch.Tensor, torch.Tensor]
+"""(K, P) float32 cosines and sines, with the attention factor."""
+
+
+@contextmanager
+def attending(model: nn.Module, plan: Pairwise) -> Iterator[Regions | ScaledQueries]:
+    """The model with the plan's attention in every layer, and its own again once the block ends, however it ends.
+
+    Where the plan has regions, queries and keys must come unrotated: its rotary modules must stand still inside. Keys
+    cached inside are therefore unrotated too, and of no use outside. Rows are tokens 0, 1, 2, ... from their first
+    unpadded one on, whatever position_ids say.
+    """
+    config: Any = model.config
+    config = config.get_text_config()
+    before = config._attn_implementation
+    if plan.regions:
+        inside: Regions | ScaledQueries = Regions(plan)
+        mask: Any = _padding
+    else:
+        assert plan.query_scale is not None
+        own = before if before in AttentionInterface._global_mapping else "sdpa"
+        inside = ScaledQueries(plan.query_scale, AttentionInterface._global_mapping[own])
+        mask = AttentionMaskInterface._global_mapping[own]
+    name = f"ropewalk_{next(_numbers)}"  # a name of its own, so that blocks nest
+    AttentionInterface.register(name, inside)
+    AttentionMaskInterface.register(name, mask)
+    config._attn_implementation = name
+    try:
+        yield inside
+    finally:
+        config._attn_implementation = before
+        del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+
+
+class ScaledQueries:
+    """The model's own attention, after every query was scaled."""
+
+    def __init__(self, scale: LogN, own: Any) -> None:
+        self.scale, self.own, self.called = scale, own, False
+
+    def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)[None]
+        factors = query_scale(self.scale, positions)[:, None, :, None]
+        return self.own(module, (query * factors).to(query.dtype), key, *args, **kwargs)
+
+
+class Regions:
+    """Attention over the regions of a plan, row by row where rows are padded."""
+
+    def __init__(self, plan: Pairwise) -> None:
+        self.plan, self.called = plan, False
+        self.tables: tuple[Any, dict[Position, Table]] = (None, {})
+
+    def __call__(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        """(B, H, Q, D) unrotated queries, (B, G, K, D) keys and values, (B, K) padding -> (B, Q, H, D)."""
+        self.called = True
+        asked = [name for name in FOREIGN if kwargs.get(name) is not None]
+        if asked:
+            raise ValueError(f"{type(module).__name__} attends with {', '.join(asked)}, which pairwise plans know not")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if attention_mask is None:
+            return self._attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+        found = query.new_zeros(*query.shape[:3], value.shape[-1])
+        before = key.shape[2] - query.shape[2]
+        for row, real in enumerate(attention_mask):
+            start, stop = _unpadded(real)
+            begin = max(before, start)
+            if stop > begin:
+                found[row : row + 1, :, begin - before : stop - before] = self._attend(
+                    query[row : row + 1, :, begin - before : stop - before],
+                    key[row : row + 1, :, start:stop], value[row : row + 1, :, start:stop], scaling,
+                )  # fmt: skip
+        return found.transpose(1, 2).contiguous(), None
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        return attend(query, key, value, self.plan, scaling, self._tables(key.shape[2], key.device))
+
+    def _tables(self, length: int, device: torch.device) -> dict[Position, Table]:
+        # Every layer asks for the same ones, so those of the last length are kept.
+        if self.tables[0] != (length, device):
+            places = {place for region in self.plan.regions for place in (region.query, region.key)}
+            self.tables = ((length, device), {place: table(self.plan, place, length, device) for place in places})
+        return self.tables[1]
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Pairwise, scaling: float,
+    tables: dict[Position, Table],
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention over a plan's regions: one softmax over all of them, no more than a block of scores at a time.
+
+    (B, H, Q, D), (B, G, K, D), (B, G, K, D) -> (B, H, Q, D) in the query's dtype, computed in float32.
+    """
+    batch, heads, queries, width = query.shape
+    length, shared = key.shape[2], heads // key.shape[1]
+    keys = {place: rotate(key.float(), tables[place]) for place in {region.key for region in plan.regions}}
+    values = value.float()
+    rows = max(1, min(BLOCK_ROWS, BLOCK_ELEMENTS // (batch * heads * length)))
+    found = query.new_empty(batch, heads, queries, value.shape[-1])
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        tokens = torch.arange(length - queries + start, length - queries + stop, device=query.device)
+        asked = query[:, :, start:stop].float() * scaling
+        if plan.query_scale is not None:
+            asked = asked * query_scale(plan.query_scale, tokens)[:, None]
+        merged = _Merged()
+        for region in plan.regions:
+            turned = rotate(asked, tuple(part[tokens] for part in tables[region.query]))
+            # Heads that share a key are rows of one product, so that no key is repeated.
+            folded = turned.reshape(batch, heads // shared, shared * (stop - start), width)
+            merged.add(folded, keys[region.key], values, region, tokens)
+        found[:, :, start:stop] = merged.mean().view(batch, heads, stop - start, -1)
+    return found
+
+
+class _Merged:
+    """Softmax-weighted means of the regions seen so far, and what it takes to merge another: the online softmax."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, region: Region, tokens: torch.Tensor
+    ) -> None:
+        """(B, G, H / G * R, D) rotated queries of the tokens (R,), all rotated keys and all values."""
+        top, bottom = int(tokens[0]), int(tokens[-1])
+        start, stop = max(0, region.first(top)), min(bottom, region.last(bottom)) + 1
+        if stop <= start:
+            return
+        scores = query @ key[:, :, start:stop].transpose(2, 3)
+        ragged = scores.view(*scores.shape[:2], -1, len(tokens), stop - start)
+        # Only at its two ends does a block's rectangle hold pairs that are not of the region.
+        for low, high in ((start, region.first(bottom)), (min(top, region.last(top)) + 1, stop)):
+            low, high = max(low, start), min(high, stop)
+            if low < high:
+                columns, row = torch.arange(low, high, device=tokens.device), tokens[:, None]
+                inside = (columns >= region.first(row)) & (columns <= region.last(row)) & (columns <= row)
+                ragged[..., low - start : high - start].masked_fill_(~inside, -torch.inf)
+        # A row without a pair in the region has no score but -inf: a finite peak makes of it weights of 0.
+        peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+        weights = scores.sub_(peak).exp_()
+        self.parts.append((peak, weights.sum(-1, keepdim=True), weights @ value[:, :, start:stop]))
+
+    def mean(self) -> torch.Tensor:
+        """(B, G, H / G * R, D)."""
+        peak = torch.stack([part[0] for part in self.parts]).amax(0)
+        shares = [torch.exp(part[0] - peak) for part in self.parts]
+        above = sum(share * part[2] for share, part in zip(shares, self.parts, strict=True))
+        below = sum(share * part[1] for share, part in zip(shares, self.parts, strict=True))
+        mean: torch.Tensor = above / below
+        return mean
+
+
+def rotate(states: torch.Tensor, table: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """(..., D) states with pair i = dimensions (i, i + P) turned by its angle; dimensions from 2 P on stay."""
+    cos, sin = table
+    pairs = cos.shape[-1]
+    one, other, rest = states[..., :pairs], states[..., pairs : 2 * pairs], states[..., 2 * pairs :]
+    return torch.cat((one * cos - other * sin, other * cos + one * sin, rest), -1)
+
+
+def table(plan: Pairwise, place: Position, length: int, device: torch.device) -> Table:
+    """Cosines and sines of all tokens at their positions; angles in float64, so that no length blurs them."""
+    positions = place.of(torch.arange(length, dtype=torch.float64, device=device))
+    angles = positions[:, None] * torch.tensor(plan.inv_freq, dtype=torch.float64, device=device)
+    return (angles.cos() * plan.attention_factor).float(), (angles.sin() * plan.attention_factor).float()
+
+
+def query_scale(scale: LogN, positions: torch.Tensor) -> torch.Tensor:
+    """Float32 factors on the queries at these positions, which count from 0."""
+    factors = (positions.double() + 1).log() / math.log(scale.trained_length)
+    return (factors.clip(min=1) if scale.clipped else factors).float()
+
+
+def _padding(
+    batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: int = 0, mask_function: Any = None,
+    attention_mask: torch.Tensor | None = None, **kwargs: Any,
+) -> torch.Tensor | None:  # fmt: skip
+    """(B, K) true where a token is no padding; None where none is. What transformers asks for before the layers."""
+    if mask_function not in (None, causal_mask_function):
+        raise ValueError("this model masks more than the future (a window, or several texts in a row): no pairwise plan")
+    if isinstance(q_offset, torch.Tensor) or q_offset + q_length != kv_length:
+        raise ValueError("this cache has places that are not filled yet; pairwise plans take one that grows (dynamic)")
+    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+
+
+def _unpadded(real: torch.Tensor) -> tuple[int, int]:
+    """The first token of a row that is no padding, and the first behind the last one."""
+    if real.ndim != 1:
+        raise ValueError("an attention mask of its own shape was given; pairwise plans take (rows, tokens), or none")
+    places = real.nonzero()[:, 0]
+    if not len(places):
+        return 0, 0
+    start, stop = int(places[0]), int(places[-1]) + 1
+    if len(places) != stop - start:
+        raise ValueError("a row has padding between its tokens; pairwise plans take it before or behind them")
+    return start, stop
