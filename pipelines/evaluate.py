@@ -41,7 +41,7 @@ def _result(cell: Cell) -> Result:
         provenance = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
-        with patched(lm.model, cell.plans):
+        with _patched(lm, cell):
             scores = tasks.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
     except torch.OutOfMemoryError as error:
         models.load.cache_clear()
@@ -72,6 +72,17 @@ def _lm(cell: Cell) -> LongLM:
     model = models.load(cell.model, cell.dtype, cell.device)
     tokenizer = models.load_tokenizer(cell.model)
     return LongLM(model, tokenizer, max_length=cell.length, folder=models.materialise(cell.model))
+
+
+@contextlib.contextmanager
+def _patched(lm: LongLM, cell: Cell) -> Iterator[None]:
+    """The model with the cell's plans; a Refusal where it takes none such."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(patched(lm.model, cell.plans))
+        except ValueError as error:
+            raise Refusal(f"model {cell.model.name}: {error}") from error
+        yield
 
 
 def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:

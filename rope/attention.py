@@ -20,7 +20,7 @@ from transformers.masking_utils import causal_mask_function
 from rope.pairwise import LogN, Pairwise, Position, Region
 
 BLOCK_ELEMENTS, BLOCK_ROWS = 2**26, 256
-"""Attention scores that are held at once (256 MiB in float32), and the most queries: a region's ragged ends cost both."""
+"""Attention scores held at once (256 MiB in float32), and the most queries: with more, ragged ends cost more."""
 
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What a layer may ask of its attention beside keys and values, and which no region knows."""
@@ -38,16 +38,15 @@ def attending(model: nn.Module, plan: Pairwise) -> Iterator[Regions | ScaledQuer
     cached inside are therefore unrotated too, and of no use outside. Rows are tokens 0, 1, 2, ... from their first
     unpadded one on, whatever position_ids say.
     """
-    config: Any = model.config
-    config = config.get_text_config()
+    config = text_config(model)
     before = config._attn_implementation
     if plan.regions:
-        inside: Regions | ScaledQueries = Regions(plan)
+        inside: Regions | ScaledQueries = Regions(plan, before)
         mask: Any = _padding
     else:
         assert plan.query_scale is not None
         own = before if before in AttentionInterface._global_mapping else "sdpa"
-        inside = ScaledQueries(plan.query_scale, AttentionInterface._global_mapping[own])
+        inside = ScaledQueries(plan.query_scale, before, AttentionInterface._global_mapping[own])
         mask = AttentionMaskInterface._global_mapping[own]
     name = f"ropewalk_{next(_numbers)}"  # a name of its own, so that blocks nest
     AttentionInterface.register(name, inside)
@@ -60,11 +59,36 @@ def attending(model: nn.Module, plan: Pairwise) -> Iterator[Regions | ScaledQuer
         del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
 
 
-class ScaledQueries:
-    """The model's own attention, after every query was scaled."""
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model with the attention it has outside of all blocks of `attending`."""
+    config = text_config(model)
+    before = getattr(config, "_attn_implementation", None)
+    inside = AttentionInterface._global_mapping.get(before)
+    if not isinstance(inside, (Regions, ScaledQueries)):
+        yield
+        return
+    config._attn_implementation = inside.instead_of
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
-    def __init__(self, scale: LogN, own: Any) -> None:
-        self.scale, self.own, self.called = scale, own, False
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model, which its layers look into; None of a module without any."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+class ScaledQueries:
+    """The model's own attention, after every query was scaled.
+
+    instead_of: the name of the attention that it took the place of. called: whether any layer has asked it.
+    """
+
+    def __init__(self, scale: LogN, instead_of: str | None, own: Any) -> None:
+        self.scale, self.instead_of, self.own, self.called = scale, instead_of, own, False
 
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.called = True
@@ -76,10 +100,13 @@ class ScaledQueries:
 
 
 class Regions:
-    """Attention over the regions of a plan, row by row where rows are padded."""
+    """Attention over the regions of a plan, row by row where rows are padded.
 
-    def __init__(self, plan: Pairwise) -> None:
-        self.plan, self.called = plan, False
+    instead_of: the name of the attention that it took the place of. called: whether any layer has asked it.
+    """
+
+    def __init__(self, plan: Pairwise, instead_of: str | None = None) -> None:
+        self.plan, self.instead_of, self.called = plan, instead_of, False
         self.tables: tuple[Any, dict[Position, Table]] = (None, {})
 
     def __call__(
@@ -90,7 +117,10 @@ class Regions:
         self.called = True
         asked = [name for name in FOREIGN if kwargs.get(name) is not None]
         if asked:
-            raise ValueError(f"{type(module).__name__} attends with {', '.join(asked)}, which pairwise plans know not")
+            raise ValueError(
+                f"{type(module).__name__} attends with {', '.join(asked)}, and a Pairwise plan replaces attention by "
+                "plain rotated products; give another model or strategy"
+            )
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if attention_mask is None:
             return self._attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
@@ -179,10 +209,11 @@ class _Merged:
         """(B, G, H / G * R, D)."""
         peak = torch.stack([part[0] for part in self.parts]).amax(0)
         shares = [torch.exp(part[0] - peak) for part in self.parts]
-        above = sum(share * part[2] for share, part in zip(shares, self.parts, strict=True))
-        below = sum(share * part[1] for share, part in zip(shares, self.parts, strict=True))
-        mean: torch.Tensor = above / below
-        return mean
+        above, below = (
+            torch.stack([share * part[field] for share, part in zip(shares, self.parts, strict=True)]).sum(0)
+            for field in (2, 1)
+        )
+        return above / below
 
 
 def rotate(states: torch.Tensor, table: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -212,20 +243,25 @@ def _padding(
 ) -> torch.Tensor | None:  # fmt: skip
     """(B, K) true where a token is no padding; None where none is. What transformers asks for before the layers."""
     if mask_function not in (None, causal_mask_function):
-        raise ValueError("this model masks more than the future (a window, or several texts in a row): no pairwise plan")
+        raise ValueError(
+            "this model masks more than the future (a sliding window, or several texts in a row), and a Pairwise plan "
+            "covers all pairs; give another model or strategy"
+        )
     if isinstance(q_offset, torch.Tensor) or q_offset + q_length != kv_length:
-        raise ValueError("this cache has places that are not filled yet; pairwise plans take one that grows (dynamic)")
+        raise ValueError(
+            "this cache has places that are not filled yet; a Pairwise plan takes one that grows: give a DynamicCache"
+        )
     return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
 
 
 def _unpadded(real: torch.Tensor) -> tuple[int, int]:
     """The first token of a row that is no padding, and the first behind the last one."""
     if real.ndim != 1:
-        raise ValueError("an attention mask of its own shape was given; pairwise plans take (rows, tokens), or none")
+        raise ValueError("this attention mask is of (query, key) pairs; a Pairwise plan takes one of (rows, tokens)")
     places = real.nonzero()[:, 0]
     if not len(places):
         return 0, 0
     start, stop = int(places[0]), int(places[-1]) + 1
     if len(places) != stop - start:
-        raise ValueError("a row has padding between its tokens; pairwise plans take it before or behind them")
+        raise ValueError("a row has padding between its tokens; give it before or behind them")
     return start, stop

@@ -141,7 +141,7 @@ def rerope(geometry: Geometry, length: int, *, window: int | None = None, logn: 
         logn: also scale queries as `logn` does, as the author's code has it.
 
     Returns:
-        Pairwise over the native frequencies; the native plan itself up to the window.
+        Pairwise over the native frequencies; the native plan itself while no distance exceeds the window.
 
     Raises:
         ValueError: an argument outside these domains.
@@ -153,7 +153,7 @@ def rerope(geometry: Geometry, length: int, *, window: int | None = None, logn: 
     native, window = geometry.native(length), _share(geometry, "window", window, 1 / 4)
     _check_flag("logn", logn)
     far = Region(window, None, Position(period=1, offset=float(window)), Position(period=1))
-    return _plan(geometry, native, length, (Region(0, window, OWN, OWN), far) if length > window else (), logn)
+    return _plan(geometry, native, length, (Region(0, window, OWN, OWN), far) if length > window + 1 else (), logn)
 
 
 def leaky_rerope(
@@ -172,7 +172,7 @@ def leaky_rerope(
         logn: also scale queries as `logn` does, as the author's code has it.
 
     Returns:
-        Pairwise over the native frequencies; the native plan itself up to the window.
+        Pairwise over the native frequencies; the native plan itself while no distance exceeds the window.
 
     Raises:
         ValueError: an argument outside these domains.
@@ -187,7 +187,7 @@ def leaky_rerope(
     slowed = Position(divisor=float(step))
     ahead = Position(divisor=float(step), offset=window - window / step)
     regions = (Region(0, window, OWN, OWN), Region(window, None, ahead, slowed))
-    return _plan(geometry, native, length, regions if step > 1 and length > window else (), logn)
+    return _plan(geometry, native, length, regions if step > 1 and length > window + 1 else (), logn)
 
 
 def dual_chunk(
@@ -209,7 +209,7 @@ def dual_chunk(
         logn: also scale queries as `logn` does.
 
     Returns:
-        Pairwise over the native frequencies; the native plan itself up to c tokens.
+        Pairwise over the native frequencies; the native plan itself while no distance exceeds chunk_size or 2 c - 1.
 
     Raises:
         ValueError: an argument outside these domains.
@@ -230,7 +230,8 @@ def dual_chunk(
     back = Position(period=1, offset=float(min(2 * chunk - 1, chunk_size)))
     rows = ((0, 1, within), (1, 2, after), (2, None, back))
     regions = tuple(Region(since, until, query, within, unit=chunk) for since, until, query in rows)
-    return _plan(geometry, native, length, regions if length > chunk else (), logn)
+    untouched = min(2 * chunk, chunk_size + 1)  # tokens: up to there every distance is m - n
+    return _plan(geometry, native, length, regions if length > untouched else (), logn)
 
 
 PAIRWISE: dict[str, Callable[..., Plan]] = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rope.attention import attending
+from rope.attention import attending, text_config, undisturbed
 from rope.geometry import ALL_LAYERS, Plan, Plans
 from rope.pairwise import PLAIN, Pairwise
 
@@ -67,7 +67,7 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
 
     Raises:
         ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, or a Pairwise plan
-            for a model whose attention is more than rotated products of queries and keys. Nothing has been changed then.
+            for a model whose attention is more than rotated products of queries and keys. The model is then as before.
     """
     seats = _seats(model)
     by_type = dict(plans)
@@ -80,7 +80,7 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
     try:
         for seat in seats:
             _write(seat, by_type[seat.layer_type])
-        with ExitStack() as stack:
+        with undisturbed(model), ExitStack() as stack:
             for plan in pairwise:
                 stack.enter_context(_attention(model, seats, plan))
             yield model
@@ -116,7 +116,7 @@ def _attention(model: nn.Module, seats: list[_Seat], plan: Pairwise) -> Iterator
 @torch.no_grad()
 def _try(model: Any) -> torch.Tensor:
     """(tokens, vocabulary) float32 logits of a few tokens."""
-    ids = torch.arange(TRIED, device=model.device)[None] % _text_config(model).vocab_size
+    ids = torch.arange(TRIED, device=model.device)[None] % text_config(model).vocab_size
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
     return logits
 
@@ -149,7 +149,7 @@ def _seats(model: nn.Module) -> list[_Seat]:
     # Towers for images and sound have rotary modules too: older ones without a scaling, newer ones with a config of
     # their own. Only those of the language model are meant.
     scaled = [seat for seat in seats if hasattr(seat.module, seat.attention)] or seats
-    text = _text_config(model)
+    text = text_config(model)
     chosen = [seat for seat in scaled if getattr(seat.module, "config", None) is text] or scaled
     if not chosen:
         raise ValueError(
@@ -157,11 +157,6 @@ def _seats(model: nn.Module) -> list[_Seat]:
             "give a rotary model of transformers"
         )
     return chosen
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _check(seat: _Seat, by_type: dict[str, Plan]) -> None:
