@@ -163,13 +163,13 @@ def attend(
     found = query.new_empty(batch, heads, queries, value.shape[-1])
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        tokens = torch.arange(length - queries + start, length - queries + stop, device=query.device)
+        tokens = range(length - queries + start, length - queries + stop)
         asked = query[:, :, start:stop].float() * scaling
         if plan.query_scale is not None:
-            asked = asked * query_scale(plan.query_scale, tokens)[:, None]
+            asked = asked * query_scale(plan.query_scale, _tensor(tokens, query.device))[:, None]
         merged = _Merged()
         for region in plan.regions:
-            turned = rotate(asked, tuple(part[tokens] for part in tables[region.query]))
+            turned = rotate(asked, tuple(part[tokens.start : tokens.stop] for part in tables[region.query]))
             # Heads that share a key are rows of one product, so that no key is repeated.
             folded = turned.reshape(batch, heads // shared, shared * (stop - start), width)
             merged.add(folded, keys[region.key], values, region, tokens)
@@ -183,11 +183,9 @@ class _Merged:
     def __init__(self) -> None:
         self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def add(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, region: Region, tokens: torch.Tensor
-    ) -> None:
-        """(B, G, H / G * R, D) rotated queries of the tokens (R,), all rotated keys and all values."""
-        top, bottom = int(tokens[0]), int(tokens[-1])
+    def add(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, region: Region, tokens: range) -> None:
+        """(B, G, H / G * R, D) rotated queries of R tokens, all rotated keys and all values."""
+        top, bottom = tokens[0], tokens[-1]  # numbers, not tensors: to ask a GPU for them is to wait for it
         start, stop = max(0, region.first(top)), min(bottom, region.last(bottom)) + 1
         if stop <= start:
             return
@@ -197,7 +195,7 @@ class _Merged:
         for low, high in ((start, region.first(bottom)), (min(top, region.last(top)) + 1, stop)):
             low, high = max(low, start), min(high, stop)
             if low < high:
-                columns, row = torch.arange(low, high, device=tokens.device), tokens[:, None]
+                columns, row = _tensor(range(low, high), query.device), _tensor(tokens, query.device)[:, None]
                 inside = (columns >= region.first(row)) & (columns <= region.last(row)) & (columns <= row)
                 ragged[..., low - start : high - start].masked_fill_(~inside, -torch.inf)
         # A row without a pair in the region has no score but -inf: a finite peak makes of it weights of 0.
@@ -214,6 +212,10 @@ class _Merged:
             for field in (2, 1)
         )
         return above / below
+
+
+def _tensor(tokens: range, device: torch.device) -> torch.Tensor:
+    return torch.arange(tokens.start, tokens.stop, device=device)
 
 
 def rotate(states: torch.Tensor, table: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -28,6 +29,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from pipelines import evaluate, models, track
+from pipelines.cells import Cell, Model, Refusal, Task
+from pipelines.config import Cluster, Device, ModelChoice, Workbench
+from pipelines.sweep import cell_of, patched_config
 from rope import attention
 from rope.config import geometry_of
 from rope.dialects import to_transformers
@@ -507,6 +512,71 @@ def test_transformers_has_no_words_for_them():
             to_transformers(config, name, {}, geometry_of(config), 256)
         short = to_transformers(config, name, {}, geometry_of(config), 8)
         assert short["rope_parameters"]["rope_type"] == "default"
+
+
+def a_cell(strategy="none", length=320, model=None, **options):
+    return cell_of(
+        Workbench(
+            model=model or ModelChoice("random", "random", shape=SHAPE | {"vocab_size": 257}),
+            strategy={"name": strategy, **options}, length=length, limit=1, cluster=Cluster(device=Device.cpu),
+            task={"name": "perplexity", "text": "pydoc", "bos": None, "last": 32, "buckets": 4},
+        )
+    )  # fmt: skip
+
+
+def test_two_options_are_two_cells_and_what_changes_nothing_is_the_cell_of_none():
+    cells = [a_cell(), a_cell("logn"), a_cell("logn", over="yarn")]
+    cells += [a_cell(name, **options) for name in PAIRWISE for options in ({}, OPTIONS[name], {"logn": True})]
+    # ReRoPE and its leaky kin scale queries already
+    assert len({cell.id for cell in cells}) == len(cells) - 2
+    for name in PAIRWISE:
+        assert a_cell(name, length=REACH[name], **OPTIONS[name]).id == a_cell(length=REACH[name]).id
+    assert a_cell("logn", length=TRAINED, over="yarn").id == a_cell(length=TRAINED).id
+
+
+def test_the_id_is_the_same_in_every_process_and_release():
+    model = Model("tiny", "models/tiny", fingerprint="f1")
+    task = Task("perplexity", (("bos", None), ("text", "pydoc")))
+    chosen = (("all", plan("self_extend", Geometry(4, 1e4, TRAINED), 128, group_size=3, logn=True)),)
+    cell = Cell(model, "self_extend", (), 128, chosen, task, "d1", 2, 0, "float32", "cpu", (("scorer", 1),))
+    assert cell.id == "8a59a99202ee"
+
+
+def test_a_cell_does_not_depend_on_what_ran_before_it():
+    cells = [a_cell(name, length) for length in (320, 128) for name in ("rerope", "yarn", "dual_chunk", "logn")]
+    forth = {result.cell_id: result for result in evaluate.evaluate(cells)}
+    back = {result.cell_id: result for result in evaluate.evaluate(cells[::-1])}
+    assert len(forth) == len(cells) and not [result.error for result in forth.values() if result.error]
+    assert {key: result.metrics for key, result in forth.items()} == {k: result.metrics for k, result in back.items()}
+    assert len({result.metrics["ppl"] for result in forth.values()}) == len(cells)
+
+
+def test_a_model_that_cannot_take_it_makes_an_invalid_cell_with_the_reason(tmp_path):
+    MistralForCausalLM(MistralConfig(**SHAPE | {"vocab_size": 257}, sliding_window=16)).save_pretrained(tmp_path)
+    models.byte_tokenizer().save_pretrained(tmp_path)
+    [result] = evaluate.evaluate([a_cell("rerope", model=ModelChoice("windowed", str(tmp_path)))])
+    assert result.status == "invalid"
+    assert result.error.startswith("model windowed: this model masks more than the future (a sliding window,")
+
+
+def test_the_record_says_what_became_of_attention():
+    cell = a_cell("dual_chunk", logn=True)
+    told = json.loads(json.dumps(track._frequencies(cell)))["all"]
+    assert told["stretch"] == [1.0] * 8
+    assert [region["unit"] for region in told["regions"]] == [40] * 3
+    assert told["query_scale"] == {"trained_length": TRAINED, "clipped": True}
+    assert set(json.loads(json.dumps(cell.spec()))["plans"][0][1]) == {
+        "inv_freq", "attention_factor", "regions", "query_scale"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no words for dual_chunk"):
+        patched_config(cell)
+
+
+def test_windows_that_fit_the_model_are_not_refused_for_another():
+    options = {"chunk_size": None, "local_window": 40}  # fits a model of 64 tokens alone by its own chunk_size
+    assert a_cell("dual_chunk", **options).plans[0][1].regions[0].unit == 8
+    with pytest.raises(Refusal, match="local_window=48 with chunk_size=48: give a local_window below it"):
+        a_cell("dual_chunk", local_window=48)
 
 
 def test_regions_partition_all_pairs():
