@@ -240,8 +240,8 @@ def query_scale(scale: LogN, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _padding(
-    batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: int = 0, mask_function: Any = None,
-    attention_mask: torch.Tensor | None = None, **kwargs: Any,
+    batch_size: int, kv_length: int, q_length: int | None = None, q_offset: Any = 0, mask_function: Any = None,
+    attention_mask: torch.Tensor | None = None, cache_position: torch.Tensor | None = None, **kwargs: Any,
 ) -> torch.Tensor | None:  # fmt: skip
     """(B, K) true where a token is no padding; None where none is. What transformers asks for before the layers."""
     if mask_function not in (None, causal_mask_function):
@@ -249,6 +249,9 @@ def _padding(
             "this model masks more than the future (a sliding window, or several texts in a row), and a Pairwise plan "
             "covers all pairs; give another model or strategy"
         )
+    if q_length is None:  # earlier releases of transformers say instead where the queries stand
+        assert cache_position is not None
+        q_length, q_offset = len(cache_position), int(cache_position[0])
     if isinstance(q_offset, torch.Tensor) or q_offset + q_length != kv_length:
         raise ValueError(
             "this cache has places that are not filled yet; a Pairwise plan takes one that grows: give a DynamicCache"

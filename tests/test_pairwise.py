@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -29,7 +32,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pipelines import evaluate, models, track
+from pipelines import evaluate, models, text, track
 from pipelines.cells import Cell, Model, Refusal, Task
 from pipelines.config import Cluster, Device, ModelChoice, Workbench
 from pipelines.sweep import cell_of, patched_config
@@ -348,6 +351,20 @@ def test_half_precision_rounds_and_no_more(name):
     assert logits(model, ids(150), of(model, name, 150, **OPTIONS[name])).dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_a_gpu_says_the_same(name):
+    pairwise = plan(name, GEOMETRY, 700, **OPTIONS[name] | {"logn": True})
+    query, key, value = states(700)
+    wanted = attended(pairwise, query, key, value)
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        found = attended(pairwise, *(part.to("cuda", dtype) for part in (query, key, value)))
+        torch.testing.assert_close(found.cpu().float(), wanted, atol=atol, rtol=1e-2)
+    model, tokens = llama(), ids(150, batch=2)
+    chosen = of(model, name, 150, **OPTIONS[name])
+    close(logits(model.cuda(), tokens.cuda(), chosen).cpu(), logits(model.cpu(), tokens, chosen), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_no_tensor_holds_all_pairs(name, monkeypatch):
     class Largest(TorchDispatchMode):
@@ -503,6 +520,20 @@ def test_every_option_changes_the_plan_and_every_plan_is_hashable():
         for length in (1, 4.0, None):
             with pytest.raises(ValueError, match=r"length=.*: give a whole number of at least 2"):
                 plan(name, GEOMETRY, length)
+
+
+def test_the_embedded_model_reads_on_beyond_its_trained_length():
+    folder = Path(__file__).resolve().parent.parent / "models" / "tiny"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    document = next(iter(text.documents("pydoc")))
+    tokens = AutoTokenizer.from_pretrained(folder)(document, return_tensors="pt").input_ids[:, :1024]
+    assert tokens.shape[1] == 1024
+    nll = {}
+    for name in ("none", "yarn", *PAIRWISE):
+        found = logits(model, tokens, of(model, name, 1024))
+        nll[name] = torch.nn.functional.cross_entropy(found[0, 768:-1], tokens[0, 769:]).item()
+    for name in PAIRWISE:
+        assert nll[name] < nll["none"] - 1 and abs(nll[name] - nll["yarn"]) < 0.3, nll
 
 
 def test_transformers_has_no_words_for_them():
