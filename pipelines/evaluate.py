@@ -18,6 +18,7 @@ import torch
 from pipelines import models, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
+from rope.pairwise import Pairwise
 from rope.patch import patched
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
@@ -114,7 +115,9 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         "device": torch.cuda.get_device_name()
         if cell.device == "cuda"
         else (platform.processor() or platform.machine()),
-        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        "attention": "regions of the plan"
+        if any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
+        else getattr(lm.model.config, "_attn_implementation", None),
     }
 
 

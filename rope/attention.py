@@ -19,8 +19,8 @@ from transformers.masking_utils import causal_mask_function
 
 from rope.pairwise import LogN, Pairwise, Position, Region
 
-BLOCK_ELEMENTS, BLOCK_ROWS = 2**26, 256
-"""Attention scores held at once (256 MiB in float32), and the most queries: with more, ragged ends cost more."""
+BLOCK_ELEMENTS, BLOCK_ROWS = 2**27, 256
+"""Attention scores held at once (512 MiB in float32), and the most queries: with more, ragged ends cost more."""
 
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What a layer may ask of its attention beside keys and values, and which no region knows."""

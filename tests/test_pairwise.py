@@ -580,6 +580,8 @@ def test_a_cell_does_not_depend_on_what_ran_before_it():
     assert len(forth) == len(cells) and not [result.error for result in forth.values() if result.error]
     assert {key: result.metrics for key, result in forth.items()} == {k: result.metrics for k, result in back.items()}
     assert len({result.metrics["ppl"] for result in forth.values()}) == len(cells)
+    attended = [forth[cell.id].provenance["attention"] for cell in cells[:4]]
+    assert attended == ["regions of the plan", "sdpa", "regions of the plan", "sdpa"]
 
 
 def test_a_model_that_cannot_take_it_makes_an_invalid_cell_with_the_reason(tmp_path):
