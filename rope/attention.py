@@ -31,32 +31,38 @@ Table = tuple[torch.Tensor, torch.Tensor]
 
 
 @contextmanager
-def attending(model: nn.Module, plan: Pairwise) -> Iterator[Regions | ScaledQueries]:
+def attending(model: nn.Module, plan: Pairwise) -> Iterator[None]:
     """The model with the plan's attention in every layer, and its own again once the block ends, however it ends.
 
     Where the plan has regions, queries and keys must come unrotated: its rotary modules must stand still inside. Keys
     cached inside are therefore unrotated too, and of no use outside. Rows are tokens 0, 1, 2, ... from their first
     unpadded one on, whatever position_ids say.
     """
-    config = text_config(model)
-    before = config._attn_implementation
     if plan.regions:
-        inside: Regions | ScaledQueries = Regions(plan, before)
-        mask: Any = _padding
+        with _installed(model, Regions(plan), _padding):
+            yield
     else:
         assert plan.query_scale is not None
-        own = before if before in AttentionInterface._global_mapping else "sdpa"
-        inside = ScaledQueries(plan.query_scale, before, AttentionInterface._global_mapping[own])
-        mask = AttentionMaskInterface._global_mapping[own]
-    name = f"ropewalk_{next(_numbers)}"  # a name of its own, so that blocks nest
-    AttentionInterface.register(name, inside)
-    AttentionMaskInterface.register(name, mask)
-    config._attn_implementation = name
-    try:
-        yield inside
-    finally:
-        config._attn_implementation = before
-        del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+        own, mask = _own(model)
+        with _installed(model, ScaledQueries(plan.query_scale, own), mask):
+            yield
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[Recorded]:
+    """The model as it is, every answer of its attention kept."""
+    own, mask = _own(model)
+    recorded = Recorded(own)
+    with _installed(model, recorded, mask):
+        yield recorded
+
+
+@contextmanager
+def comparing(model: nn.Module, plan: Pairwise, recorded: Recorded) -> Iterator[Compared]:
+    """The model with what was recorded, over the same tokens, compared with what the plan's attention would say."""
+    compared = Compared(Regions(plan), recorded.answers)
+    with _installed(model, compared, _padding):
+        yield compared
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     config = text_config(model)
     before = getattr(config, "_attn_implementation", None)
     inside = AttentionInterface._global_mapping.get(before)
-    if not isinstance(inside, (Regions, ScaledQueries)):
+    if not isinstance(inside, _Inside):
         yield
         return
     config._attn_implementation = inside.instead_of
@@ -75,23 +81,50 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@contextmanager
+def _installed(model: nn.Module, inside: _Inside, mask: Any) -> Iterator[None]:
+    config = text_config(model)
+    before = inside.instead_of = config._attn_implementation
+    name = f"ropewalk_{next(_numbers)}"  # a name of its own, so that blocks nest
+    AttentionInterface.register(name, inside)
+    AttentionMaskInterface.register(name, mask)
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+
+
+def _own(model: nn.Module) -> tuple[Any, Any]:
+    """The model's own attention, and what makes its masks; "eager" is no function that all models share."""
+    before = text_config(model)._attn_implementation
+    name = before if before in AttentionInterface._global_mapping else "sdpa"
+    return AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+
+
 def text_config(model: nn.Module) -> Any:
     """The config of the language model, which its layers look into; None of a module without any."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-class ScaledQueries:
-    """The model's own attention, after every query was scaled.
+class _Inside:
+    """An attention function of ours.
 
-    instead_of: the name of the attention that it took the place of. called: whether any layer has asked it.
+    instead_of: the name of the attention that it took the place of.
     """
 
-    def __init__(self, scale: LogN, instead_of: str | None, own: Any) -> None:
-        self.scale, self.instead_of, self.own, self.called = scale, instead_of, own, False
+    instead_of: str | None = None
+
+
+class ScaledQueries(_Inside):
+    """The model's own attention, after every query was scaled."""
+
+    def __init__(self, scale: LogN, own: Any) -> None:
+        self.scale, self.own = scale, own
 
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)[None]
@@ -99,14 +132,42 @@ class ScaledQueries:
         return self.own(module, (query * factors).to(query.dtype), key, *args, **kwargs)
 
 
-class Regions:
-    """Attention over the regions of a plan, row by row where rows are padded.
+class Recorded(_Inside):
+    """The model's own attention; answers: (B, Q, H, D) a layer, in the order of the layers."""
 
-    instead_of: the name of the attention that it took the place of. called: whether any layer has asked it.
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self.answers: list[torch.Tensor] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self.own(*args, **kwargs)
+        self.answers.append(answer[0])
+        return answer
+
+
+class Compared(_Inside):
+    """Recorded answers, each compared with what `regions` says instead.
+
+    Every layer sees what it saw when they were recorded, so that roundings do not grow from layer to layer.
+
+    off: the largest distance of any layer, as a share of its answer's norm.
     """
 
-    def __init__(self, plan: Pairwise, instead_of: str | None = None) -> None:
-        self.plan, self.instead_of, self.called = plan, instead_of, False
+    def __init__(self, regions: Regions, answers: list[torch.Tensor]) -> None:
+        self.regions, self.answers, self.off = regions, iter(answers), 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        said, (ours, _) = next(self.answers), self.regions(*args, **kwargs)
+        off = (ours.float() - said.float()).norm() / said.float().norm().clip(min=1e-12)
+        self.off = max(self.off, float(off))
+        return said, None
+
+
+class Regions(_Inside):
+    """Attention over the regions of a plan, row by row where rows are padded."""
+
+    def __init__(self, plan: Pairwise) -> None:
+        self.plan = plan
         self.tables: tuple[Any, dict[Position, Table]] = (None, {})
 
     def __call__(
@@ -114,7 +175,6 @@ class Regions:
         attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         """(B, H, Q, D) unrotated queries, (B, G, K, D) keys and values, (B, K) padding -> (B, Q, H, D)."""
-        self.called = True
         asked = [name for name in FOREIGN if kwargs.get(name) is not None]
         if asked:
             raise ValueError(

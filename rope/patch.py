@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rope.attention import attending, text_config, undisturbed
+from rope.attention import attending, comparing, recording, text_config, undisturbed
 from rope.geometry import ALL_LAYERS, Plan, Plans
 from rope.pairwise import PLAIN, Pairwise
 
@@ -20,6 +20,9 @@ ROUNDING = 4e-6
 
 TRIED = 32
 """Tokens on which a model's attention is compared with ours before it is replaced."""
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""How far ours may be off there, as a share of its norm: models round what they rotate, and we do not."""
 
 REFUSED = {
     "PhimoeRotaryEmbedding": "computes its frequencies from the config at every forward",
@@ -92,33 +95,31 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
 @contextmanager
 def _attention(model: nn.Module, seats: list[_Seat], plan: Pairwise) -> Iterator[None]:
     """The plan's attention in the model, whose rotary modules hold the plan's frequencies already."""
-    said = _try(model)
+    name = type(model).__name__
+    with recording(model) as own:
+        _try(model)
+    if not own.answers:
+        raise ValueError(f"{name} does not attend through transformers' interface; give another model")
     if plan.regions:
         for seat in seats:
             _write(seat, Plan((0.0,) * len(plan.inv_freq)))  # angles of 0: queries and keys reach attention unrotated
-        trial = Pairwise(plan.inv_freq, plan.attention_factor, PLAIN)
-    else:
-        trial = plan
-    with attending(model, trial) as inside:
-        ours = _try(model)
-    off = float((ours - said).abs().max() / said.abs().max().clamp(min=1e-6))
-    if not inside.called:
-        raise ValueError(f"{type(model).__name__} does not attend through transformers' interface; give another model")
-    if plan.regions and not off <= (1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-1):
-        raise ValueError(
-            f"attention in {type(model).__name__} is more than rotated products of queries and keys, or rotates other "
-            f"pairs (off by {off:.1%} on {TRIED} tokens), so no Pairwise plan can take its place; give another model"
-        )
+        with comparing(model, Pairwise(plan.inv_freq, plan.attention_factor, PLAIN), own) as trial:
+            _try(model)
+        if not trial.off <= TOLERANCE[own.answers[0].dtype]:
+            raise ValueError(
+                f"attention in {name} is more than rotated products of queries and keys, or rotates other pairs, or not "
+                f"in every layer (off by {trial.off:.1%} on {TRIED} tokens); no Pairwise plan can take its place: give "
+                "another model"
+            )
     with attending(model, plan):
         yield
 
 
 @torch.no_grad()
-def _try(model: Any) -> torch.Tensor:
-    """(tokens, vocabulary) float32 logits of a few tokens."""
+def _try(model: Any) -> None:
+    """A few tokens through the model."""
     ids = torch.arange(TRIED, device=model.device)[None] % text_config(model).vocab_size
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
-    return logits
+    model(input_ids=ids, use_cache=False)
 
 
 def read(model: nn.Module) -> Plans:

@@ -30,6 +30,8 @@ from transformers import (
     PhiForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from pipelines import evaluate, models, text, track
@@ -443,13 +445,19 @@ def test_families_that_rotate_as_llama_does_take_it(kind, config, name):
     [
         (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=16), "masks more than the future"),
         (CohereForCausalLM, CohereConfig(**SHAPE), "or rotates other pairs"),
+        (SmolLM3ForCausalLM, SmolLM3Config(**SHAPE | {"num_hidden_layers": 4}), "or not in every layer"),
         (Gemma2ForCausalLM, Gemma2Config(**SHAPE, head_dim=16), "masks more than the future|softcap"),
     ],
-    ids=["a sliding window", "pairs of neighbours", "a soft cap"],
+    ids=["a sliding window", "pairs of neighbours", "layers without", "a soft cap"],
 )
 def test_a_model_whose_attention_is_more_is_refused_and_left_alone(kind, config, says):
     torch.manual_seed(0)
-    model = kind(config).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        model = kind(config).to(dtype).eval()
+        refused(model, says)
+
+
+def refused(model, says):
     tokens = ids(150)
     before = logits(model, tokens)
     with pytest.raises(ValueError, match=says), patched(model, of(model, "rerope", 150)):
