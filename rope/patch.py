@@ -107,9 +107,9 @@ def _attention(model: nn.Module, seats: list[_Seat], plan: Pairwise) -> Iterator
             _try(model)
         if not trial.off <= TOLERANCE[own.answers[0].dtype]:
             raise ValueError(
-                f"attention in {name} is more than rotated products of queries and keys, or rotates other pairs, or not "
-                f"in every layer (off by {trial.off:.1%} on {TRIED} tokens); no Pairwise plan can take its place: give "
-                "another model"
+                f"attention in {name} is more than rotated products of queries and keys, or rotates other pairs, or "
+                f"not in every layer (off by {trial.off:.1%} on {TRIED} tokens); no Pairwise plan can take its place: "
+                "give another model"
             )
     with attending(model, plan):
         yield
