@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import re
@@ -13,7 +14,9 @@ from pathlib import Path
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
+  ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
   ropewalk ui [PORT]            look: the MLflow UI on the results
+  ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
 
 Overrides are Hydra's. Commas make the grid:
@@ -34,7 +37,12 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def main() -> None:
     """The console script: run a verb and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch, transformers and mlflow apart object by object would cost seconds, and nothing comes after.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -53,7 +61,8 @@ def run(arguments: list[str]) -> int:
     except Refusal as reason:
         return _refuse(str(reason))
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        command = shlex.join(["ropewalk", *arguments])
+        print(f"\nstopped; what was finished is kept, and this goes on from there:\n  {command}", file=sys.stderr)
         return 130
 
 
@@ -77,10 +86,38 @@ def _grid(arguments: list[str]) -> int:
     return 0 if all(result.finished for result in launcher.launch.results) else 1
 
 
+def _theory(arguments: list[str]) -> int:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pipelines import launcher, theory
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(theory.HELP, end="")
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    outs = [a.partition("=")[2] for a in arguments if a.startswith("out=")]
+    if set(flags) - {"--json"} or len(outs) > 1:
+        return _refuse(f"ropewalk theory takes overrides, --json and one out=FOLDER; given: {' '.join(arguments)}")
+    overrides = [a for a in arguments if a not in flags and not a.startswith("out=")]
+    launcher.register()
+    try:
+        choices = list(launcher.each(located(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(sentence(error, overrides))
+    return theory.main(choices, as_json="--json" in flags, out=outs[0] if outs else None)
+
+
 def _ui(arguments: list[str]) -> int:
     from pipelines import ui
 
     return ui.main(arguments)
+
+
+def _sync(arguments: list[str]) -> int:
+    from pipelines import sync
+
+    return sync.main(arguments)
 
 
 def _train(arguments: list[str]) -> int:
@@ -89,15 +126,22 @@ def _train(arguments: list[str]) -> int:
     return train.main(arguments)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"grid": _grid, "ui": _ui, "train": _train}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "grid": _grid, "theory": _theory, "ui": _ui, "sync": _sync, "train": _train,
+}  # fmt: skip
 
 
 def rewritten(arguments: list[str]) -> list[str]:
-    """The overrides as Hydra takes them.
+    """The overrides of a grid as Hydra takes them: located, and with experiment=first where they name no axis."""
+    done = located(arguments)
+    named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    return (
+        done if named & set(AXES) or any(a in ("--help", "--info") for a in arguments) else [*done, "experiment=first"]
+    )
 
-    model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME; a
-    command line that names no axis of the grid gets experiment=first.
-    """
+
+def located(arguments: list[str]) -> list[str]:
+    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME."""
     names = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in ("model", "task")}
     done: list[str] = []
     for argument in arguments:
@@ -108,10 +152,7 @@ def rewritten(arguments: list[str]) -> list[str]:
             done += ["model=local", *(f"model.{key}='{told}'" for key, told in _located(value).items())]
         else:
             done += ["task=lm_eval", f"task.name='{value}'"]
-    named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
-    return (
-        done if named & set(AXES) or any(a in ("--help", "--info") for a in arguments) else [*done, "experiment=first"]
-    )
+    return done
 
 
 def _located(value: str) -> dict[str, str]:

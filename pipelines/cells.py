@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rope.geometry import Plan, Plans
-from rope.pairwise import Pairwise
+from rope.pairwise import Pairwise, revived
 
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
@@ -25,12 +25,45 @@ class Refusal(ValueError):
 
 
 def frozen(options: Mapping[str, Any]) -> Options:
-    """Options as a hashable, sorted tuple; lists become tuples.
+    """Options as a hashable, sorted tuple; lists become tuples, mappings within become sorted pairs.
 
-    >>> frozen({"b": [1, 2], "a": None})
-    (('a', None), ('b', (1, 2)))
+    >>> frozen({"b": [1, 2], "a": None, "c": {"y": 1, "x": 2}})
+    (('a', None), ('b', (1, 2)), ('c', (('x', 2), ('y', 1))))
     """
-    return tuple(sorted((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()))
+    return tuple(sorted(((str(name), _frozen(value)) for name, value in options.items()), key=lambda pair: pair[0]))
+
+
+def thawed(value: Any) -> Any:
+    """What frozen was made of, for showing: pairs with a name in front become a mapping, other tuples a list.
+
+    >>> thawed((("beta_fast", 16),)), thawed((1.0, 2.0))
+    ({'beta_fast': 16}, [1.0, 2.0])
+    """
+    if not isinstance(value, tuple):
+        return value
+    if value and all(isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) for entry in value):
+        return {name: thawed(entry) for name, entry in value}
+    return [thawed(entry) for entry in value]
+
+
+def told(value: Any) -> str:
+    """An option's value in the words of the command line; of a long list its ends and its length.
+
+    >>> told((("0-3", 2.0),)), told((1, 2, 3, 4, 5))
+    ('{0-3: 2.0}', '[1, ... 5: 5 numbers]')
+    """
+    value = thawed(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {told(entry)}" for name, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return str(value) if len(value) <= 4 else f"[{value[0]}, ... {value[-1]}: {len(value)} numbers]"
+    return str(value)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozen(value)
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -110,12 +143,22 @@ class Cell:
     @property
     def label(self) -> str:
         """What a terminal line or a run name calls it: `smollm2: yarn factor=4 @16384 perplexity`."""
-        options = "".join(f" {name}={value}" for name, value in self.options)
+        options = "".join(f" {name}={told(value)}" for name, value in self.options)
         return f"{self.model.name}: {self.strategy}{options} @{self.length} {self.task.name}"
 
     def spec(self) -> dict[str, Any]:
         """The cell as plain data, as result.json and sweep.json keep it."""
         return {"id": self.id, **asdict(self)}
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Cell:
+        """The cell that `spec()` wrote down, be it as JSON."""
+        told = {name: _options(spec[name]) for name in ("options", "versions")}
+        model = Model(**{**spec["model"], "shape": _options(spec["model"]["shape"])})
+        task = Task(spec["task"]["name"], _options(spec["task"]["options"]))
+        plans = tuple((layers, revived(plan)) for layers, plan in spec["plans"])
+        plain = {name: value for name, value in spec.items() if name != "id"}
+        return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
 
 
 @dataclass(frozen=True)
@@ -158,6 +201,10 @@ def digest_of(value: Any) -> str:
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
     """One cell an id, the first that bears it."""
     return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
+
+
+def _options(pairs: Iterable[tuple[str, Any]]) -> Options:
+    return frozen(dict(pairs))
 
 
 def _rounded(plan: Plan) -> list[Any]:

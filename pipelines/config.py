@@ -64,6 +64,8 @@ class Cluster:
     gpus_per_worker: float = 1.0
     retries: int = 1
     """Fresh starts of a cell whose worker died."""
+    timeout: float | None = None
+    """Seconds that a cell may take; null: as long as it needs."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Workbench:
 
     model: ModelChoice = MISSING
     strategy: dict[str, Any] = MISSING
-    """name, and the options of the function of that name in rope/strategies.py."""
+    """name, and the options of the function of that name in rope/strategies."""
     task: dict[str, Any] = MISSING
     """name, and the options of that task."""
     cluster: Cluster = MISSING

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
-import importlib.metadata
 import math
 import platform
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines import models, tasks
+from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
 from rope.pairwise import Pairwise
 from rope.patch import patched
-
-PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
 
 
 def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
@@ -39,7 +38,7 @@ def _result(cell: Cell) -> Result:
     memory = _Memory(cell.device)
     try:
         lm = _lm(cell)
-        provenance = _provenance(cell, lm)
+        made = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
         with _patched(lm, cell):
@@ -65,7 +64,7 @@ def _result(cell: Cell) -> Result:
             "tokens_per_second": lm.forward_tokens / seconds,
             "peak_bytes": memory.peak(),
         },
-        provenance=provenance,
+        provenance=made,
     )
 
 
@@ -104,39 +103,57 @@ def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
     error.__traceback__ = None
     gc.collect()
     if cell.device == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after a failed assertion CUDA refuses this too
+            torch.cuda.empty_cache()
     return Result(cell_id=cell.id, status=status, error=told)
 
 
 def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if cell.device == "cuda" else []
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name()
-        if cell.device == "cuda"
-        else (platform.processor() or platform.machine()),
+        **provenance.environment(),
+        **({"cuda": torch.version.cuda} if gpus else {}),
+        "device": ", ".join(gpus) or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
         "attention": "regions of the plan"
         if any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
         else getattr(lm.model.config, "_attn_implementation", None),
     }
 
 
+@lru_cache(maxsize=1)
+def _keeping_libc() -> ctypes.CDLL | None:
+    """glibc, told to keep what a forward frees for the next one; None where the system has another C library.
+
+    By default it hands every large tensor back to the system and asks for zeroed pages anew: a tenth of a cell's time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+        if libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1):
+            return libc
+    return None
+
+
 class _Memory:
-    """Peak memory of one cell: the GPU's allocations, or this process's resident set where the system tells it."""
+    """Peak memory of one cell: of the fullest GPU, or this process's resident set where the system tells it."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
     def reset(self) -> None:
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
         else:
+            if (libc := _keeping_libc()) is not None:
+                libc.malloc_trim(0)  # what the cell before kept is not this cell's
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
 
     def peak(self) -> float:
         if self.cuda:
-            return float(torch.cuda.max_memory_allocated())
+            return float(max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))))
         import resource
 
         try:

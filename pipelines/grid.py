@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 
-from pipelines import models, pool, report, tasks
+from pipelines import models, pool, provenance, report, tasks, track
 from pipelines.cells import Cell, Refusal, Result, distinct
 from pipelines.results import Store
-from pipelines.sweep import Sweep, code_version
-from pipelines.track import Tracker
+from pipelines.sweep import Sweep
 
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
 """Computes cells and yields each with its result as it is there."""
@@ -36,31 +38,38 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
         f"{asked} cell{'s' if asked > 1 else ''} asked for: {equal} with the plan and text of another, "
         f"{len(done)} finished before, {len(todo)} to run"
     )
-    prepare(todo)
+    with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
+        aside.submit(track.warm)
+        prepare(todo)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
-    with Tracker.open(sweep, store) as tracker:
+    with track.Tracker.open(sweep, store) as tracker:
         for cell in cells:
             if cell.id in done:
                 tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)
-        for cell, result in compute(todo, store, run=compute_cells, progress=_Progress(todo), force=True):
-            results[cell.id] = result
-            tracker.record(sweep.bearing(cell.id), result, cached=False)
-        tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
-    report.show(console, sweep, results, store)
+        try:
+            for cell, result in compute(todo, store, compute_cells, _Progress(todo), sweep.command_of, force=True):
+                results[cell.id] = result
+                tracker.record(sweep.bearing(cell.id), result, cached=False)
+        finally:  # what there is after Ctrl-C is worth a table too
+            tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
+            report.show(console, sweep, results, store)
     return [results[cell.id] for cell in sweep.cells if cell.id in results]
 
 
 def compute(
-    cells: Sequence[Cell], store: Store, *, run: Run | None = None, progress: Callable[..., None] | None = None,
-    force: bool = False,
+    cells: Sequence[Cell], store: Store, run: Run | None = None, progress: Callable[[Cell, Result], None] | None = None,
+    command_of: Callable[[Cell], str] | None = None, *, force: bool = False,
 ) -> Iterator[tuple[Cell, Result]]:  # fmt: skip
     """Compute cells and save every result as it comes; finished ones are only read, unless forced."""
     done = {} if force else store.recall(cell.id for cell in cells)
     yield from ((cell, done[cell.id]) for cell in cells if cell.id in done)
     todo = distinct(cell for cell in cells if cell.id not in done)
     for cell, result in (run or _here)(todo):
-        told = Result(**{**vars(result), "provenance": {**result.provenance, "code": code_version()}})
+        made = {"code": provenance.code(), "at": datetime.now().astimezone().isoformat()}
+        if command_of is not None:
+            made["command"] = command_of(cell)
+        told = replace(result, provenance={**result.provenance, **made})
         store.save(cell, told)
         if progress is not None:
             progress(cell, told)
@@ -70,7 +79,9 @@ def compute(
 def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:
     """Compute cells as conf/cluster says."""
     device = cells[0].device if cells else "cpu"
-    workers = pool.Workers(device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries)
+    workers = pool.Workers(
+        device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries, cluster.timeout
+    )
     return pool.run(cells, workers)
 
 

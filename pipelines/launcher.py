@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import hydra
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -64,7 +68,8 @@ class GridSweeper(BasicSweeper):
         [jobs] = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
         chosen = [config.choices(c) for c in compose(self.hydra_context, self.config, jobs)]
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
-        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command)
+        commands = tuple(shlex.join(["ropewalk", "grid", *job]) for job in jobs)
+        sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command, commands)
         store = Store.at(chosen[0].store)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
         launch.results = grid.run(sweep, store, run, force=chosen[0].force)
@@ -104,11 +109,26 @@ class PoolLauncher(Launcher):
         configs = list(compose(self.context, self.config, job_overrides))
         cells = cells_of(config.choices(c) for c in configs)
         store = Store.at(self.config.store)
-        results = {c.id: r for c, r in grid.compute(cells, store, run=self.stream, force=self.config.force)}
+        results = {c.id: r for c, r in grid.compute(cells, store, self.stream, force=self.config.force)}
         return [
             _job_return(cfg, list(overrides), results[c.id])
             for cfg, overrides, c in zip(configs, job_overrides, cells, strict=True)
         ]
+
+
+def each(overrides: Sequence[str]) -> Iterator[config.Workbench]:
+    """Every combination of a command line's comma lists, typed: a grid's choices for verbs that run none.
+
+    Raises:
+        Refusal: a value is missing.
+        HydraException: what Hydra refuses.
+    """
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        [jobs] = BasicSweeper.split_arguments(parsed, None)
+        for job in jobs:
+            yield config.choices(hydra.compose("config", overrides=list(job)))
 
 
 def compose(context: HydraContext, base: DictConfig, jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:

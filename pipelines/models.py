@@ -165,15 +165,17 @@ def load(model: Model, dtype: str, device: str) -> PreTrainedModel:
 
     logging.disable_progress_bar()
     source, kind = locate(model), getattr(torch, dtype)
+    # A worker that holds several GPUs was given them for a model that one does not hold.
+    spread = {"device_map": "auto"} if device == "cuda" and torch.cuda.device_count() > 1 else {}
     if source.shape is not None:
         shape = {key: value for key, value in _random_config(source.shape).items() if key != "model_type"}
         torch.manual_seed(int(shape.pop("seed")))
         return LlamaForCausalLM(LlamaConfig(**shape)).to(device=device, dtype=kind).eval()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(materialise(model), revision=model.revision, dtype=kind)
+        loaded = AutoModelForCausalLM.from_pretrained(materialise(model), revision=model.revision, dtype=kind, **spread)
     except (OSError, ValueError, KeyError) as error:
         raise Refusal(f"model {model.name}: its weights do not load ({_first_line(error)})") from error
-    return loaded.to(device).eval()  # type: ignore[no-any-return]
+    return (loaded if spread else loaded.to(device)).eval()  # type: ignore[no-any-return]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

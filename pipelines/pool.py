@@ -2,16 +2,22 @@
 
 One worker on a CPU is this very process. More of them, or GPUs, are Ray actors that keep their model loaded: a
 worker stays with its model while that model has cells, longest first; a worker that dies is replaced and its cell
-tried again.
+tried again; one that takes too long is replaced and its cell has failed.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections import deque
+import signal
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +31,30 @@ Work = Callable[[Iterable[Cell]], Iterator[Result]]
 
 @dataclass(frozen=True)
 class Workers:
-    """How many, and what each holds. count None: one on a CPU, as many as fit on GPUs."""
+    """How many, and what each holds.
+
+    count: None is one on a CPU, as many as fit on GPUs.
+    cpus, gpus: of each worker; several GPUs share one model, a share below 1 puts several workers on one GPU.
+    retries: fresh starts of a cell whose worker died.
+    timeout: seconds a cell may take, with the loading of its model where that comes first; None: as long as it needs.
+    """
 
     device: str = "cpu"
     count: int | None = None
     cpus: int = 1
     gpus: float = 1.0
     retries: int = 1
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
             raise Refusal(f"cluster.workers={self.count}: give at least 1, or null for as many as fit")
+        if self.cpus < 1:
+            raise Refusal(f"cluster.cpus_per_worker={self.cpus}: give at least 1")
+        if self.retries < 0:
+            raise Refusal(f"cluster.retries={self.retries}: give 0 or more")
+        if self.timeout is not None and not self.timeout > 0:
+            raise Refusal(f"cluster.timeout={self.timeout}: give seconds above 0, or null for as long as a cell needs")
         if self.device == "cuda" and not (0 < self.gpus <= 1 or (self.gpus > 1 and self.gpus.is_integer())):
             raise Refusal(
                 f"cluster.gpus_per_worker={self.gpus}: give a share of one GPU (0 < share <= 1) or a whole number"
@@ -43,22 +62,35 @@ class Workers:
 
     @property
     def in_process(self) -> bool:
-        """No Ray: it costs 5 s a command, and one CPU worker needs none of it."""
-        return self.device == "cpu" and self.count in (None, 1) and "RAY_ADDRESS" not in os.environ
+        """No Ray: it costs 5 s a command, and one CPU worker needs it only to be stopped when it takes too long."""
+        alone = self.device == "cpu" and self.count in (None, 1) and self.timeout is None
+        return alone and "RAY_ADDRESS" not in os.environ
 
 
 def run(cells: Sequence[Cell], workers: Workers, work: Work | None = None) -> Iterator[tuple[Cell, Result]]:
-    """Yield every cell with its result, in the order of finishing."""
-    queues = _queues(cells)
+    """Yield every cell with its result, in the order of finishing.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when the cells that were running are finished and yielded; after another, or
+            SIGTERM, at once.
+    """
     if not cells:
         return
-    if workers.in_process:
-        work = work or _evaluate
-        for queue in queues.values():
-            for cell in queue:
-                yield cell, next(iter(work([cell])))
-        return
-    yield from _on_ray(queues, workers, work or _evaluate)
+    with _interruptible() as interrupted:
+        if workers.in_process:
+            yield from _here(cells, work or _evaluate, interrupted)
+        else:
+            yield from _on_ray(cells, workers, work or _evaluate, interrupted)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
+def _here(cells: Sequence[Cell], work: Work, interrupted: threading.Event) -> Iterator[tuple[Cell, Result]]:
+    for queue in _queues(cells).values():
+        for cell in queue:
+            if interrupted.is_set():
+                return
+            yield cell, next(iter(work([cell])))
 
 
 def _evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
@@ -75,7 +107,34 @@ def _queues(cells: Sequence[Cell]) -> dict[Model, deque[Cell]]:
     return queues
 
 
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets. The second raises KeyboardInterrupt, as SIGTERM does."""
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted.is_set() or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        interrupted.set()
+        log.warning("stopping: the cells that run are finished first; Ctrl-C again leaves them")
+
+    if threading.current_thread() is not threading.main_thread():  # Python gives signals to no other
+        yield interrupted
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # ----------------------------------------------------------------------------------------------------------- Ray
+
+STARTS = 3
+"""A pool of which so many workers in a row die before their first cell gives up."""
+PATIENCE = 60.0
+"""Seconds without any worker after which the pool says what it waits for."""
 
 
 @dataclass
@@ -96,63 +155,150 @@ class _Schedule:
             self.holds[worker] = max(free, key=lambda model: len(self.queues[model]))
         return self.queues[self.holds[worker]].popleft()
 
+    def drain(self) -> list[Cell]:
+        """All cells that nobody has taken; none is left."""
+        left = [cell for queue in self.queues.values() for cell in queue]
+        self.queues.clear()
+        return left
 
-def _on_ray(queues: dict[Model, deque[Cell]], workers: Workers, work: Work) -> Iterator[tuple[Cell, Result]]:
-    ray = _connected(workers)
-    total = sum(map(len, queues.values()))
-    count = min(workers.count or _room(ray, workers), total)
-    actor = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus if workers.device == "cuda" else 0, max_restarts=0)(
-        _Worker
-    )
-    schedule, attempts = _Schedule(queues), dict.fromkeys((c.id for queue in queues.values() for c in queue), 0)
-    actors = {number: actor.remote(work) for number in range(count)}
-    flying: dict[Any, tuple[int, Cell]] = {}
 
-    def give(worker: int) -> None:
-        cell = schedule.next_for(worker)
+@dataclass(frozen=True)
+class _Flight:
+    """What a worker has in hand: a cell and until when, or its own start."""
+
+    worker: int
+    cell: Cell | None = None
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True)
+class _Landing:
+    """How a flight ended. No result: the worker has started, or it died, which makes it unusable."""
+
+    flight: _Flight
+    result: Result | None
+    usable: bool
+
+
+class _Pool:
+    """The actors, and what each has in hand."""
+
+    def __init__(self, ray: Any, workers: Workers, work: Work, schedule: _Schedule) -> None:
+        self.ray, self.workers, self.schedule = ray, workers, schedule
+        gpus = workers.gpus if workers.device == "cuda" else 0
+        actor = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_restarts=0)(_Worker)
+        self.start: Callable[[], Any] = partial(actor.remote, work)
+        self.actors: dict[int, Any] = {}
+        self.flying: dict[Any, _Flight] = {}
+        self.attempts = Counter[str]()
+
+    @property
+    def running(self) -> bool:
+        """Whether any cell is in a worker's hands."""
+        return any(flight.cell is not None for flight in self.flying.values())
+
+    def hire(self, worker: int) -> None:
+        """Start a worker, in the place of one that is there already."""
+        if worker in self.actors:
+            self.ray.kill(self.actors[worker])
+            self.schedule.holds.pop(worker, None)
+        self.actors[worker] = self.start()
+        # A cell's time runs from when there is a worker: a cluster may take minutes to have room for one.
+        self.flying[self.actors[worker].ready.remote()] = _Flight(worker)
+
+    def give(self, worker: int) -> None:
+        """Hand the worker its next cell, if there is one."""
+        cell = self.schedule.next_for(worker)
         if cell is not None:
-            attempts[cell.id] += 1
-            flying[actors[worker].run.remote(cell)] = (worker, cell)
+            self.attempts[cell.id] += 1
+            deadline = time.monotonic() + (self.workers.timeout or math.inf)
+            self.flying[self.actors[worker].run.remote(cell)] = _Flight(worker, cell, deadline)
 
-    def replace(worker: int) -> None:
-        ray.kill(actors[worker])
-        actors[worker] = actor.remote(work)
-        schedule.holds.pop(worker, None)
+    def landed(self) -> _Landing | None:
+        """What ended next; None where the pool has waited for a while in vain."""
+        deadline = min(flight.deadline for flight in self.flying.values())
+        done, _ = self.ray.wait(
+            list(self.flying), num_returns=1, timeout=max(0.0, min(PATIENCE, deadline - time.monotonic()))
+        )
+        if done:
+            return self._answer(done[0], self.flying.pop(done[0]))
+        late = next((ref for ref, flight in self.flying.items() if flight.deadline <= time.monotonic()), None)
+        if late is None:
+            return None
+        flight = self.flying.pop(late)
+        assert flight.cell is not None
+        error = f"it took longer than cluster.timeout={self.workers.timeout:g} s; give more, or null for no limit"
+        return _Landing(flight, Result(flight.cell.id, "failed", error=error), usable=False)
 
+    def _answer(self, reference: Any, flight: _Flight) -> _Landing:
+        try:
+            result: Result | None = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            result = Result(flight.cell.id, "failed", error=str(error)) if flight.cell else None
+        except self.ray.exceptions.RayError:
+            return _Landing(flight, None, usable=False)
+        # What CUDA holds after running out of memory or a failed assertion is not to be trusted.
+        broken = result is not None and (result.status == "oom" or "CUDA error" in (result.error or ""))
+        return _Landing(flight, result, usable=not broken)
+
+    def close(self) -> None:
+        for actor in self.actors.values():
+            self.ray.kill(actor)
+
+
+def _on_ray(
+    cells: Sequence[Cell], workers: Workers, work: Work, interrupted: threading.Event
+) -> Iterator[tuple[Cell, Result]]:
+    ray = _connected(workers)
+    schedule = _Schedule(_queues(cells))
+    pool = _Pool(ray, workers, work, schedule)
+    stillborn = 0
     try:
-        for worker in actors:
-            give(worker)
-        while flying:
-            (done,), _ = ray.wait(list(flying), num_returns=1)
-            worker, cell = flying.pop(done)
-            result = _answer(ray, done, cell)
-            if result is None:
-                replace(worker)
-                if attempts[cell.id] <= workers.retries:
-                    log.warning("the worker died on %s; trying it again on a fresh one", cell.label)
-                    schedule.queues[cell.model].append(cell)
-                else:
-                    error = f"the worker died {attempts[cell.id]} times on this cell (killed, or out of host memory)"
-                    yield cell, Result(cell.id, "failed", error=error)
+        for worker in range(min(workers.count or _room(ray, workers), len(cells))):
+            pool.hire(worker)
+        while pool.running or any(schedule.queues.values()):
+            if interrupted.is_set():
+                schedule.drain()
+            if not pool.flying:
+                return
+            landing = pool.landed()
+            if landing is None:
+                _say_what_lacks(ray, pool)
+                continue
+            worker, cell = landing.flight.worker, landing.flight.cell
+            if cell is not None:
+                yield from _settled(pool, cell, landing.result)
             else:
-                if result.status == "oom":  # what CUDA keeps after running out is not to be trusted
-                    replace(worker)
-                yield cell, result
-            give(worker)
+                stillborn = 0 if landing.usable else stillborn + 1
+                if stillborn >= STARTS:
+                    error = f"{STARTS} workers in a row died as they started: see the logs of Ray"
+                    yield from ((cell, Result(cell.id, "failed", error=error)) for cell in schedule.drain())
+                    continue
+            pool.give(worker) if landing.usable else pool.hire(worker)
     finally:
-        for handle in actors.values():
-            ray.kill(handle)
+        pool.close()
 
 
-def _answer(ray: Any, reference: Any, cell: Cell) -> Result | None:
-    """A worker's result; None where the worker died; a failed result where its answer cannot be read."""
-    try:
-        result: Result = ray.get(reference)
-        return result
-    except ray.exceptions.RayTaskError as error:
-        return Result(cell.id, "failed", error=str(error))
-    except ray.exceptions.RayError:
-        return None
+def _settled(pool: _Pool, cell: Cell, result: Result | None) -> Iterator[tuple[Cell, Result]]:
+    """A cell that has its result; or whose worker died, to be tried again as often as allowed."""
+    times = pool.attempts[cell.id]
+    if result is not None:
+        yield cell, result
+    elif times <= pool.workers.retries:
+        log.warning("the worker died on %s; trying it again on a fresh one", cell.label)
+        pool.schedule.queues.setdefault(cell.model, deque()).append(cell)
+    else:
+        error = f"the worker died {times} time{'s'[: times > 1]} on this cell (killed, or out of host memory)"
+        yield cell, Result(cell.id, "failed", error=error)
+
+
+def _say_what_lacks(ray: Any, pool: _Pool) -> None:
+    if len(pool.flying) == len(pool.actors) and not pool.running:
+        wanted = pool.workers
+        gpus = f" and {wanted.gpus:g} GPU" if wanted.device == "cuda" else ""
+        free = {name: n for name, n in ray.available_resources().items() if name in ("CPU", "GPU")}
+        log.warning("no worker has started yet: each needs %d CPU%s, and of the cluster %s is free",
+                    wanted.cpus, gpus, free or "nothing")  # fmt: skip
 
 
 class _Worker:
@@ -160,6 +306,9 @@ class _Worker:
 
     def __init__(self, work: Work) -> None:
         self.work = work
+
+    def ready(self) -> None:
+        """Answers once the process runs."""
 
     def run(self, cell: Cell) -> Result:
         return next(iter(self.work([cell])))
@@ -177,14 +326,22 @@ def _connected(workers: Workers) -> Any:
         return ray
     project = Path(__file__).resolve().parent.parent
     if "RAY_ADDRESS" in os.environ:
-        left_out = ["mlruns", "models", ".venv", ".git", "**/__pycache__"]
-        ray.init(runtime_env={"working_dir": str(project), "excludes": left_out}, log_to_driver=False)
+        shipped = {"working_dir": str(project), "excludes": _left_out(project)}
+        ray.init(runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)
     else:
         cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
         paths = {"PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])}
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                  runtime_env={"env_vars": paths})  # fmt: skip
     return ray
+
+
+def _left_out(project: Path) -> list[str]:
+    """What a cluster's workers do not need of the project's folder: all but code, conf and the embedded model."""
+    wanted = {"rope", "pipelines", "conf", "models", "pyproject.toml"}
+    others = [path for path in project.iterdir() if path.name not in wanted]
+    others += [path for path in (project / "models").glob("*") if path.name != "tiny"]
+    return [f"/{path.relative_to(project)}" for path in others]
 
 
 def _room(ray: Any, workers: Workers) -> int:

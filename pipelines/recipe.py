@@ -40,7 +40,7 @@ class Recipe:
     vocabulary: int = 8192
     """Tokens of a new Llama's tokenizer."""
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    """name, and options of the function of that name in rope/strategies.py."""
+    """name, and options of the function of that name in rope/strategies."""
     factor: float | None = None
     """null: length / trained length."""
     text: list[str] = field(default_factory=lambda: ["stdlib", "packages"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipelines import provenance
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
 from pipelines.sweep import Sweep, options_label, trained_length
@@ -36,6 +37,10 @@ def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: S
         console.print(
             f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
         )
+    codes = provenance.code_labels(result.provenance for _, result in distinct_rows(rows))
+    if len(codes) > 1:
+        told = "; ".join(f"{count} of {label}" for label, count in codes.items())
+        console.print(f"\nThese cells were computed by different code: {told}. To compute all anew: force=true")
     told = ", ".join(f"{count} {status}" for status, count in counts([result for _, result in rows]).items())
     console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
 
@@ -231,5 +236,46 @@ def _draw(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     return path
 
 
+def distinct_rows(rows: Results) -> Results:
+    """One row a cell id."""
+    return list({cell.id: (cell, result) for cell, result in rows}.values())
+
+
 def _failures(rows: Results) -> Results:
-    return list({cell.id: (cell, result) for cell, result in rows if not result.finished}.values())
+    return [(cell, result) for cell, result in distinct_rows(rows) if not result.finished]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One plan as a figure shows it. wavelengths: tokens, fastest pair first, infinite where a pair stands still."""
+
+    label: str
+    inv_freq: Sequence[float]
+    wavelengths: Sequence[float]
+
+
+def spectra(drawn: Sequence[Spectrum], marks: Mapping[str, float], title: str, path: Path) -> Path:
+    """Inverse frequency and wavelength of every pair, a line a plan. marks: name -> tokens, as horizontal lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    speeds, lengths = figure.subplots(1, 2)
+    for number_, one in enumerate(drawn):
+        turning = [pair for pair, speed in enumerate(one.inv_freq) if speed > 0]
+        still = len(one.inv_freq) - len(turning)
+        label = f"{one.label} ({still} pairs stand still)" if still else one.label
+        style = {"linestyle": ("-", "--", "-.", ":")[number_ % 4], "marker": ".", "markersize": 3}
+        speeds.plot(turning, [one.inv_freq[pair] for pair in turning], label=label, **style)
+        lengths.plot(turning, [one.wavelengths[pair] for pair in turning], **style)
+    for name, tokens in marks.items():
+        lengths.axhline(tokens, color="gray", linewidth=1)
+        lengths.annotate(name, (0, tokens), xytext=(0, 2), textcoords="offset points", fontsize=8, color="dimgray")
+    speeds.set(xlabel="pair, fastest first", ylabel="inverse frequency (radians a token)", yscale="log")
+    lengths.set(xlabel="pair, fastest first", ylabel="wavelength (tokens)", yscale="log")
+    for axes in (speeds, lengths):
+        axes.grid(alpha=0.3)
+    speeds.legend(fontsize=8)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ class Store:
         path = self.root / "sweeps" / sweep_id / "sweep.json"
         _write_checked(path, sweep)
         return path
+
+    def sweeps(self) -> Iterator[dict[str, Any]]:
+        """Every sweep that is whole, oldest first."""
+        for path in sorted(self.root.glob("sweeps/*/sweep.json")):
+            if (sweep := _read(path)) is not None:
+                yield sweep
 
 
 def _write_checked(path: Path, body: dict[str, Any]) -> None:

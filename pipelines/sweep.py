@@ -5,34 +5,47 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
-from pipelines import models, tasks, text
-from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen
+from pipelines import models, provenance, tasks, text
+from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, told
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
-from rope.config import geometry_of
+from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
-from rope.geometry import Geometry
+from rope.geometry import Geometry, Plans, layers_of
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked."""
+    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked.
+
+    command: what was typed; commands: for each cell what asks for it alone.
+    code: version of the code that launched it (provenance.code).
+    """
 
     experiment: str
     cells: tuple[Cell, ...]
     command: str
-    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    commands: tuple[str, ...] = ()
+    created: str = field(default_factory=lambda: datetime.now().astimezone().isoformat())
+    code: Mapping[str, Any] = field(default_factory=provenance.code)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Sweep:
+        """The sweep that `spec()` wrote down."""
+        cells = tuple(map(Cell.of, spec["cells"]))
+        commands = tuple(spec.get("commands", ()))
+        return cls(spec["experiment"], cells, spec["command"], commands, spec["created"], spec["code"])
 
     @property
     def id(self) -> str:
-        return f"{self.created[:19].replace(':', '')}-{digest_of([self.command, *(c.id for c in self.cells)])[:6]}"
+        told = [self.created, self.command, *(cell.id for cell in self.cells)]
+        return f"{self.created[:19].replace(':', '')}-{digest_of(told)[:6]}"
 
     @property
     def label(self) -> str:
@@ -52,9 +65,18 @@ class Sweep:
             "experiment": self.experiment,
             "command": self.command,
             "created": self.created,
-            "code": code_version(),
+            "code": dict(self.code),
+            "commands": list(self.commands),
             "cells": [cell.spec() for cell in self.cells],
         }
+
+    def command_of(self, cell: Cell) -> str:
+        """What asks for this cell alone; the sweep's own command where that is not known."""
+        return self._commands.get(cell, self.command)
+
+    @cached_property
+    def _commands(self) -> dict[Cell, str]:
+        return dict(zip(self.cells, self.commands, strict=False))
 
 
 def cells_of(choices: Iterable[Workbench]) -> list[Cell]:
@@ -82,21 +104,16 @@ def cell_of(choice: Workbench) -> Cell:
     """
     if choice.limit is not None and choice.limit < 1:
         raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
-    strategy = dict(choice.strategy)
-    name = str(strategy.pop("name"))
-    options = _strategy_options(name, strategy, choice.factor)
-    # The strategy's own refusals come before the model is looked for: they need no file.
-    _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, _, geometries = geometry_for(_model(choice.model))
+    planned = planned_of(choice)
     task_options = dict(choice.task)
     task = Task(str(task_options.pop("name")), frozen(task_options))
     device = _device(choice.cluster.device)
     return Cell(
-        model=model,
-        strategy=strategies.ALIASES.get(name, name),
-        options=frozen(options),
+        model=planned.model,
+        strategy=planned.strategy,
+        options=planned.options,
         length=choice.length,
-        plans=_plans(name, geometries, choice.length, options),
+        plans=planned.plans,
         task=task,
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
         limit=choice.limit,
@@ -105,6 +122,41 @@ def cell_of(choice: Workbench) -> Cell:
         device=device,
         versions=frozen(tasks.versions(task)),
     )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a choice of model, strategy and length comes to, whatever is measured with it."""
+
+    model: Model
+    geometries: Mapping[str, Geometry]
+    strategy: str
+    options: Options
+    length: int
+    plans: Plans
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, [self.strategy, options_label(self.options)]))
+
+
+def planned_of(choice: Workbench) -> Planned:
+    """The plans of one choice, computed from the model's config alone.
+
+    Raises:
+        Refusal: an option is out of its range, or the model is not there.
+    """
+    strategy = dict(choice.strategy)
+    name = str(strategy.pop("name"))
+    options = _strategy_options(name, strategy, choice.factor)
+    if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
+        # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
+        # numbers they must have, the model says.
+        _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+    model, config, geometries = geometry_for(_model(choice.model))
+    plans = _plans(name, geometries, choice.length, options)
+    _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
+    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
 @lru_cache(maxsize=64)
@@ -150,11 +202,20 @@ def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None)
     return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
 
 
-def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Any:
+def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Plans:
     try:
         return strategies.plans(name, geometries, length, **options)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
+    numbers = [number for layers, _ in plans for number in layers_of(layers)[1] or ()]
+    if count is not None and numbers and max(numbers) >= count:
+        raise Refusal(
+            f"the strategy's layers name layer {max(numbers)}, and model {model.name} has {count} layers; "
+            f"give numbers from 0 to {count - 1}"
+        )
 
 
 def trained_length(cell: Cell) -> int:
@@ -196,20 +257,6 @@ def _dtype(asked: Dtype, device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-@lru_cache(maxsize=1)
-def code_version() -> dict[str, Any]:
-    """The git commit that computes, and whether the tree has changes beside it. Empty outside a checkout."""
-    project = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        ran = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False)
-        return ran.stdout.strip() if ran.returncode == 0 else ""
-
-    if shutil.which("git") is None or not (commit := git("rev-parse", "HEAD")):
-        return {}
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-
-
 def options_label(options: Options) -> str:
     """`factor=4 beta_fast=16`, or nothing where all is as published."""
-    return " ".join(f"{name}={value}" for name, value in options)
+    return " ".join(f"{name}={told(value)}" for name, value in options)

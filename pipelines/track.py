@@ -1,28 +1,40 @@
-"""Results -> MLflow: a run for the sweep, and below it one for every cell. Owns mlflow.
+"""Results -> MLflow: a run for the sweep, below it one for every cell, and beside it a curve a strategy. Owns mlflow.
 
 Only the driver writes, and it makes the database before any worker starts: two processes that first touch a new one
-race each other's migrations.
+race each other's migrations, so that is done under a lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import importlib
+import json
 import logging
 import os
+import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import report
-from pipelines.cells import Cell, Result
+import psutil
+from filelock import FileLock
+
+from pipelines import provenance, report
+from pipelines.cells import Cell, Refusal, Result, digest_of
 from pipelines.results import Store
-from pipelines.sweep import Sweep, code_version, full_options, geometry_for, patched_config
+from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
+from rope.geometry import layers_of
 from rope.pairwise import Pairwise
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+CURVE_COSTS = ("seconds", "tokens_per_second", "peak_bytes")
+"""What of a cell's cost is drawn by length, beside its metrics."""
 
 
 def tracking_uri(store: Store) -> str:
@@ -30,24 +42,42 @@ def tracking_uri(store: Store) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
 
 
+def warm() -> None:
+    """Import what recording takes, which another thread can do while this one imports something else."""
+    importlib.import_module("mlflow")
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+
+
+def connect(store: Store) -> Any:
+    """MLflow's client of a store whose database is there, with the runs closed that a killed process left running."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
+    store.root.mkdir(parents=True, exist_ok=True)
+    with _alone(store):
+        client = MlflowClient(tracking_uri(store))
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' AND tags.process LIKE '{_host()}:%'"):
+        if not _alive(run.data.tags["process"]):
+            client.set_terminated(run.info.run_id, "KILLED")
+    return client
+
+
 class Tracker:
     """Writes one sweep into MLflow."""
 
-    def __init__(self, client: Any, sweep: Sweep, store: Store, experiment_id: str) -> None:
-        self.client, self.sweep, self.store, self.experiment_id = client, sweep, store, experiment_id
-        note = f"`{sweep.command}`"
-        self.parent = self._start(sweep.label, {"ropewalk.kind": "sweep", "mlflow.note.content": note})
+    def __init__(self, client: Any, sweep: Sweep, store: Store) -> None:
+        self.client, self.sweep, self.store = client, sweep, store
+        self.experiment_id = _experiment(client, sweep.experiment, store)
+        tags = {"ropewalk.kind": "sweep", "mlflow.note.content": f"`{sweep.command}`"}
+        self.parent = self._start(sweep.label, tags, sweep.code, _milliseconds(sweep.created))
 
     @classmethod
     @contextmanager
-    def open(cls, sweep: Sweep, store: Store) -> Iterator[Tracker]:
+    def open(cls, sweep: Sweep, store: Store, client: Any = None) -> Iterator[Tracker]:
         """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED or KILLED where it raises."""
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
-        store.root.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri(store))
-        tracker = cls(client, sweep, store, _experiment(client, sweep.experiment, store))
+        client = client or connect(store)
+        tracker = cls(client, sweep, store)
         try:
             yield tracker
         except BaseException as error:
@@ -63,6 +93,7 @@ class Tracker:
     def _record(self, cell: Cell, result: Result, *, cached: bool) -> None:
         from mlflow.entities import Metric, Param
 
+        command = f"`{self.sweep.command_of(cell)}`"
         tags = {
             "ropewalk.kind": "cell",
             "mlflow.parentRunId": self.parent,
@@ -70,43 +101,82 @@ class Tracker:
             "status": result.status,
             "cached": str(cached).lower(),
             "device": str(result.provenance.get("device", cell.device)),
-            "mlflow.note.content": result.error or f"`{self.sweep.command}`",
+            "mlflow.note.content": f"{command}\n\n```\n{result.error}\n```" if result.error else command,
         }
-        run = self._start(cell.label, tags, result.provenance.get("code"))
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value, step in _metrics(cell, result)]
+        # Its times are those of the computing, whenever that was: the UI shows how long a cell took.
+        end = _milliseconds(result.provenance["at"]) if "at" in result.provenance else _now()
+        start = end - round(1000 * result.cost.get("seconds", 0.0))
+        run = self._start(cell.label, tags, result.provenance.get("code", {}), start)
+        metrics = [Metric(name, value, end, step) for name, value, step in _metrics(cell, result)]
         params = [Param(name, str(value)) for name, value in _params(cell, result).items()]
         self.client.log_batch(run, metrics=metrics, params=params)
         self._log_data(run, cell, result)
-        try:
-            self.client.log_dict(run, patched_config(cell), "patched_config.json")
-        except ValueError as error:
-            self.client.set_tag(run, "patched_config", str(error))
-        self.client.log_dict(run, _frequencies(cell), "inv_freq.json")
+        self._log_config(run, cell)
         self.client.log_artifact(run, str(self.store.cell(cell.id) / "result.json"))
-        self.client.set_terminated(run, "FINISHED" if result.finished else "FAILED")
+        self.client.set_terminated(run, "FINISHED" if result.finished else "FAILED", end)
 
     def conclude(self, results: Sequence[tuple[Cell, Result]]) -> None:
-        """The sweep's own: how it ended, its cells as one file, its tables and its figures."""
+        """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
         counts = report.counts([result for _, result in results])
         for status, count in counts.items():
             self.client.log_metric(self.parent, f"cells/{status}", count)
+        codes = provenance.code_labels(result.provenance for _, result in report.distinct_rows(results))
+        if len(codes) > 1:
+            self.client.set_tag(
+                self.parent, "mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items())
+            )
         self.client.log_dict(self.parent, self.sweep.spec(), "sweep.json")
         self.client.log_text(self.parent, report.markdown(results), "tables.md")
         with tempfile.TemporaryDirectory() as folder:
             for figure in report.figures(results, Path(folder)):
                 self.client.log_artifact(self.parent, str(figure), "figures")
+        for cells in _by_curve(results).values():
+            self._draw(cells)
 
-    def _start(self, name: str, tags: Mapping[str, str], code: Mapping[str, Any] | None = None) -> str:
-        code = code if code is not None else code_version()
+    def _draw(self, cells: Sequence[Cell]) -> None:
+        """The run that holds one strategy's metrics by length: its points of all sweeps, these cells' among them."""
+        from mlflow.entities import Metric
+
+        told = _curve_of(cells[0])
+        curve_id = digest_of(told)[:12]
+        asked = {str(cell.length): cell.id for cell in cells}
+        found = self.client.search_runs([self.experiment_id], f"tags.curve_id = '{curve_id}'")
+        before = [json.loads(run.data.tags["cells"]) for run in found]
+        points = {length: cell_id for one in [*before, asked] for length, cell_id in one.items()}
+        results = self.store.recall(points.values())
+        rows = [
+            Metric(name, value, _now(), int(length))
+            for length, cell_id in sorted(points.items(), key=lambda point: int(point[0]))
+            if cell_id in results
+            for name, value in _curve_metrics(cells[0].task.name, results[cell_id])
+        ]
+        content = digest_of([[row.key, row.value, row.step] for row in rows])[:12]
+        if any(run.data.tags.get("content") == content for run in found):
+            return
+        for run in found:  # a step that is written twice stays in the chart twice: a curve is drawn as a whole
+            self.client.delete_run(run.info.run_id)
+        tags = {"ropewalk.kind": "curve", "curve_id": curve_id, "cells": json.dumps(points), "content": content}
+        note = {"mlflow.note.content": "Score against length: each metric's step is the length in tokens."}
+        name = f"{report.strategy_label(cells[0])} {cells[0].task.name}, {cells[0].model.name}"
+        run = self._start(name, {**tags, **note})
+        self.client.log_batch(run, metrics=rows, params=_as_params({**told, "model": cells[0].model.name}))
+        self.client.set_terminated(run, "FINISHED")
+
+    def _start(
+        self, name: str, tags: Mapping[str, str], code: Mapping[str, Any] | None = None, at: int | None = None
+    ) -> str:
+        code = code if code is not None else provenance.code()
         about = {
             "mlflow.user": getpass.getuser(),
             "mlflow.source.name": "ropewalk",
             "mlflow.source.git.commit": str(code.get("commit", "")),
             "git_dirty": str(code.get("dirty", "")).lower(),
+            "git_difference": str(code.get("difference", "")),
             "sweep_id": self.sweep.id,
+            "process": _process(),
         }
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={**about, **tags})
+        told = {key: value for key, value in {**about, **tags}.items() if value}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=told, start_time=at or _now())
         return str(run.info.run_id)
 
     def _log_data(self, run: str, cell: Cell, result: Result) -> None:
@@ -122,22 +192,58 @@ class Tracker:
         )
         self.client.log_inputs(run, datasets=[DatasetInput(data)])
 
+    def _log_config(self, run: str, cell: Cell) -> None:
+        try:
+            self.client.log_dict(run, _frequencies(cell), "inv_freq.json")
+            self.client.log_dict(run, patched_config(cell), "patched_config.json")
+        except Refusal as reason:  # a result of a model that is no longer there
+            self.client.set_tag(run, "patched_config", str(reason))
+        except ValueError as error:
+            self.client.set_tag(run, "patched_config", str(error))
+
+
+def recorded(client: Any, sweep: Sweep) -> int:
+    """How many of a sweep's cells MLflow has, in a sweep that is not running any more; -1: it is running."""
+    runs = _runs_of(client, sweep)
+    if any(run.info.status == "RUNNING" for run in runs):
+        return -1
+    parents = {run.info.run_id for run in runs if run.data.tags["ropewalk.kind"] == "sweep"}
+    return len([run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents])
+
+
+def forget(client: Any, sweep: Sweep) -> None:
+    """Take a sweep and its cells out of MLflow; its curves hold other sweeps' points and stay."""
+    for run in _runs_of(client, sweep):
+        client.delete_run(run.info.run_id)
+
+
+def _runs_of(client: Any, sweep: Sweep) -> list[Any]:
+    experiment = client.get_experiment_by_name(sweep.experiment)
+    if experiment is None:
+        return []
+    asked, token, runs = f"tags.sweep_id = '{sweep.id}' AND tags.`ropewalk.kind` != 'curve'", None, []
+    while True:
+        page = client.search_runs([experiment.experiment_id], asked, page_token=token)
+        runs += list(page)
+        if not (token := page.token):
+            return runs
+
 
 class Training:
     """Writes one training into MLflow, its curves by step; a training that goes on goes on in its run."""
 
     def __init__(self, store: Store, experiment: str, name: str, params: Mapping[str, Any], run: str | None) -> None:
-        from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        store.root.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri(store))
+        self.client = connect(store)
         if run is None:
             tags = {"ropewalk.kind": "train", "mlflow.user": getpass.getuser(), "mlflow.source.name": "ropewalk"}
             made = self.client.create_run(_experiment(self.client, experiment, store), run_name=name, tags=tags)
             run = str(made.info.run_id)
             self.client.log_batch(run, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+        else:
+            self.client.update_run(run, status="RUNNING")
+        self.client.set_tag(run, "process", _process())
         self.run = run
 
     def log(self, rows: Sequence[tuple[str, float, int]]) -> None:
@@ -155,12 +261,86 @@ class Training:
 
 
 def _experiment(client: Any, name: str, store: Store) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # A server of the user's has a place of its own for artifacts.
-    local = tracking_uri(store).startswith("sqlite")
-    return str(client.create_experiment(name, artifact_location=str(store.root / "artifacts") if local else None))
+    with _alone(store):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server of the user's has a place of its own for artifacts.
+        local = tracking_uri(store).startswith("sqlite")
+        return str(client.create_experiment(name, artifact_location=str(store.root / "artifacts") if local else None))
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """While no other process of this machine makes the store's database or an experiment in it."""
+    with FileLock(store.root / "mlflow.lock"):
+        yield
+
+
+def _host() -> str:
+    return socket.gethostname().replace("'", "").replace("%", "")
+
+
+def _process() -> str:
+    """This process, so that it is not taken for another that got its number later: host:pid:start."""
+    return f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def _alive(process: str) -> bool:
+    _, pid, start = process.rsplit(":", 2)
+    with contextlib.suppress(psutil.Error):
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == start
+    return False
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _milliseconds(at: str) -> int:
+    return int(datetime.fromisoformat(at).timestamp() * 1000)
+
+
+def _curve_of(cell: Cell) -> dict[str, Any]:
+    """All that one curve has in common: everything of a cell but its length and the plan for it."""
+    return {
+        "model.fingerprint": cell.model.fingerprint,
+        "strategy": cell.strategy,
+        **{f"strategy.{name}": value for name, value in full_options(cell).items()},
+        "task": cell.task.name,
+        **{f"task.{name}": value for name, value in cell.task.options},
+        "data": cell.data,
+        "limit": cell.limit,
+        "seed": cell.seed,
+        "dtype": cell.dtype,
+        "device": cell.device,
+        **{f"version.{name}": value for name, value in cell.versions},
+    }
+
+
+def _curve_metrics(task: str, result: Result) -> Iterator[tuple[str, float]]:
+    # The UI makes a section of what stands before the slash; and one chart should not hold a cell's own metric,
+    # which has no step, beside the curve's.
+    for name, value in result.metrics.items():
+        if not name.endswith("_stderr"):
+            yield f"{task} by length/{name}", value
+    for name in CURVE_COSTS:
+        if name in result.cost:
+            yield f"{task} by length/{name}", result.cost[name]
+
+
+def _by_curve(results: Iterable[tuple[Cell, Result]]) -> dict[str, list[Cell]]:
+    curves: dict[str, list[Cell]] = {}
+    for cell, result in results:
+        if result.metrics:
+            curves.setdefault(digest_of(_curve_of(cell)), []).append(cell)
+    return curves
+
+
+def _as_params(told: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)) for name, value in told.items()]
 
 
 def _metrics(cell: Cell, result: Result) -> Iterator[tuple[str, float, int]]:
@@ -176,7 +356,7 @@ def _metrics(cell: Cell, result: Result) -> Iterator[tuple[str, float, int]]:
 
 
 def _params(cell: Cell, result: Result) -> dict[str, Any]:
-    versions = {k: v for k, v in result.provenance.items() if k != "code"}
+    versions = {k: v for k, v in result.provenance.items() if k not in ("code", "command", "at")}
     return {
         "model": cell.model.name,
         "model.path": cell.model.path,
@@ -199,7 +379,7 @@ def _frequencies(cell: Cell) -> dict[str, Any]:
     _, _, geometries = geometry_for(cell.model)
     told = {}
     for layers, plan in cell.plans:
-        trained = geometries[layers].native(cell.length).inv_freq
+        trained = geometries[layers_of(layers)[0]].native(cell.length).inv_freq
         told[layers] = {
             "inv_freq": list(plan.inv_freq),
             "trained_inv_freq": list(trained),

@@ -170,8 +170,8 @@ def extended(asked: Recipe) -> PreTrainedModel:
 
     checkpoint, config = models.describe(_checkpoint(asked))
     name = strategies.ALIASES.get(asked.strategy["name"], asked.strategy["name"])
-    if name == "dynamic_ntk":
-        raise Refusal("strategy=dynamic_ntk changes with every length, and a training has one: give strategy=ntk")
+    if name in ("dynamic", "dynamic_ntk"):
+        raise Refusal(f"strategy={name} changes with every length, and a training has one: give a static one, as ntk")
     options = {key: value for key, value in asked.strategy.items() if key != "name"}
     try:
         if asked.factor is not None and "factor" in strategies.options_of(name):
@@ -188,7 +188,8 @@ def extended(asked: Recipe) -> PreTrainedModel:
         raise Refusal(f"model {asked.model}: {error}") from error
     held = dict(patch.read(model))
     for layers, plan in plans:
-        same = np.allclose(held[layers].inv_freq, plan.inv_freq, rtol=1e-5, atol=0)
+        # what stands still is written as a speed too low to matter
+        same = np.allclose(held[layers].inv_freq, plan.inv_freq, rtol=1e-5, atol=1e-20)
         if not same or not math.isclose(held[layers].attention_factor, plan.attention_factor, rel_tol=1e-5):
             raise Refusal(f"model {asked.model}: transformers' own {name} is not the plan of ours for {asked.length}")
     return model

@@ -5,12 +5,9 @@ Apart from geometry.py because a declared scaling becomes a native plan by the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from rope import strategies
 from rope.geometry import ALL_LAYERS, Geometry, Plan, check_integer, check_number
@@ -181,9 +178,8 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
     if rope_type == "longrope":
         return _searched(parameters, before, factor, limit)
     if rope_type == "proportional":
-        turning = math.floor(plain.pairs * parameters.get("partial_rotary_factor", 1.0) + 1e-6)
-        inv_freq = np.where(np.arange(plain.pairs) < turning, plain.inv_freq(original) / factor, 0.0)
-        return ((limit, Plan(tuple(inv_freq.tolist()))),)
+        turning = strategies.plan("proportional", plain, original, p=parameters.get("partial_rotary_factor", 1.0))
+        return ((limit, Plan(tuple(speed / factor for speed in turning.inv_freq))),)
     options = {name: parameters[name] for name in strategies.options_of(rope_type) if parameters.get(name) is not None}
     if factor > 1:
         return ((limit, strategies.plan(rope_type, before, original, **options | {"factor": factor})),)
@@ -193,25 +189,22 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
 def _searched(
     parameters: Mapping[str, Any], before: Geometry, factor: float, limit: int
 ) -> tuple[tuple[int, Plan], ...]:
-    """LongRoPE: inv_freq[i] / short_factor[i] up to the original length, / long_factor[i] beyond.
-
-    attention = sqrt(1 + ln(factor) / ln(original length)), unless given
-    Source: Ding et al. 2024, LongRoPE, https://arxiv.org/abs/2402.13753; transformers, _compute_longrope_parameters
-    """
+    """LongRoPE's two plans: one up to the original length, one beyond."""
+    names = ("short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale")
+    options = {name: parameters.get(name) for name in names}
+    if factor > 1:
+        options["factor"] = factor
+    else:
+        options["attention_factor"] = options["attention_factor"] or 1.0  # whatever the length
     original = before.trained_length
-    attention = parameters.get("attention_factor")
-    if attention is None:
-        attention = math.sqrt(1 + math.log(factor) / math.log(original))
     found = []
-    for name, serves in (("short", original), ("long", max(limit, original + 1))):
-        divisors = parameters.get(f"{name}_factor")
-        if divisors is None or len(divisors) != before.pairs:
-            raise ValueError(
-                f"{name}_factor of the declared longrope scaling has "
-                f"{0 if divisors is None else len(divisors)} numbers; give {before.pairs}, one a rotated pair"
-            )
-        inv_freq = before.inv_freq(original) / np.array(divisors, dtype=np.float64)
-        found.append((serves, Plan(tuple(inv_freq.tolist()), parameters.get(f"{name}_mscale") or attention)))
+    for name, serves in (("short_factor", original), ("long_factor", max(limit, original + 1))):
+        if options[name] is None:
+            options[name] = ()  # refused, saying what to give
+        try:
+            found.append((serves, strategies.plan("longrope", before, serves, **options)))
+        except ValueError as error:
+            raise ValueError(f"the declared longrope scaling: {error}") from error
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rope.config import LENGTH_KEYS, RUNTIME, rope_parameters, text_config
-from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies
+from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
 from rope.pairwise import Pairwise
 from rope.strategies import named, options_of, plans, stretch
 
@@ -63,6 +63,10 @@ def to_transformers(
     chosen, own = dict(plans(strategy, geometries, length, **options)), rope_parameters(config)
     if any(isinstance(plan, Pairwise) for plan in chosen.values()):
         raise ValueError(f"transformers has no words for {name}: it changes attention itself, not frequencies alone")
+    if any(layers_of(layers)[1] for layers in chosen):
+        raise ValueError(
+            f"transformers has no words for {strategy}, whose layers differ; run its plans in a live model"
+        )
     if set(chosen) != {layer_type for layer_type, parameters in own.items() if parameters is not None}:
         raise ValueError(f"the geometries are of {', '.join(chosen)} and the config of {', '.join(own)}; give its own")
     result = copy.deepcopy(dict(config if isinstance(config, Mapping) else config.to_dict()))
@@ -99,8 +103,8 @@ class _Case:
 
     @property
     def factor(self) -> float:
-        """By how much the context is stretched; the `factor` of dynamic_ntk is another thing."""
-        given = None if self.strategy == "dynamic_ntk" else self.options.get("factor")
+        """By how much the context is stretched; the `factor` of dynamic ones is another thing."""
+        given = None if self.strategy in ("dynamic", "dynamic_ntk") else self.options.get("factor")
         return stretch(self.geometry, self.length, given)
 
     def words(self) -> Words:
@@ -124,7 +128,7 @@ class _Case:
             return plain | share | {"rope_type": "proportional"} | ({"factor": factor} if factor != 1 else {})
         if self.geometry.natives:
             return None
-        words = NAMES[self.strategy](self) if self.strategy in NAMES else None
+        words = NAMES.get(self.strategy, _none)(self)
         known = words is None or self.text.get("model_type") not in LONGROPE_ONLY or words["rope_type"] == "default"
         return words if known else None
 
@@ -164,6 +168,10 @@ def _ntk(case: _Case) -> Words | None:
     return {"rope_type": "default", "rope_theta": case.geometry.base * case.factor ** (rotated / (rotated - 2))}
 
 
+def _base(case: _Case) -> Words | None:
+    return {"rope_type": "default", "rope_theta": float(case.options["theta"])}
+
+
 def _dynamic_ntk(case: _Case) -> Words | None:
     factor = case.factor if case.options["factor"] is None else float(case.options["factor"])
     return {"rope_type": "dynamic", "factor": 1.0 if case.options["rule"] == "natural" else factor}
@@ -192,15 +200,15 @@ def _llama3(case: _Case) -> Words | None:
 
 
 NAMES: dict[str, Callable[[_Case], Words | None]] = {
-    "none": _none,
     "linear": _linear,
     "ntk": _ntk,
     "dynamic_ntk": _dynamic_ntk,
+    "base": _base,
     "by_parts": _by_parts,
     "yarn": _yarn,
     "llama3": _llama3,
 }
-"""How each strategy is called in transformers, where it has a name there."""
+"""How a strategy is called in transformers, where it has a name there; all others are longropes."""
 
 
 def _yarn_words(case: _Case) -> Words:

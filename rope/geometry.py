@@ -36,7 +36,38 @@ class Plan:
 
 
 Plans = tuple[tuple[str, Plan], ...]
-"""A plan for every layer type of a model: ((layer type, plan), ...)."""
+"""A plan for every layer type of a model, and for single layers where they have their own: ((layers, plan), ...).
+
+layers: a layer type, or some layers of it by number: `all`, `all[0-7,12]`. Numbers win over their type.
+"""
+
+
+def layers_of(key: str) -> tuple[str, tuple[int, ...] | None]:
+    """The layer type that a key of Plans names, and the layer numbers, from 0; None for all layers of the type.
+
+    >>> layers_of("all[0-2,5]")
+    ('all', (0, 1, 2, 5))
+    """
+    layer_type, bracket, numbers = key.partition("[")
+    return layer_type, layer_numbers(numbers.removesuffix("]")) if bracket else None
+
+
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """Layer numbers in ascending order, from ranges with both ends in them: "0-2,5" is (0, 1, 2, 5).
+
+    Raises:
+        ValueError: anything else, or a number that stands in it twice.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (end.strip() for end in part.partition("-"))
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[1]) < int(ends[0]):
+            raise ValueError(f"layers {text!r}: give layer numbers and ranges from 0 on, such as 0-7,12")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    if len(set(found)) != len(found):
+        raise ValueError(f"layers {text!r}: a layer stands in it twice; name each once")
+    return tuple(sorted(found))
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -7,7 +7,7 @@ are rotated to positions of their own. Plain data, without torch; rope/attention
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +89,18 @@ class Pairwise(Plan):
         """What it does beside rotating, as plain data."""
         scale = None if self.query_scale is None else asdict(self.query_scale)
         return {"regions": [asdict(region) for region in self.regions], "query_scale": scale}
+
+
+def revived(spec: Mapping[str, Any]) -> Plan:
+    """A plan from the plain data that dataclasses.asdict, or JSON, made of it."""
+    inv_freq, factor = tuple(spec["inv_freq"]), spec["attention_factor"]
+    if "regions" not in spec:
+        return Plan(inv_freq, factor)
+    regions = tuple(
+        Region(**{**region, "query": Position(**region["query"]), "key": Position(**region["key"])})
+        for region in spec["regions"]
+    )
+    return Pairwise(inv_freq, factor, regions, LogN(**spec["query_scale"]) if spec["query_scale"] else None)
 
 
 def self_extend(

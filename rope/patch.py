@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rope.attention import attending, comparing, recording, text_config, undisturbed
-from rope.geometry import ALL_LAYERS, Plan, Plans
+from rope.geometry import ALL_LAYERS, Plan, Plans, layers_of
 from rope.pairwise import PLAIN, Pairwise
 
 ROUNDING = 4e-6
@@ -66,30 +69,127 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
 
     Args:
         model: any model with transformers' rotary modules (an inv_freq buffer, or one for every layer type).
-        plans: ((layer type, plan), ...), as rope.strategies.plans gives them.
+        plans: ((layers, plan), ...), as rope.strategies.plans gives them. Plans for single layers need a model whose
+            attention takes its cosines and sines from one rotary module (position_embeddings), as Llama's.
 
     Raises:
-        ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, or a Pairwise plan
-            for a model whose attention is more than rotated products of queries and keys. The model is then as before.
+        ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, a plan for layers
+            that the model does not have, or has of another type, or a Pairwise plan for a model whose attention is more
+            than rotated products of queries and keys. The model is then as before.
     """
     seats = _seats(model)
-    by_type = dict(plans)
+    by_type = {layers: plan for layers, plan in plans if layers_of(layers)[1] is None}
     for seat in seats:
         _check(seat, by_type)
-    pairwise = {plan for plan in by_type.values() if isinstance(plan, Pairwise)}
-    if pairwise and len({by_type[seat.layer_type] for seat in seats}) > 1:
-        raise ValueError("a Pairwise plan serves all layers of a model: give the same one for every layer type")
+    apart = _apart(model, seats, plans)
+    pairwise = {plan for _, plan in plans if isinstance(plan, Pairwise)}
+    if pairwise and len({plan for _, plan in plans}) > 1:
+        raise ValueError("a Pairwise plan serves all layers of a model: give the same one for every layer")
     before = [_state(seat) for seat in seats]
+    hooks: list[RemovableHandle] = []
+    around = _HELD.get(model, [])  # of the block around this one, which it must not shine through
     try:
+        _HELD[model] = apart
+        for one in around:
+            one.on = False
         for seat in seats:
             _write(seat, by_type[seat.layer_type])
+        for one in apart:
+            hooks += one.hooks()
         with undisturbed(model), ExitStack() as stack:
             for plan in pairwise:
                 stack.enter_context(_attention(model, seats, plan))
             yield model
     finally:
+        for hook in hooks:
+            hook.remove()
+        for one in around:
+            one.on = True
+        _HELD[model] = around
         for seat, state in zip(seats, before, strict=True):
             _restore(seat, state)
+
+
+@dataclass(eq=False)
+class _Apart:
+    """Layers with a plan of their own: their attention gets cosines and sines of that plan in place of the module's."""
+
+    seat: _Seat
+    plan: Plan
+    attentions: list[nn.Module]
+    angles: Any = None  # what the rotary module says of this forward's positions under `plan`
+    on: bool = True  # off while a block within this one holds other plans
+
+    def hooks(self) -> list[RemovableHandle]:
+        return [
+            self.seat.module.register_forward_hook(self._turn, with_kwargs=True),
+            *(module.register_forward_pre_hook(self._hand, with_kwargs=True) for module in self.attentions),
+        ]
+
+    def _turn(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], _: Any) -> None:
+        asked = [value for value in (*arguments, *keywords.values()) if isinstance(value, str)]
+        if not self.on or (self.seat.prefix and self.seat.layer_type not in asked):
+            return
+        state = _state(self.seat)
+        try:
+            _write(self.seat, self.plan)
+            self.angles = module.forward(*arguments, **keywords)  # not a call, which would come back to this hook
+        finally:
+            _restore(self.seat, state)
+
+    def _hand(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
+        if not self.on:
+            return arguments, keywords
+        place = list(inspect.signature(module.forward).parameters).index("position_embeddings")
+        if place < len(arguments):
+            return (*arguments[:place], self.angles, *arguments[place + 1 :]), keywords
+        return arguments, {**keywords, "position_embeddings": self.angles}
+
+
+_HELD: WeakKeyDictionary[nn.Module, list[_Apart]] = WeakKeyDictionary()
+"""The single layers' plans that a model holds at the moment."""
+
+
+def _apart(model: nn.Module, seats: list[_Seat], plans: Plans) -> list[_Apart]:
+    """The plans for single layers, each with its seat and its attention modules; ValueError where a layer has none."""
+    found: list[_Apart] = []
+    attentions = _attentions(model)
+    types = getattr(text_config(model), "layer_types", None) or ()
+    for layers, plan in plans:
+        layer_type, numbers = layers_of(layers)
+        if numbers is None:
+            continue
+        of_type = [seat for seat in seats if seat.layer_type == layer_type]
+        if len(of_type) != 1:
+            raise ValueError(
+                f"{layers} has a plan of its own, and {type(model).__name__} has {len(of_type)} rotary modules for "
+                f"{layer_type}; give plans for layers of {', '.join(sorted({seat.layer_type for seat in seats}))} in a "
+                "model with one rotary module"
+            )
+        _check(of_type[0], {layer_type: plan})
+        missing = [number for number in numbers if number not in attentions]
+        if missing:
+            raise ValueError(
+                f"{layers} names layer {missing[0]}, and {type(model).__name__} has {len(attentions)} layers whose "
+                "attention takes its rotary angles from outside; give numbers below that, from 0"
+            )
+        chosen = [n for n in numbers if layer_type == ALL_LAYERS or (n < len(types) and types[n] == layer_type)]
+        if not chosen:
+            raise ValueError(f"{layers}: none of these layers is of the type {layer_type}; give some that are")
+        found.append(_Apart(of_type[0], plan, [attentions[number] for number in chosen]))
+    return found
+
+
+def _attentions(model: nn.Module) -> dict[int, nn.Module]:
+    """The attention module of every layer of the language model, by its number, where it is handed its angles."""
+    decoder: Any = getattr(model, "get_decoder", lambda: model)()
+    return {
+        module.layer_idx: module
+        for module in decoder.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and "position_embeddings" in inspect.signature(module.forward).parameters
+        and not any("layer_idx" in vars(child) for child in module.children())
+    }
 
 
 @contextmanager
@@ -124,6 +224,8 @@ def _try(model: Any) -> None:
 
 def read(model: nn.Module) -> Plans:
     """The plans that the rotary modules of a model hold now, by layer type, as the float32 numbers they are.
+
+    Plans that single layers have of their own are in no module, and are not read.
 
     Raises:
         ValueError: no rotary module, or modules of one layer type that hold different plans.

@@ -16,18 +16,21 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
-    "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.config", "rope.dialects",
+    "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
     "rope.attention", "rope.patch",
-    "pipelines", "pipelines.cells", "pipelines.config", "pipelines.results", "pipelines.models", "pipelines.text",
+    "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
+    "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
-    "pipelines.report", "pipelines.track", "pipelines.grid", "pipelines.launcher",
+    "pipelines.report", "pipelines.theory", "pipelines.track", "pipelines.grid", "pipelines.launcher",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
-    "pipelines.train", "pipelines.ui", "pipelines.__main__",
+    "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
 
 OWNERS = {
     "ray": {"pipelines.pool"},
     "mlflow": {"pipelines.track"},
+    "filelock": {"pipelines.track"},
+    "psutil": {"pipelines.track"},
     "matplotlib": {"pipelines.report"},
     "lm_eval": {"pipelines.scorer", "pipelines.tasks", "pipelines.evaluate"},
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -72,3 +73,12 @@ def test_error_line_is_the_exception_itself():
     told = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
     assert Result("x", "failed", error=told).error_line == "ValueError: no such thing"
     assert Result("x", "ok").error_line == ""
+
+
+def test_a_cell_comes_back_from_its_json():
+    shaped = replace(
+        CELL, model=replace(CELL.model, shape=(("hidden_size", 64),)), strategy="yarn", options=(("factor", 2.0),),
+        task=Task("passkey", (("depths", (0.1, 0.9)), ("text", None))),
+    )  # fmt: skip
+    for cell in (CELL, shaped):
+        assert Cell.of(json.loads(json.dumps(cell.spec()))) == cell

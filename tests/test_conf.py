@@ -21,6 +21,10 @@ def hydra_conf():
         yield
 
 
+# Files that give a strategy with an option set, under a name of its own.
+PRESETS = {"dynamic_linear": {"over": "linear"}, "dynamic_yarn": {"over": "yarn"}}
+
+
 def composed(*overrides):
     return config.choices(compose("config", overrides=["length=64", *overrides]))
 
@@ -30,15 +34,15 @@ def files(group):
 
 
 def test_strategy_files_and_functions_are_the_same_set():
-    assert set(files("strategy")) == {*strategies.EVERY, *strategies.ALIASES}
+    assert set(files("strategy")) == {*strategies.EVERY, *strategies.ALIASES, *PRESETS}
 
 
 @pytest.mark.parametrize("name", files("strategy"))
 def test_a_strategy_file_spells_out_the_published_defaults(hydra_conf, name):
     given = dict(composed(f"strategy={name}").strategy)
     function = given.pop("name")
-    assert strategies.ALIASES.get(name, name) == function
-    defaults = strategies.options_of(function)
+    assert name in PRESETS or strategies.ALIASES.get(name, name) == function
+    defaults = strategies.options_of(function) | PRESETS.get(name, {})
     defaults.pop("factor", None)  # the top level's
     assert given == defaults
 

@@ -213,7 +213,7 @@ def test_a_declared_longrope_has_a_short_and_a_long_native_plan():
     untouched = config | {"max_position_embeddings": 4096}  # a factor of 1, with lists all the same
     assert [only(untouched).native(n).attention_factor for n in (4096, 4097)] == [1.0, 1.0]
     np.testing.assert_allclose(only(untouched).inv_freq(4097), plain / long, rtol=1e-15)
-    with pytest.raises(ValueError, match="long_factor of the declared longrope scaling has 3 numbers; give 48"):
+    with pytest.raises(ValueError, match="the declared longrope scaling: long_factor has 3 numbers; give 48"):
         geometry_of(config | {"rope_scaling": {"type": "su", "short_factor": short, "long_factor": [1, 2, 3]}})
 
 

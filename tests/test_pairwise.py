@@ -609,6 +609,8 @@ def test_the_record_says_what_became_of_attention():
     assert set(json.loads(json.dumps(cell.spec()))["plans"][0][1]) == {
         "inv_freq", "attention_factor", "regions", "query_scale"
     }  # fmt: skip
+    for one in (cell, a_cell("self_extend"), a_cell("yarn"), a_cell("logn", over="yarn")):
+        assert Cell.of(json.loads(json.dumps(one.spec()))).plans == one.plans
     with pytest.raises(ValueError, match="no words for dual_chunk"):
         patched_config(cell)
 

@@ -293,3 +293,91 @@ def test_only_the_rotary_modules_of_the_language_model_are_touched():
     scaled.attention_scaling = 1.0
     with patched(torch.nn.ModuleList([bare, scaled]), (("all", Plan((0.5, 0.25))),)):
         assert (bare.inv_freq.tolist(), scaled.inv_freq.tolist()) == ([1.0, 1.0], [0.5, 0.25])
+
+
+def per_layer(model, layers, **options):
+    return of(model, "per_layer", layers=layers, **options)
+
+
+def by_hand(model, plans_of_layers):
+    """Logits of a Llama whose layers are run one by one, each with the cosines and sines of its own plan."""
+    ids = torch.arange(2 * TRAINED)[None] * 7 % SHAPE["vocab_size"]
+    positions = torch.arange(ids.shape[1])[None]
+    inner = model.model
+    mask = torch.full((ids.shape[1],) * 2, float("-inf")).triu(1)[None, None]
+    with torch.no_grad():
+        states = inner.embed_tokens(ids)
+        for layer, plan in zip(inner.layers, plans_of_layers, strict=True):
+            with patched(model, (("all", plan),)):
+                angles = inner.rotary_emb(states, positions)
+            states = layer(states, attention_mask=mask, position_ids=positions, position_embeddings=angles)
+        return model.lm_head(inner.norm(states))
+
+
+def test_single_layers_run_under_their_own_plans():
+    model = llama()
+    chosen = per_layer(model, {"1": 8.0}, over="yarn", factor=2.0)
+    ((_, first), (_, second)) = chosen
+    assert first != second
+    found = logits(model, plans=chosen)
+    torch.testing.assert_close(found, by_hand(model, [first, second]), atol=2e-5, rtol=0)
+    assert (found - by_hand(model, [second, first])).abs().max() > 1e-3
+    assert (found - logits(model, plans=(("all", first),))).abs().max() > 1e-3
+
+
+def test_groups_that_name_all_layers_are_the_plan_for_all():
+    model = llama()
+    whole = logits(model, plans=of(model, "yarn", factor=4.0))
+    for layers in ({"0-1": 4.0}, {"0": 4.0, "1": 4.0}):
+        assert torch.equal(whole, logits(model, plans=per_layer(model, layers, over="yarn", factor=2.0)))
+    native = logits(model)
+    assert torch.equal(native, logits(model, plans=per_layer(model, {"0,1": 1}, over="yarn")))
+
+
+def test_plans_of_single_layers_leave_with_the_block_and_yield_to_one_within():
+    model = llama()
+    before, held = logits(model), buffers(model)
+    apart, plain = per_layer(model, {"0": 8.0}), of(model, "yarn")
+    alone = logits(model, plans=plain)
+    with patched(model, apart):
+        outer = logits(model)
+        assert torch.equal(logits(model, plans=plain), alone)
+        assert torch.equal(logits(model), outer)
+    assert torch.equal(before, logits(model)) and same(held, buffers(model))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not torch.equal(outer, alone)
+
+
+def test_single_layers_of_one_type_get_their_own_plans():
+    model = gemma(PLAIN)
+    chosen = per_layer(model, {"0-1": 8.0})
+    assert [layers for layers, _ in chosen] == ["full_attention", "full_attention[0-1]", "sliding_attention"]
+    plain = dict(chosen)
+    whole = (("full_attention", plain["full_attention[0-1]"]), ("sliding_attention", plain["sliding_attention"]))
+    assert torch.equal(logits(model, plans=chosen), logits(model, plans=whole))  # layer 0 slides
+    with pytest.raises(ValueError, match="none of these layers is of the type full_attention"):
+        logits(model, plans=per_layer(model, {"0": 8.0}))
+
+
+def test_layers_that_the_model_does_not_have_are_refused_before_anything_changes():
+    model = llama()
+    held = buffers(model)
+    with pytest.raises(
+        ValueError, match=r"all\[1-2\] names layer 2, and LlamaForCausalLM has 2 layers whose attention"
+    ):
+        logits(model, plans=per_layer(model, {"1-2": 8.0}))
+    ((_, plan),) = of(model, "none")
+    with pytest.raises(ValueError, match="has 0 rotary modules for full_attention; give plans for layers of all"):
+        logits(model, plans=(("all", plan), ("full_attention[0]", plan)))
+    with pytest.raises(ValueError, match="has 32 inverse frequencies"):
+        logits(model, plans=(("all", plan), ("all[0]", Plan((1.0,) * 32))))
+    assert same(held, buffers(model))
+
+
+def test_a_cache_grows_under_plans_of_single_layers():
+    model = llama()
+    ids = torch.arange(48)[None] * 7 % SHAPE["vocab_size"]
+    with torch.no_grad(), patched(model, per_layer(model, {"1": 8.0})):
+        whole = model(ids).logits[:, -1]
+        cached = model(ids[:, :-1], use_cache=True).past_key_values
+        torch.testing.assert_close(model(ids[:, -1:], past_key_values=cached).logits[:, -1], whole, atol=1e-4, rtol=0)

@@ -7,17 +7,20 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rope.geometry import Geometry, Plan, inverse_frequencies
-from rope.strategies import ALIASES, STRATEGIES, options_of, plan, plans
+from rope.strategies import ALIASES, PROMISES, STRATEGIES, Promise, options_of, plan, plans
 
 SMALL = Geometry(head_dim=64, base=10_000.0, trained_length=4096)
 STRETCHED = 16_384
 DECLARED = Plan(tuple((inverse_frequencies(64, 10_000.0) / np.linspace(1, 8, 32)).tolist()), 1.25)
 TRAINED_SCALED = Geometry(64, 10_000.0, 4096, natives=((4096, DECLARED),))
-SCALING = [name for name in STRATEGIES if name != "none"]
+SCALING = ["linear", "ntk", "dynamic_ntk", "ntk_fixed", "ntk_mixed", "by_parts", "yarn", "llama3"]
+RAMPED = ("by_parts", "yarn", "llama3")
+LISTED = np.linspace(1.0, 4.0, 32).tolist()
+
+# What a strategy cannot do without.
+NEEDED = {"longrope": {"long_factor": LISTED}, "factors": {"factors": LISTED}}
 
 # For each option: a value other than its default, and the other options under which it must change the plan.
 WITNESSES = {
@@ -41,6 +44,36 @@ WITNESSES = {
     ("llama3", "factor"): (8.0, {}),
     ("llama3", "low_freq_factor"): (2.0, {}),
     ("llama3", "high_freq_factor"): (8.0, {}),
+    ("ntk_fixed", "factor"): (8.0, {}),
+    ("ntk_mixed", "factor"): (8.0, {}),
+    ("ntk_mixed", "mixed_b"): (0.5, {}),
+    ("base", "theta"): (1e6, {}),
+    ("longrope", "factor"): (8.0, {}),
+    ("longrope", "short_factor"): ([1.5] * 32, {"original_length": STRETCHED}),
+    ("longrope", "long_factor"): ([2.0] * 32, {}),
+    ("longrope", "original_length"): (STRETCHED, {}),
+    ("longrope", "mscale"): ("yarn", {}),
+    ("longrope", "attention_factor"): (1.5, {}),
+    ("longrope", "short_mscale"): (1.5, {"original_length": STRETCHED}),
+    ("longrope", "long_mscale"): (1.5, {}),
+    ("factors", "factors"): ([2.0] * 32, {}),
+    ("factors", "attention_factor"): (1.5, {}),
+    ("power", "k"): (0.1, {}),
+    ("truncated", "cutoff"): (2048, {}),
+    ("truncated", "floor"): (32.0, {}),
+    ("truncated", "still"): (2.0, {}),
+    ("proportional", "p"): (0.5, {}),
+    ("dynamic", "over"): ("yarn", {}),
+    ("dynamic", "options"): ({"beta_fast": 16.0}, {"over": "yarn"}),
+    ("dynamic", "rule"): ("transformers", {"factor": 2.0}),
+    ("dynamic", "factor"): (2.0, {"rule": "transformers"}),
+    ("resonance", "over"): ("none", {}),
+    ("resonance", "options"): ({"beta_fast": 16.0}, {}),
+    ("resonance", "factor"): (8.0, {}),
+    ("per_layer", "over"): ("yarn", {}),
+    ("per_layer", "options"): ({"beta_fast": 16.0}, {"over": "yarn"}),
+    ("per_layer", "factor"): (8.0, {}),
+    ("per_layer", "layers"): ({"0-3": 8}, {}),
 }
 
 
@@ -48,26 +81,13 @@ def array(found: Plan) -> np.ndarray:
     return np.array(found.inv_freq)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=20, deadline=None)
-@given(st.integers(2, 64), st.floats(100, 1e7), st.integers(256, 8192), st.floats(0.1, 40))
-def test_every_plan_slows_pairs_by_at_most_the_factor_and_speeds_none(name, pairs, base, trained, ratio):
-    geometry = Geometry(2 * pairs, base, trained)
-    length = max(2, int(trained * ratio))
-    found, plain = array(plan(name, geometry, length)), geometry.inv_freq(length)
-    factor = max(1.0, length / trained)
-    assert found.dtype == np.float64 and found.shape == (pairs,)
-    assert (np.diff(found) < 0).all()
-    assert (found <= plain * (1 + 1e-12)).all() and (found >= plain / factor * (1 - 1e-12)).all()
-
-
 @pytest.mark.parametrize("geometry", [SMALL, TRAINED_SCALED], ids=["plain", "scaled in training"])
 @pytest.mark.parametrize("length", [2, 1000, 4096])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if Promise.NATIVE_WHEN_TRAINED in PROMISES[name]])
 def test_up_to_the_trained_length_every_strategy_is_the_native_plan_bit_for_bit(name, length, geometry):
     assert plan(name, geometry, length) == geometry.native(length)
     for option, (value, others) in {k[1]: v for k, v in WITNESSES.items() if k[0] == name}.items():
-        if option != "factor":
+        if option not in ("factor", "original_length", "short_factor", "short_mscale"):
             assert plan(name, geometry, length, **others | {option: value}) == geometry.native(length)
 
 
@@ -78,7 +98,7 @@ def test_on_a_checkpoint_scaled_in_training_a_strategy_acts_on_top_of_its_own_pl
     assert found.attention_factor == pytest.approx(1.25 * alone.attention_factor, rel=1e-15)
     change = array(found) / array(DECLARED)
     assert (change <= 1 + 1e-12).all() and (change >= 1 / 4 - 1e-12).all() and change[-1] == pytest.approx(1 / 4)
-    if name in ("linear", "ntk", "dynamic_ntk"):
+    if name not in RAMPED:
         np.testing.assert_allclose(change, array(alone) / SMALL.inv_freq(2), rtol=1e-14)
     else:  # where a pair lies on the ramp is told by how fast it turned in training
         assert np.abs(change / (array(alone) / SMALL.inv_freq(2)) - 1).max() > 0.01
@@ -92,7 +112,9 @@ def test_every_option_has_a_witness():
 def test_every_option_changes_the_plan(name, option):
     value, others = WITNESSES[name, option]
     assert value != options_of(name)[option]
-    assert plan(name, SMALL, STRETCHED, **others | {option: value}) != plan(name, SMALL, STRETCHED, **others)
+    others = NEEDED.get(name, {}) | others
+    changed = plans(name, {"all": SMALL}, STRETCHED, **others | {option: value})
+    assert changed != plans(name, {"all": SMALL}, STRETCHED, **others)
 
 
 @pytest.mark.parametrize("name", SCALING)
@@ -242,6 +264,29 @@ def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
             {"beta_fst": 3},
             "unknown option of yarn: 'beta_fst'; did you mean 'beta_fast'? options: factor, beta",
         ),
+        ("ntk_mixed", {"mixed_b": 0}, "mixed_b=0: give a finite number above 0; 1 is ntk_fixed"),
+        ("base", {"theta": 1}, "theta=1: give a finite number above 1"),
+        ("longrope", {"mscale": "mid"}, "mscale='mid': give one of su, yarn, none"),
+        ("longrope", {"long_factor": [1.0]}, "long_factor has 1 numbers; give 32, one a rotated pair"),
+        ("longrope", {"short_factor": "abc"}, "short_factor has 0 numbers; give 32"),
+        ("longrope", {"long_factor": [*LISTED[:-1], 0]}, "long_factor[31]=0: give a finite number above 0"),
+        ("longrope", {"original_length": 1}, "original_length=1: give a whole number of at least 2"),
+        ("longrope", {"long_mscale": 0}, "long_mscale=0: give a finite number above 0"),
+        ("factors", {}, "factors has 0 numbers; give 32, one a rotated pair"),
+        ("factors", {"factors": LISTED, "attention_factor": 0}, "attention_factor=0: give a finite number above 0"),
+        ("power", {"k": -1}, "k=-1: give a finite number of at least 0"),
+        ("truncated", {"cutoff": 1}, "cutoff=1: give a whole number of at least 2"),
+        ("truncated", {"floor": 4.0}, "floor=4.0: give a finite number of at least 8; that is `still`"),
+        ("truncated", {"still": 0.5}, "still=0.5: give a finite number of at least 1"),
+        ("proportional", {"p": 1.5}, "p=1.5: give a finite number of at least 0 and at most 1"),
+        ("proportional", {"p": -0.1}, "p=-0.1: give a finite number of at least 0"),
+        ("dynamic", {"over": "base"}, "over='base': give a strategy that grows from the trained length: linear, ntk"),
+        ("dynamic", {"over": "resonance"}, "over='resonance': give a strategy that grows"),
+        ("dynamic", {"options": {"factor": 2.0}}, "options of dynamic hold a factor, which follows the length"),
+        ("dynamic", {"options": {"beta": 2.0}}, "unknown option of linear: 'beta'"),
+        ("dynamic", {"rule": "hf"}, "rule='hf': give one of natural, transformers"),
+        ("resonance", {"over": "zzz"}, "unknown strategy: 'zzz'"),
+        ("resonance", {"options": 7}, "options=7: give names and values, such as {beta_fast: 16}"),
         ("none", {"factor": 2.0}, "unknown option of none: 'factor'; options: none at all"),
         ("yran", {}, "unknown strategy: 'yran'; did you mean 'yarn'? strategies: none, linear, ntk"),
         ("zzz", {}, "unknown strategy: 'zzz'; strategies: none, linear"),
@@ -259,7 +304,7 @@ def test_a_strategy_refuses_in_sentences(name, options, says):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_length_that_is_no_count_of_tokens_is_refused(name, length):
     with pytest.raises(ValueError, match=r"length=.*: give a whole number of at least 2"):
-        plan(name, SMALL, length)
+        plan(name, SMALL, length, **NEEDED.get(name, {}))
 
 
 def test_ntk_refuses_a_single_pair():
@@ -288,3 +333,123 @@ def test_layers_of_a_bounded_window_keep_their_native_plan():
         plans("yarn", {"sliding_attention": sliding}, STRETCHED, beta=1)
     with pytest.raises(ValueError, match="no geometry was given"):
         plans("yarn", {}, STRETCHED)
+
+
+@pytest.mark.parametrize("name", ["longrope", "factors"])
+def test_a_list_is_of_the_models_own_number_of_pairs(name):
+    options = {key: LISTED[:16] for key in NEEDED[name]}
+    assert plan(name, Geometry(64, 1e4, 4096, partial=0.5), STRETCHED, **options)
+    with pytest.raises(ValueError, match="has 16 numbers; give 32, one a rotated pair"):
+        plan(name, SMALL, STRETCHED, **options)
+
+
+def test_longrope_needs_its_long_list_beyond_the_original_length_only():
+    assert plan("longrope", SMALL, 4096) == SMALL.native(4096)
+    with pytest.raises(ValueError, match="long_factor has 0 numbers; give 32"):
+        plan("longrope", SMALL, 4097)
+    assert plan("longrope", SMALL, 4097, original_length=8192).attention_factor > 1
+
+
+def test_longrope_switches_lists_at_the_original_length_and_keeps_its_attention_factor():
+    lists = {"short_factor": [1.5] * 32, "long_factor": LISTED, "original_length": 1024}
+    short, long = (plan("longrope", SMALL, length, factor=8.0, **lists) for length in (1024, 1025))
+    np.testing.assert_allclose(SMALL.inv_freq(2) / array(short), 1.5, rtol=1e-14)
+    np.testing.assert_allclose(SMALL.inv_freq(2) / array(long), LISTED, rtol=1e-14)
+    assert short.attention_factor == long.attention_factor == math.sqrt(1 + math.log(8) / math.log(1024))
+    given = {"attention_factor": 1.3, "short_mscale": 1.1, "long_mscale": 1.2}
+    assert [plan("longrope", SMALL, n, **lists, **given).attention_factor for n in (1024, 1025)] == [1.1, 1.2]
+    assert plan("longrope", SMALL, 4096, **lists, attention_factor=1.3).attention_factor == 1.3
+    rules = [plan("longrope", SMALL, 8192, factor=8.0, mscale=rule, **lists) for rule in ("yarn", "none")]
+    assert [found.attention_factor for found in rules] == [0.1 * math.log(8) + 1, 1.0]
+
+
+def test_fixed_ntk_is_a_base_times_factor_with_a_remainder_for_all():
+    expected = inverse_frequencies(64, 40_000.0) / 4 ** (2 / 64)
+    np.testing.assert_allclose(array(plan("ntk_fixed", SMALL, STRETCHED)), expected, rtol=1e-14)
+
+
+def test_mixed_ntk_lies_between_fixed_ntk_and_linear():
+    fixed, linear = (array(plan(name, SMALL, STRETCHED)) for name in ("ntk_fixed", "linear"))
+    np.testing.assert_allclose(array(plan("ntk_mixed", SMALL, STRETCHED, mixed_b=1.0)), fixed, rtol=1e-14)
+    mixed = array(plan("ntk_mixed", SMALL, STRETCHED))
+    assert (mixed[:-1] < fixed[:-1]).all() and (mixed[:-1] > linear[:-1]).all()
+    a = math.log(4) / 32**0.75
+    np.testing.assert_allclose(mixed / SMALL.inv_freq(2), np.exp(-a * np.arange(1, 33) ** 0.75), rtol=1e-14)
+
+
+def test_another_base_is_another_base():
+    np.testing.assert_allclose(array(plan("base", SMALL, 64, theta=1e6)), inverse_frequencies(64, 1e6), rtol=1e-14)
+    assert plan("base", SMALL, 64, theta=10_000.0) == SMALL.native(64)
+
+
+def test_giraffe_bends_or_truncates_slow_pairs():
+    plain, wavelengths = SMALL.inv_freq(2), 2 * math.pi / SMALL.inv_freq(2)
+    np.testing.assert_allclose(array(plan("power", SMALL, 64)), plain * np.sqrt(1 - np.arange(32) / 32), rtol=1e-14)
+    found = array(plan("truncated", SMALL, 64, cutoff=256))
+    kept, stopped = wavelengths <= 256, wavelengths > 8 * 256
+    np.testing.assert_array_equal(found[kept], plain[kept])
+    np.testing.assert_array_equal(found[stopped], 0.0)
+    np.testing.assert_allclose(2 * math.pi / found[~kept & ~stopped], 16 * 256, rtol=1e-14)
+    assert kept.any() and stopped.any() and (~kept & ~stopped).any()
+
+
+@pytest.mark.parametrize("p, turning", [(0.0, 0), (0.25, 8), (0.75, 24), (1.0, 32)])
+def test_proportional_stops_the_slow_pairs(p, turning):
+    found = plan("proportional", SMALL, 64, p=p).inv_freq
+    assert found == (*SMALL.native(64).inv_freq[:turning], *[0.0] * (32 - turning))
+
+
+def test_dynamic_is_the_strategy_it_goes_over_at_the_running_length():
+    for over in ("linear", "ntk", "ntk_mixed", "by_parts", "yarn", "llama3"):
+        assert plan("dynamic", SMALL, STRETCHED, over=over) == plan(over, SMALL, STRETCHED, factor=4.0)
+    for options in ({}, {"rule": "transformers"}, {"rule": "transformers", "factor": 2.0}):
+        found = plan("dynamic", SMALL, STRETCHED, over="ntk", **options)
+        np.testing.assert_allclose(found.inv_freq, plan("dynamic_ntk", SMALL, STRETCHED, **options).inv_freq)
+    pairs = (("beta_fast", 16.0),)  # as a cell keeps its options
+    expected = plan("yarn", SMALL, STRETCHED, beta_fast=16.0)
+    assert plan("dynamic", SMALL, STRETCHED, over="yarn", options=pairs) == expected
+
+
+def test_resonance_rounds_the_wavelengths_of_the_plan_it_goes_over():
+    found, under = plan("resonance", SMALL, STRETCHED), plan("yarn", SMALL, STRETCHED)
+    np.testing.assert_allclose(2 * math.pi / array(found), np.round(2 * math.pi / array(under)), rtol=1e-14)
+    assert found.attention_factor == under.attention_factor
+    nested = plan("resonance", SMALL, STRETCHED, over="dynamic", options={"over": "yarn"})
+    assert nested == found and plan("resonance", SMALL, 4096).inv_freq[0] == 2 * math.pi / 6
+    assert plan("resonance", SMALL, 64, over="proportional").inv_freq[-1] == 0.0
+
+
+def test_single_layers_have_their_own_plans():
+    layers = {"0-1": 1, "2,5-6": 8, "7": {"factor": 2.0, "beta_slow": 3.0}}
+    options = {"over": "yarn", "factor": 4.0, "options": {"beta_slow": 2.0}}
+    sliding = Geometry(64, 100.0, 4096)
+    geometries = {"full_attention": SMALL, "sliding_attention": sliding}
+    found = plans("per_layer", geometries, STRETCHED, layers=layers, **options)
+    assert found == (
+        ("full_attention", plan("yarn", SMALL, STRETCHED, factor=4.0, beta_slow=2.0)),
+        ("full_attention[0-1]", SMALL.native(STRETCHED)),
+        ("full_attention[2,5-6]", plan("yarn", SMALL, STRETCHED, factor=8.0, beta_slow=2.0)),
+        ("full_attention[7]", plan("yarn", SMALL, STRETCHED, factor=2.0, beta_slow=3.0)),
+        ("sliding_attention", sliding.native(STRETCHED)),
+    )
+    pairs = (("0-1", 1), ("2,5-6", 8), ("7", (("beta_slow", 3.0), ("factor", 2.0))))
+    assert plans("per_layer", geometries, STRETCHED, layers=pairs, **options) == found
+
+
+@pytest.mark.parametrize(
+    "layers, says",
+    [
+        ({"a": 2}, "layers 'a': give layer numbers and ranges from 0 on, such as 0-7,12"),
+        ({"3-1": 2}, "layers '3-1': give layer numbers"),
+        ({"0,0-2": 2}, "layers '0,0-2': a layer stands in it twice"),
+        ({"0-3": 2, "3-4": 4}, "layers name layer 3 in '0-3' and in '3-4'; name it once"),
+        ({"0": 0.5}, "factor=0.5: give a finite number above 1"),
+        ({"0": {"beta": 2}}, "unknown option of linear: 'beta'"),
+        ({"0": "x"}, "layers={'0': 'x'}: give layer numbers and a factor or options"),
+        ("0-3", "layers='0-3': give layer numbers and a factor or options"),
+    ],
+)
+def test_layers_are_refused_in_sentences(layers, says):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        plans("per_layer", {"all": SMALL}, STRETCHED, layers=layers)
+    assert says in str(refusal.value)

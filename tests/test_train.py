@@ -395,7 +395,7 @@ def test_schedules_begin_at_the_peak_and_end_where_they_should(small):
     assert rate(small("x", schedule="wsd", warmup=0, learning_rate=1.0), 799, 1000) == 1.0
 
 
-@pytest.mark.parametrize("strategy", ["yarn", "linear", "by_parts"])
+@pytest.mark.parametrize("strategy", ["yarn", "linear", "by_parts", "base", "proportional"])
 def test_an_extended_model_carries_its_plan(small, place, strategy):
     train(small("base", steps=2))
     out = f"extended_{strategy}"

@@ -1,0 +1,85 @@
+"""By how much a context is stretched, a plan times its multipliers, and the refusals that strategies share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from rope.geometry import Array, Geometry, Plan, check_integer, check_number
+
+RULES = ("natural", "transformers")
+"""How a running length becomes a factor: see running_factor."""
+
+
+def stretch(geometry: Geometry, length: int, factor: float | None) -> float:
+    """By how much the context is stretched: `factor` as given, else length / trained_length and at least 1.
+
+    Raises:
+        ValueError: length is not a whole number of at least 2, or factor is not None and not a finite number above 1.
+    """
+    check_integer("length", length, least=2)
+    if factor is None:
+        return max(1.0, length / geometry.trained_length)
+    check_number("factor", factor, above=1, remedy="None takes length / trained_length; to scale nothing, use none")
+    return float(factor)
+
+
+def running_factor(geometry: Geometry, length: int, rule: str, factor: float | None) -> float:
+    """The stretch of a dynamic strategy, for a sequence that is `length` tokens long at the moment.
+
+    natural:      max(1, length / trained_length)
+    transformers: factor * max(1, length / trained_length) - (factor - 1)
+
+    Raises:
+        ValueError: length is no whole number of at least 2, the rule is another, or its factor is below 1.
+    """
+    check_choice("rule", rule, RULES)
+    ratio = stretch(geometry, length, None)
+    if rule == "natural":
+        return ratio
+    growth = ratio if factor is None else factor
+    check_number("factor", growth, least=1, remedy="1 is the natural rule, None takes length / trained_length")
+    return growth * ratio - (growth - 1)
+
+
+def scaled(native: Plan, multipliers: Array | float, factor: float | None = None) -> Plan:
+    """The native plan with its inverse frequencies multiplied; at a factor of exactly 1 the native plan itself."""
+    if factor == 1:
+        return native  # itself: even a product with 1.0 must not stand between equal plans
+    return Plan(tuple((np.array(native.inv_freq) * multipliers).tolist()), native.attention_factor)
+
+
+def check_bounds(lower_name: str, lower: float, upper_name: str, upper: float) -> None:
+    check_number(lower_name, lower, above=0)
+    check_number(upper_name, upper, above=0)
+    if upper < lower:
+        raise ValueError(f"{upper_name}={upper} with {lower_name}={lower}: give {upper_name} of at least {lower_name}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: give one of {', '.join(choices)}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: give true or false")
+
+
+def divisors(name: str, given: Sequence[float] | None, geometry: Geometry) -> Array:
+    """A list of one divisor a rotated pair, as an array.
+
+    Raises:
+        ValueError: another number of entries than geometry.pairs, or one that is no finite number above 0.
+    """
+    listed: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(listed) != geometry.pairs:
+        raise ValueError(
+            f"{name} has {len(listed)} numbers; give {geometry.pairs}, one a rotated pair, by which its frequency is "
+            "divided"
+        )
+    for pair, divisor in enumerate(listed):
+        check_number(f"{name}[{pair}]", divisor, above=0)
+    return np.array(listed, dtype=np.float64)
