@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rope.geometry import Plan, Plans
+from rope.pairwise import Pairwise, revived
 
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
@@ -155,7 +156,7 @@ class Cell:
         told = {name: _options(spec[name]) for name in ("options", "versions")}
         model = Model(**{**spec["model"], "shape": _options(spec["model"]["shape"])})
         task = Task(spec["task"]["name"], _options(spec["task"]["options"]))
-        plans = tuple((layers, Plan(**{**plan, "inv_freq": tuple(plan["inv_freq"])})) for layers, plan in spec["plans"])
+        plans = tuple((layers, revived(plan)) for layers, plan in spec["plans"])
         plain = {name: value for name, value in spec.items() if name != "id"}
         return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
 
@@ -206,6 +207,7 @@ def _options(pairs: Iterable[tuple[str, Any]]) -> Options:
     return frozen(dict(pairs))
 
 
-def _rounded(plan: Plan) -> list[str]:
+def _rounded(plan: Plan) -> list[Any]:
     # Twelve digits: another machine's pow() may differ in the last bits of a float64, and the cell is the same.
-    return [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]
+    numbers = [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]
+    return [*numbers, plan.changes()] if isinstance(plan, Pairwise) else numbers

@@ -19,6 +19,7 @@ import torch
 from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
+from rope.pairwise import Pairwise
 from rope.patch import patched
 
 
@@ -40,7 +41,7 @@ def _result(cell: Cell) -> Result:
         made = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
-        with patched(lm.model, cell.plans):
+        with _patched(lm, cell):
             scores = tasks.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
     except torch.OutOfMemoryError as error:
         models.load.cache_clear()
@@ -73,6 +74,17 @@ def _lm(cell: Cell) -> LongLM:
     return LongLM(model, tokenizer, max_length=cell.length, folder=models.materialise(cell.model))
 
 
+@contextlib.contextmanager
+def _patched(lm: LongLM, cell: Cell) -> Iterator[None]:
+    """The model with the cell's plans; a Refusal where it takes none such."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(patched(lm.model, cell.plans))
+        except ValueError as error:
+            raise Refusal(f"model {cell.model.name}: {error}") from error
+        yield
+
+
 def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:
     """Diverged: a metric is not finite, or the model does worse than guessing every token alike."""
     uniform = math.log(vocabulary)
@@ -103,7 +115,9 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         **({"cuda": torch.version.cuda} if gpus else {}),
         "device": ", ".join(gpus) or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        "attention": "regions of the plan"
+        if any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
+        else getattr(lm.model.config, "_attn_implementation", None),
     }
 
 

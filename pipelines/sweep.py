@@ -210,7 +210,7 @@ def _model(chosen: ModelChoice) -> Model:
     return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
 
 
-_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2048)
+_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window that is asked for
 
 
 def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pipelines.cells import Cell, Refusal, Result, digest_of
 from pipelines.results import Store
 from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
 from rope.geometry import layers_of
+from rope.pairwise import Pairwise
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -374,7 +375,7 @@ def _params(cell: Cell, result: Result) -> dict[str, Any]:
 
 
 def _frequencies(cell: Cell) -> dict[str, Any]:
-    """What the strategy did to every rotated pair: before, after, and the stretch between them."""
+    """What the strategy did to every rotated pair: before, after, and the stretch between them; and to attention."""
     _, _, geometries = geometry_for(cell.model)
     told = {}
     for layers, plan in cell.plans:
@@ -386,5 +387,6 @@ def _frequencies(cell: Cell) -> dict[str, Any]:
                 before / after if after else None for before, after in zip(trained, plan.inv_freq, strict=True)
             ],
             "attention_factor": plan.attention_factor,
+            **(plan.changes() if isinstance(plan, Pairwise) else {}),
         }
     return told

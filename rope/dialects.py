@@ -12,6 +12,7 @@ import numpy as np
 
 from rope.config import LENGTH_KEYS, RUNTIME, rope_parameters, text_config
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
+from rope.pairwise import Pairwise
 from rope.strategies import named, options_of, plans, stretch
 
 STANDING_STILL = 1e28
@@ -54,11 +55,14 @@ def to_transformers(
         length: tokens of context; at least 2.
 
     Raises:
-        ValueError: what rope.strategies.plan refuses, geometries of other layer types than the config's, or a plan that
-            would have to be a longrope in a model whose heads differ by layer, where transformers refuses that.
+        ValueError: what rope.strategies.plan refuses, geometries of other layer types than the config's, a plan that
+            changes attention itself, or one that would have to be a longrope in a model whose heads differ by layer,
+            where transformers refuses that.
     """
     name, full = named(strategy), {**options_of(strategy), **options}
     chosen, own = dict(plans(strategy, geometries, length, **options)), rope_parameters(config)
+    if any(isinstance(plan, Pairwise) for plan in chosen.values()):
+        raise ValueError(f"transformers has no words for {name}: it changes attention itself, not frequencies alone")
     if any(layers_of(layers)[1] for layers in chosen):
         raise ValueError(
             f"transformers has no words for {strategy}, whose layers differ; run its plans in a live model"

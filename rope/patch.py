@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,10 +14,18 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from rope.attention import attending, comparing, recording, text_config, undisturbed
 from rope.geometry import ALL_LAYERS, Plan, Plans, layers_of
+from rope.pairwise import PLAIN, Pairwise
 
 ROUNDING = 4e-6
 """Relative distance within which two inverse frequencies are one number, computed in float32 or in float64."""
+
+TRIED = 32
+"""Tokens on which a model's attention is compared with ours before it is replaced."""
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""How far ours may be off there, as a share of its norm: models round what they rotate, and we do not."""
 
 REFUSED = {
     "PhimoeRotaryEmbedding": "computes its frequencies from the config at every forward",
@@ -56,20 +64,27 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
     native plan changes no bit. Updates by running length are off inside, so one plan holds for the whole block and no
     block leaves a trace in the next. Keys cached outside the block were rotated by another plan; start a new cache.
 
+    A Pairwise plan that has regions makes the rotary modules stand still and rotates in attention instead
+    (rope/attention.py). That this is what the model does is tried on a few tokens before the block begins.
+
     Args:
         model: any model with transformers' rotary modules (an inv_freq buffer, or one for every layer type).
         plans: ((layers, plan), ...), as rope.strategies.plans gives them. Plans for single layers need a model whose
             attention takes its cosines and sines from one rotary module (position_embeddings), as Llama's.
 
     Raises:
-        ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, or a plan for
-            layers that the model does not have, or has of another type. Nothing has been changed then.
+        ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, a plan for layers
+            that the model does not have, or has of another type, or a Pairwise plan for a model whose attention is more
+            than rotated products of queries and keys. The model is then as before.
     """
     seats = _seats(model)
     by_type = {layers: plan for layers, plan in plans if layers_of(layers)[1] is None}
     for seat in seats:
         _check(seat, by_type)
     apart = _apart(model, seats, plans)
+    pairwise = {plan for _, plan in plans if isinstance(plan, Pairwise)}
+    if pairwise and len({plan for _, plan in plans}) > 1:
+        raise ValueError("a Pairwise plan serves all layers of a model: give the same one for every layer")
     before = [_state(seat) for seat in seats]
     hooks: list[RemovableHandle] = []
     around = _HELD.get(model, [])  # of the block around this one, which it must not shine through
@@ -81,7 +96,10 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
             _write(seat, by_type[seat.layer_type])
         for one in apart:
             hooks += one.hooks()
-        yield model
+        with undisturbed(model), ExitStack() as stack:
+            for plan in pairwise:
+                stack.enter_context(_attention(model, seats, plan))
+            yield model
     finally:
         for hook in hooks:
             hook.remove()
@@ -136,7 +154,7 @@ def _apart(model: nn.Module, seats: list[_Seat], plans: Plans) -> list[_Apart]:
     """The plans for single layers, each with its seat and its attention modules; ValueError where a layer has none."""
     found: list[_Apart] = []
     attentions = _attentions(model)
-    types = getattr(_text_config(model), "layer_types", None) or ()
+    types = getattr(text_config(model), "layer_types", None) or ()
     for layers, plan in plans:
         layer_type, numbers = layers_of(layers)
         if numbers is None:
@@ -174,6 +192,36 @@ def _attentions(model: nn.Module) -> dict[int, nn.Module]:
     }
 
 
+@contextmanager
+def _attention(model: nn.Module, seats: list[_Seat], plan: Pairwise) -> Iterator[None]:
+    """The plan's attention in the model, whose rotary modules hold the plan's frequencies already."""
+    name = type(model).__name__
+    with recording(model) as own:
+        _try(model)
+    if not own.answers:
+        raise ValueError(f"{name} does not attend through transformers' interface; give another model")
+    if plan.regions:
+        for seat in seats:
+            _write(seat, Plan((0.0,) * len(plan.inv_freq)))  # angles of 0: queries and keys reach attention unrotated
+        with comparing(model, Pairwise(plan.inv_freq, plan.attention_factor, PLAIN), own) as trial:
+            _try(model)
+        if not trial.off <= TOLERANCE[own.answers[0].dtype]:
+            raise ValueError(
+                f"attention in {name} is more than rotated products of queries and keys, or rotates other pairs, or "
+                f"not in every layer (off by {trial.off:.1%} on {TRIED} tokens); no Pairwise plan can take its place: "
+                "give another model"
+            )
+    with attending(model, plan):
+        yield
+
+
+@torch.no_grad()
+def _try(model: Any) -> None:
+    """A few tokens through the model."""
+    ids = torch.arange(TRIED, device=model.device)[None] % text_config(model).vocab_size
+    model(input_ids=ids, use_cache=False)
+
+
 def read(model: nn.Module) -> Plans:
     """The plans that the rotary modules of a model hold now, by layer type, as the float32 numbers they are.
 
@@ -204,7 +252,7 @@ def _seats(model: nn.Module) -> list[_Seat]:
     # Towers for images and sound have rotary modules too: older ones without a scaling, newer ones with a config of
     # their own. Only those of the language model are meant.
     scaled = [seat for seat in seats if hasattr(seat.module, seat.attention)] or seats
-    text = _text_config(model)
+    text = text_config(model)
     chosen = [seat for seat in scaled if getattr(seat.module, "config", None) is text] or scaled
     if not chosen:
         raise ValueError(
@@ -212,11 +260,6 @@ def _seats(model: nn.Module) -> list[_Seat]:
             "give a rotary model of transformers"
         )
     return chosen
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _check(seat: _Seat, by_type: dict[str, Plan]) -> None:

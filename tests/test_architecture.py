@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
-    "rope", "rope.geometry", "rope.strategies", "rope.theory", "rope.config", "rope.dialects", "rope.patch",
+    "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
+    "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
     "pipelines.models", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
@@ -36,6 +37,7 @@ OWNERS = {
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
+        "rope.attention",
         "rope.patch",
         "pipelines.models",
         "pipelines.scorer",
@@ -43,7 +45,7 @@ OWNERS = {
         "pipelines.descent",
         "pipelines.train",
     },
-    "transformers": {"rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
+    "transformers": {"rope.attention", "rope.patch", "pipelines.models", "pipelines.scorer", "pipelines.train"},
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},

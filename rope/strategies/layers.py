@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rope.geometry import Geometry, Plan, Plans, layer_numbers
+from rope.pairwise import Pairwise
 from rope.strategies.over import with_factor
 from rope.strategies.registry import named, options_given, plan
 
@@ -27,6 +28,11 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
         stretched = [(layer_type, plan(strategy, geometry, length, **options))]
         if named(strategy) == "per_layer":
             stretched += _apart(layer_type, geometry, length, **options)
+        if len(geometries) > 1 and any(isinstance(one, Pairwise) for _, one in stretched):
+            raise ValueError(
+                f"{strategy} changes attention itself, and this model's layers attend in several ways "
+                f"({', '.join(geometries)}); give a frequency strategy, or a model whose layers are of one type"
+            )
         found += [(layer_type, geometry.native(length))] if bounded(layer_type) else stretched
     return tuple(found)
 

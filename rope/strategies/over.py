@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from rope.geometry import Geometry, Plan
-from rope.strategies.registry import PROMISES, Promise, named, options_given, options_of, plan, strategy
+from rope.pairwise import scaled
+from rope.strategies.registry import (
+    ALIASES,
+    EVERY,
+    PROMISES,
+    STRATEGIES,
+    Promise,
+    named,
+    options_given,
+    options_of,
+    plan,
+    strategy,
+)
 from rope.strategies.scaling import running_factor
 
 
@@ -132,3 +144,36 @@ def with_factor(over: str, options: Mapping[str, Any], factor: float | None) -> 
     """The options of a strategy with the factor that was given around it; its own, where it has one, wins."""
     takes = factor is not None and "factor" in options_of(over)
     return {"factor": factor, **options} if takes else dict(options)
+
+
+def logn(
+    geometry: Geometry, length: int, *, over: str = "none", factor: float | None = None, clip: bool = True
+) -> Plan:
+    """Log-n scaling: later queries attend more sharply, so that more keys do not blur what they attend to.
+
+    the query at position m (from 0) times max(1, ln(m + 1) / ln(trained_length)), over any frequency strategy
+
+    Args:
+        geometry: what the checkpoint was trained with.
+        length: tokens of context; at least 2.
+        over: the frequency strategy whose plan it acts on, with its published defaults.
+        factor: of that strategy, where it has one; None for length / trained_length.
+        clip: at least 1, for checkpoints trained without; false: the same formula below the trained length too, the
+            entropy-invariant attention of checkpoints trained with it.
+
+    Returns:
+        Pairwise over the plan of `over`; that plan itself up to the trained length, if clipped.
+
+    Raises:
+        ValueError: an argument outside these domains, or what `over` refuses.
+
+    Source:
+        Su 2021, https://kexue.fm/archives/8823; clipped: Su 2023, https://kexue.fm/archives/9708, and bojone/rerope
+    """
+    if over not in STRATEGIES and over not in ALIASES:
+        raise ValueError(f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(STRATEGIES)}")
+    options = {"factor": factor} if factor is not None and "factor" in options_of(over) else {}
+    return scaled(geometry, plan(over, geometry, length, **options), length, clip)
+
+
+EVERY["logn"] = logn  # no frequency strategy: it scales queries

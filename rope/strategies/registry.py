@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from rope.geometry import Geometry, Plan
+from rope.pairwise import PAIRWISE
 
 Strategy = Callable[..., Plan]
 """(geometry, length, **options) -> plan: pure, options keyword-only, float64 throughout."""
@@ -32,6 +33,11 @@ class Promise(Enum):
 
 
 STRATEGIES: dict[str, Strategy] = {}
+"""Those of frequencies alone."""
+
+EVERY: dict[str, Strategy] = dict(PAIRWISE)
+"""All that a grid may name: also those that change attention itself, whose plans are Pairwise."""
+
 PROMISES: dict[str, frozenset[Promise]] = {}
 ALIASES = {"pi": "linear"}
 
@@ -40,7 +46,7 @@ def strategy(*promised: Promise) -> Callable[[Function], Function]:
     """Enter a function under its own name, with what it promises."""
 
     def enter(function: Function) -> Function:
-        STRATEGIES[function.__name__] = function
+        STRATEGIES[function.__name__] = EVERY[function.__name__] = function
         PROMISES[function.__name__] = frozenset(promised)
         return function
 
@@ -48,16 +54,17 @@ def strategy(*promised: Promise) -> Callable[[Function], Function]:
 
 
 def named(strategy: str) -> str:
-    """The name under which a strategy stands in STRATEGIES; ValueError, with the known names, for any other word."""
+    """The name under which a strategy stands in EVERY; ValueError, with the known names, for any other word."""
     name = ALIASES.get(strategy, strategy) if isinstance(strategy, str) else ""
-    if name not in STRATEGIES:
-        raise ValueError(_unknown("strategy", strategy, [*STRATEGIES, *ALIASES], "strategies"))
+    if name not in EVERY:
+        known = dict.fromkeys([*STRATEGIES, *EVERY, *ALIASES])
+        raise ValueError(_unknown("strategy", strategy, known, "strategies"))
     return name
 
 
 def options_of(strategy: str) -> dict[str, Any]:
     """The options of a strategy with their published defaults, in the order of its signature."""
-    parameters = inspect.signature(STRATEGIES[named(strategy)]).parameters.values()
+    parameters = inspect.signature(EVERY[named(strategy)]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -68,7 +75,7 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
-    return STRATEGIES[name](geometry, length, **options)
+    return EVERY[name](geometry, length, **options)
 
 
 def options_given(options: Any) -> dict[str, Any]:
