@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
@@ -88,8 +89,6 @@ def _plan(arguments: list[str]) -> int:
 def _launched(verb: str, arguments: list[str]) -> int:
     """Hand a grid's command line to Hydra, which hands it to the sweeper."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from pipelines import launcher
 
@@ -99,17 +98,26 @@ def _launched(verb: str, arguments: list[str]) -> int:
     sys.argv = ["ropewalk", *told, *rewritten(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     launcher.launch = launcher.Launch(shlex.join(["ropewalk", verb, *arguments]), only_plan=verb == "plan")
-    try:
+    with _refusing(arguments):
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error, arguments))
     return 0 if all(result.finished for result in launcher.launch.results) else 1
 
 
-def _theory(arguments: list[str]) -> int:
+@contextmanager
+def _refusing(arguments: list[str]) -> Iterator[None]:
+    """What Hydra refuses of a command line, refused in our words."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from pipelines.cells import Refusal
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refusal(sentence(error, arguments)) from error
+
+
+def _theory(arguments: list[str]) -> int:
     from pipelines import launcher, theory
 
     if any(argument in ("-h", "--help") for argument in arguments):
@@ -121,10 +129,8 @@ def _theory(arguments: list[str]) -> int:
         return _refuse(f"ropewalk theory takes overrides, --json and one out=FOLDER; given: {' '.join(arguments)}")
     overrides = [a for a in arguments if a not in flags and not a.startswith("out=")]
     launcher.register()
-    try:
+    with _refusing(overrides):
         choices = list(launcher.each(located(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error, overrides))
     return theory.main(choices, as_json="--json" in flags, out=outs[0] if outs else None)
 
 

@@ -143,8 +143,11 @@ class Cell:
     @property
     def label(self) -> str:
         """What a terminal line or a run name calls it: `smollm2: yarn factor=4 @16384 perplexity`."""
-        options = "".join(f" {name}={told(value)}" for name, value in self.options)
-        return f"{self.model.name}: {self.strategy}{options} @{self.length} {self.task.name}"
+        return label(self.model.name, self.strategy, self.options, self.length, self.task.name)
+
+    @property
+    def strategy_label(self) -> str:
+        return strategy_label(self.strategy, self.options)
 
     def spec(self) -> dict[str, Any]:
         """The cell as plain data, as result.json and sweep.json keep it."""
@@ -159,6 +162,16 @@ class Cell:
         plans = tuple((layers, revived(plan)) for layers, plan in spec["plans"])
         plain = {name: value for name, value in spec.items() if name != "id"}
         return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
+
+
+def label(model: str, strategy: str, options: Options, length: int, task: str) -> str:
+    """`smollm2: yarn factor=4 @16384 perplexity`, of a cell or of what was asked for and is none."""
+    return f"{model}: {strategy_label(strategy, options)} @{length} {task}"
+
+
+def strategy_label(strategy: str, options: Options) -> str:
+    """`yarn factor=4 beta_fast=16`, or the name alone where all is as published."""
+    return " ".join([strategy, *(f"{name}={told(value)}" for name, value in options)])
 
 
 @dataclass(frozen=True)

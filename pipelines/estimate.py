@@ -7,17 +7,15 @@ earlier cells of the same model where the store has any; otherwise it is a guess
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pipelines import models, tasks
+from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal
 from pipelines.results import Store
 from pipelines.sweep import geometry_for
@@ -31,6 +29,8 @@ PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
 
 FLOPS = {"cpu": 3e10, "cuda": 1.5e14}
 """A guess at what arrives, FLOP/s: of each CPU core in float32, of a data-centre GPU in 16 bits (a fifth in 32)."""
+
+Number = TypeVar("Number", int, float)
 
 NEWEST = 200
 """Earlier cells that are looked at for their speed."""
@@ -117,7 +117,7 @@ class Speed:
     def at(self, length: int) -> float:
         """Between measured lengths by the straight line, beyond them as attention grows."""
         inside = min(max(float(length), self.lengths[0]), self.lengths[-1])
-        return float(np.interp(inside, self.lengths, self.seconds)) * _growth(length) / _growth(inside)
+        return float(np.interp(inside, self.lengths, self.seconds)) * growth(length) / growth(inside)
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ def _load(cells: Sequence[Cell], work: Mapping[str, Work], measured: Sequence[tu
         dtype=first.dtype,
         device=first.device,
         cells=len(cells),
-        passes=_total(passes),
-        tokens=_total(tokens),
-        seconds=None if None in (told := [seconds for seconds, _ in times]) else sum(s for s in told if s is not None),
+        passes=total(passes),
+        tokens=total(tokens),
+        seconds=total(seconds for seconds, _ in times),
         basis="; ".join(dict.fromkeys(basis for _, basis in times)),
         longest=longest.length,
         weight_bytes=float(shape.parameters * BYTES[first.dtype]) if shape else None,
@@ -232,11 +232,8 @@ def capacity(device: str) -> int | None:
     if "RAY_ADDRESS" in os.environ:
         return None
     if device == "cuda":
-        if shutil.which("nvidia-smi") is None:
-            return None
-        asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        listed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
-        return min((int(mib) * 2**20 for mib in listed if mib.isdigit()), default=None)
+        listed = provenance.nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+        return min((int(mib) * 2**20 for mib in map(str.strip, listed) if mib.isdigit()), default=None)
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -283,11 +280,13 @@ def _measured(cell: Cell, measured: Sequence[tuple[Any, Any]]) -> Speed | None:
     return Speed(lengths, seconds, f"measured: {cells}")
 
 
-def _growth(length: float) -> float:
-    # As the grid tells the time left: a token costs by the weights, and attention by its context on top.
+def growth(length: float) -> float:
+    """Relative cost of one token: a pass costs by the token, and attention by the token's context on top."""
     return 1 + length / 8192
 
 
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+def total(values: Iterable[Number | None]) -> Number | None:
+    """The sum; None where any of it is not known."""
+    told = list(values)
+    known = [value for value in told if value is not None]
+    return sum(known) if len(known) == len(told) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import models, plan, pool, provenance, report, tasks, track
+from pipelines import estimate, models, plan, pool, provenance, report, tasks, track
 from pipelines.cells import Cell, Refusal, Result, distinct
 from pipelines.results import Store
 from pipelines.sweep import Sweep
@@ -133,5 +133,5 @@ def line(cell: Cell, result: Result) -> str:
 
 
 def _work(cell: Cell) -> float:
-    """Relative cost, for the time left: a pass costs by the token, and attention by the token's context on top."""
-    return cell.length * (1 + cell.length / 8192)
+    """Relative cost, for the time left."""
+    return cell.length * estimate.growth(cell.length)

@@ -49,7 +49,7 @@ class Launch:
 
     command: str = "ropewalk grid"
     only_plan: bool = False
-    planned: plan.Planned | None = None
+    planned: plan.Forecast | None = None
     results: list[Result] = field(default_factory=list)
 
 

@@ -175,9 +175,7 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     bos = settings.get("bos_token")
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except (
-        Exception
-    ):  # tokenizers raises nothing narrower; whether the model has a tokenizer is load_tokenizer's to say
+    except Exception:  # tokenizers raises nothing narrower; what is wrong with the file is load_tokenizer's to say
         return None
     return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
 

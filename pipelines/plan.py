@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Planned:
+class Forecast:
     """A grid before it runs. Of cells with equal plan and text only the first is in done or todo.
 
     asked: choices on the command line, invalid ones among them. equal: those with the plan and text of another.
@@ -40,21 +40,20 @@ class Planned:
     @property
     def seconds(self) -> float | None:
         """Of all that is to run, shared evenly; None where any of it is not known."""
-        seconds: float | None = _total(load.seconds for load in self.loads)
+        seconds = estimate.total(load.seconds for load in self.loads)
         return None if seconds is None else seconds / self.workers
 
     @property
     def passes(self) -> int | None:
         """Forwards: one a document of every cell to run."""
-        passes: int | None = _total(load.passes for load in self.loads)
-        return passes
+        return estimate.total(load.passes for load in self.loads)
 
     @property
     def exit_code(self) -> int:
         return 2 if self.invalid else 0
 
 
-def of(choices: Sequence[Workbench], store: Store) -> Planned:
+def of(choices: Sequence[Workbench], store: Store) -> Forecast:
     """What a grid of these choices would do. Nothing is written, and no model loads."""
     cells, invalid = sorted_out(choices)
     unique = distinct(cells)
@@ -63,7 +62,7 @@ def of(choices: Sequence[Workbench], store: Store) -> Planned:
     invalid += [Invalid(cell.label, refused[cell.id]) for cell in cells if cell.id in refused]
     valid = [cell for cell in unique if cell.id not in refused]
     todo = tuple(cell for cell in valid if cell.id not in done)
-    return Planned(
+    return Forecast(
         asked=len(choices),
         equal=sum(cell.id not in refused for cell in cells) - len(valid),
         done=tuple(cell for cell in valid if cell.id in done),
@@ -78,7 +77,7 @@ def told(todo: Sequence[Cell], store: Store) -> str:
     """Time and memory of cells in a line, for who is about to run them; "" where neither is known."""
     work, _ = estimate.survey(todo)
     loads = estimate.loads([cell for cell in todo if cell.id in work], work, store)
-    seconds = _total(load.seconds for load in loads)
+    seconds = estimate.total(load.seconds for load in loads)
     peaks = [load.peak_bytes for load in loads if load.peak_bytes is not None]
     parts = [f"about {duration(seconds)} on one worker"] if seconds is not None and loads else []
     parts += [f"up to {max(peaks) / GIB:.1f} GiB"] if peaks else []
@@ -86,7 +85,7 @@ def told(todo: Sequence[Cell], store: Store) -> str:
     return f"estimate: {', '.join(parts)} ({basis})" if parts else ""
 
 
-def show(console: Console, planned: Planned) -> None:
+def show(console: Console, planned: Forecast) -> None:
     """The plan in a terminal: counts, what is invalid and why, a line a model, what to expect of memory."""
     console.print(
         f"{planned.asked} cell{'' if planned.asked == 1 else 's'} asked for: {planned.equal} with the plan and text of "
@@ -115,7 +114,7 @@ def show(console: Console, planned: Planned) -> None:
         console.print(f"about {duration(planned.seconds)} on {shared}, start and loading not counted")
 
 
-def as_json(planned: Planned) -> str:
+def as_json(planned: Forecast) -> str:
     """The plan for a machine to read; null is what is not known. Bytes, seconds and tokens."""
 
     def named(cells: Iterable[Cell]) -> list[dict[str, str]]:
@@ -156,8 +155,3 @@ def _workers(cluster: Cluster, cells: Sequence[Cell]) -> int:
     if any(cell.device == "cuda" for cell in cells):
         return cluster.workers or max(1, int(visible_gpus() / cluster.gpus_per_worker))
     return cluster.workers or 1
-
-
-def _total(values: Iterable[Any]) -> Any:
-    told = list(values)
-    return None if None in told else sum(told)

@@ -52,21 +52,21 @@ def code_labels(provenances: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def environment() -> dict[str, str]:
     """Python, the packages that may change a number, the host, and its GPU driver where there is one."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    driver = _nvidia_driver()
+    asked = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    driver = [line.strip() for line in asked if line[:1].isdigit()]
     return {
         "python": platform.python_version(),
         **packages,
         "host": socket.gethostname(),
-        **({"driver": driver} if driver else {}),
+        **({"driver": driver[0]} if driver else {}),
     }
 
 
-def _nvidia_driver() -> str:
+def nvidia_smi(*arguments: str) -> list[str]:
+    """The lines that NVIDIA's tool answers with, [] without it. The driver knows what torch takes seconds to say."""
     if shutil.which("nvidia-smi") is None:
-        return ""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return told.stdout.split("\n")[0].strip() if told.returncode == 0 else ""
+        return []
+    return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _git(*arguments: str) -> bytes:

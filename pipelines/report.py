@@ -15,7 +15,7 @@ from pipelines import provenance, statistics
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
 from pipelines.statistics import Difference, Versus
-from pipelines.sweep import Sweep, options_label, trained_length
+from pipelines.sweep import Sweep, trained_length
 
 HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
 """The metrics of a task that its table shows; of other tasks the first that is not a standard error."""
@@ -93,7 +93,7 @@ def _table(model: str, task: str, rows: Results) -> Shown:
     marks = {_row_key(versus.cell): _mark(versus) for versus in compared}
     shown: dict[str, dict[int, list[str]]] = {}
     for cell, result in rows:
-        values = shown.setdefault(strategy_label(cell), {}).setdefault(cell.length, [])
+        values = shown.setdefault(cell.strategy_label, {}).setdefault(cell.length, [])
         if (value := _value(cell, result) + marks.get(_row_key(cell), "")) not in values:
             values.append(value)
     names = " (".join(headlines) + (")" if len(headlines) > 1 else "")
@@ -115,7 +115,7 @@ def _table(model: str, task: str, rows: Results) -> Shown:
 
 
 def _row_key(cell: Cell) -> tuple[str, str]:
-    return strategy_label(cell), cell.id
+    return cell.strategy_label, cell.id
 
 
 def _mark(versus: Versus) -> str:
@@ -149,7 +149,7 @@ def _legend(compared: Sequence[Versus]) -> str:
     if not found:
         return refused.strip()
     tests, units, counts = _tests(compared), found[0].measure.units, sorted({difference.count for difference in found})
-    against, comparisons = strategy_label(compared[0].baseline), f"{tests} comparison{'s' if tests > 1 else ''}"
+    against, comparisons = compared[0].baseline.strategy_label, f"{tests} comparison{'s' if tests > 1 else ''}"
     if not _enough(compared):
         least = statistics.needed(tests)
         how = f"limit={least}" if units == "documents" else f"task.keys={least} limit={least}"
@@ -169,8 +169,8 @@ def _line(versus: Versus, found: Difference) -> tuple[str, ...]:
     spread = "all alike" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
     return (
         f"{versus.cell.length:,}",
-        strategy_label(versus.cell),
-        strategy_label(versus.baseline),
+        versus.cell.strategy_label,
+        versus.baseline.strategy_label,
         f"{found.measure.name} {found.mean:+.3g}",
         spread if found.p is not None else "too few",
         f"{found.p:.2g}" if found.p is not None else "too few",
@@ -192,10 +192,6 @@ def consistency(rows: Results) -> float | None:
     asked = max(map(len, verdicts.values()), default=0)
     alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == asked > 1]
     return sum(alike) / len(alike) if alike else None
-
-
-def strategy_label(cell: Cell) -> str:
-    return " ".join(filter(None, [cell.strategy, options_label(cell.options)]))
 
 
 def headline(cell: Cell, result: Result) -> str:
@@ -295,7 +291,7 @@ def figures(results: Results, folder: Path) -> list[Path]:
 def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
     groups: dict[str, list[tuple[Cell, Result]]] = {}
     for cell, result in sorted(rows, key=lambda row: row[0].length):
-        groups.setdefault(strategy_label(cell), []).append((cell, result))
+        groups.setdefault(cell.strategy_label, []).append((cell, result))
     return groups
 
 

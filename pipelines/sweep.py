@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from pipelines import models, provenance, tasks, text
-from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, told
+from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, label, strategy_label
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
 from rope import strategies
 from rope.config import geometry_of, text_config
@@ -113,10 +111,8 @@ def sorted_out(choices: Iterable[Workbench]) -> tuple[list[Cell], list[Invalid]]
 def _label(choice: Workbench) -> str:
     """As Cell.label, of what was asked for."""
     strategy = {**choice.strategy, **({} if choice.factor is None else {"factor": choice.factor})}
-    name, task = strategy.pop("name"), choice.task["name"]
-    return (
-        f"{choice.model.name}: {' '.join([str(name), options_label(frozen(strategy))]).strip()} @{choice.length} {task}"
-    )
+    name, task = str(strategy.pop("name")), choice.task["name"]
+    return label(choice.model.name, name, frozen(strategy), choice.length, task)
 
 
 def cell_of(choice: Workbench) -> Cell:
@@ -160,7 +156,7 @@ class Planned:
 
     @property
     def label(self) -> str:
-        return " ".join(filter(None, [self.strategy, options_label(self.options)]))
+        return strategy_label(self.strategy, self.options)
 
 
 def planned_of(choice: Workbench) -> Planned:
@@ -265,21 +261,13 @@ def _device(asked: Device) -> str:
 
 @lru_cache(maxsize=1)
 def visible_gpus() -> int:
-    """NVIDIA GPUs that a worker would see, asked of the driver: torch takes seconds to import."""
+    """NVIDIA GPUs that a worker would see."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")])
+    return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
 
 
 def _dtype(asked: Dtype, device: str) -> str:
     if asked is not Dtype.auto:
         return str(asked.value)
     return "bfloat16" if device == "cuda" else "float32"
-
-
-def options_label(options: Options) -> str:
-    """`factor=4 beta_fast=16`, or nothing where all is as published."""
-    return " ".join(f"{name}={told(value)}" for name, value in options)

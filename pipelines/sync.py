@@ -42,7 +42,7 @@ def _synced(client: object, sweep: Sweep, store: Store, *, force: bool) -> str:
     results = {cell.id: result for cell in distinct(sweep.cells) if (result := store.read(cell.id)) is not None}
     expected = sum(len(sweep.bearing(cell_id)) for cell_id in results)
     present = track.recorded(client, sweep)
-    if present < 0:
+    if present is None:
         return "runs right now, left alone"
     if present == expected and not force:
         return f"in MLflow already, {present} cells"

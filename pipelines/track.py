@@ -157,7 +157,7 @@ class Tracker:
             self.client.delete_run(run.info.run_id)
         tags = {"ropewalk.kind": "curve", "curve_id": curve_id, "cells": json.dumps(points), "content": content}
         note = {"mlflow.note.content": "Score against length: each metric's step is the length in tokens."}
-        name = f"{report.strategy_label(cells[0])} {cells[0].task.name}, {cells[0].model.name}"
+        name = f"{cells[0].strategy_label} {cells[0].task.name}, {cells[0].model.name}"
         run = self._start(name, {**tags, **note})
         self.client.log_batch(run, metrics=rows, params=_as_params({**told, "model": cells[0].model.name}))
         self.client.set_terminated(run, "FINISHED")
@@ -202,11 +202,11 @@ class Tracker:
             self.client.set_tag(run, "patched_config", str(error))
 
 
-def recorded(client: Any, sweep: Sweep) -> int:
-    """How many of a sweep's cells MLflow has, in a sweep that is not running any more; -1: it is running."""
+def recorded(client: Any, sweep: Sweep) -> int | None:
+    """How many of a sweep's cells MLflow has; None: the sweep is running."""
     runs = _runs_of(client, sweep)
     if any(run.info.status == "RUNNING" for run in runs):
-        return -1
+        return None
     parents = {run.info.run_id for run in runs if run.data.tags["ropewalk.kind"] == "sweep"}
     return len([run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents])
 

@@ -86,6 +86,12 @@ def check_number(
         raise ValueError(f"{name}={value!r}: give a finite number {bound}{remedy and '; '}{remedy}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse anything but true and false, in a sentence (ValueError)."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: give true or false")
+
+
 def inverse_frequencies(head_dim: int, base: float) -> Array:
     """Angular speed of each rotated pair, fastest first.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rope.geometry import Geometry, Plan, check_integer, check_number
+from rope.geometry import Geometry, Plan, check_flag, check_integer, check_number
 
 FILLED = 2 / 3
 """Share of the trained positions that self_extend fills by itself; its authors advise one half to two thirds."""
@@ -131,7 +131,7 @@ def self_extend(
         window / group_size, not its floor
     """
     native, window = geometry.native(length), _share(geometry, "window", window, 1 / 4)
-    _check_flag("logn", logn)
+    check_flag("logn", logn)
     if group_size is None:
         group_size = _group_size(geometry, length, window)
     check_integer("group_size", group_size, least=1)
@@ -163,7 +163,7 @@ def rerope(geometry: Geometry, length: int, *, window: int | None = None, logn: 
         and README.md, whose table is of window 1024
     """
     native, window = geometry.native(length), _share(geometry, "window", window, 1 / 4)
-    _check_flag("logn", logn)
+    check_flag("logn", logn)
     far = Region(window, None, Position(period=1, offset=float(window)), Position(period=1))
     return _plan(geometry, native, length, (Region(0, window, OWN, OWN), far) if length > window + 1 else (), logn)
 
@@ -194,7 +194,7 @@ def leaky_rerope(
         tokens, and 16, there called scaling_factor)
     """
     native, window = geometry.native(length), _share(geometry, "window", window, 1 / 8)
-    _check_flag("logn", logn)
+    check_flag("logn", logn)
     check_number("step", step, least=1)
     slowed = Position(divisor=float(step))
     ahead = Position(divisor=float(step), offset=window - window / step)
@@ -231,7 +231,7 @@ def dual_chunk(
         versions also sharpen attention; the paper and this do not)
     """
     native, chunk_size = geometry.native(length), _share(geometry, "chunk_size", chunk_size, 3 / 4)
-    _check_flag("logn", logn)
+    check_flag("logn", logn)
     local_window = chunk_size // 6 if local_window is None else local_window
     check_integer("local_window", local_window, least=0)
     chunk = chunk_size - local_window
@@ -251,9 +251,9 @@ PAIRWISE: dict[str, Callable[..., Plan]] = {
 }
 
 
-def scaled(geometry: Geometry, plan: Plan, length: int, clip: bool) -> Plan:
+def with_log_n(geometry: Geometry, plan: Plan, length: int, clip: bool) -> Plan:
     """A plan of the frequencies of another, its queries scaled by log n; itself where no query would be."""
-    _check_flag("clip", clip)
+    check_flag("clip", clip)
     if clip and length <= geometry.trained_length:
         return plan
     return Pairwise(plan.inv_freq, plan.attention_factor, (), LogN(geometry.trained_length, clip))
@@ -283,8 +283,3 @@ def _group_size(geometry: Geometry, length: int, window: int) -> int:
             "group_size is small enough: give a smaller window, or group_size"
         )
     return math.ceil((length - window) / room)
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: give true or false")

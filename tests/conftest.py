@@ -47,3 +47,14 @@ def tokenizer(tiny_folder):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads cost small matrices more than they give. A file of such tests asks for it by pytestmark."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -63,13 +63,7 @@ REACH = {"self_extend": 12, "rerope": 13, "leaky_rerope": 13, "dual_chunk": 17}
 """Tokens up to which each of them, with those options, leaves every distance alone."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost such small matrices more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def distance(name, m, n, *, group_size=5, window=12, step=2.5, chunk_size=16, local_window=4, logn=False):

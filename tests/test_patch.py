@@ -52,13 +52,7 @@ LINEAR = {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
 YARN = {"rope_theta": 10_000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost such small matrices more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def llama(rope_parameters=PLAIN):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rope.geometry import Geometry, Plan
-from rope.pairwise import scaled
+from rope.pairwise import with_log_n
 from rope.strategies.registry import (
     ALIASES,
     EVERY,
@@ -173,7 +173,7 @@ def logn(
     if over not in STRATEGIES and over not in ALIASES:
         raise ValueError(f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(STRATEGIES)}")
     options = {"factor": factor} if factor is not None and "factor" in options_of(over) else {}
-    return scaled(geometry, plan(over, geometry, length, **options), length, clip)
+    return with_log_n(geometry, plan(over, geometry, length, **options), length, clip)
 
 
 EVERY["logn"] = logn  # no frequency strategy: it scales queries

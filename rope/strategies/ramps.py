@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from rope.geometry import Array, Geometry, Plan, check_number
+from rope.geometry import Array, Geometry, Plan, check_flag, check_number
 from rope.strategies.registry import Promise, strategy
-from rope.strategies.scaling import check_bounds, check_choice, check_flag, scaled, stretch
+from rope.strategies.scaling import check_bounds, check_choice, scaled, stretch
 
 RAMPS = ("rotations", "index")
 

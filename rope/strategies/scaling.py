@@ -63,11 +63,6 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(choices)}")
 
 
-def check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: give true or false")
-
-
 def divisors(name: str, given: Sequence[float] | None, geometry: Geometry) -> Array:
     """A list of one divisor a rotated pair, as an array.
 
