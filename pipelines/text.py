@@ -3,18 +3,22 @@
 A source is a string:
 
     pydoc                                    Python's own help topics, joined by blank lines: one stream
+    stdlib                                   Python's own library: every source file a document, as of a folder
     PATH of a file                           UTF-8 text: one stream
     PATH of a folder                         every UTF-8 text file below it, by path: each file a document
     hub:OWNER/NAME[/CONFIG][@SPLIT][:FIELD]  a data set: each row a document; SPLIT is test, FIELD is text unless given
     hub:PATH[@SPLIT][:FIELD]                 the same of a local data set folder (PATH begins with / . or ~)
 
-A stream is cut into consecutive windows; of a document only the beginning is used.
+A stream is cut into consecutive windows; of a document only the beginning is used. A FIELD may also hold token ids,
+which are taken as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +29,7 @@ from typing import Any
 from pipelines.cells import Refusal
 
 PYDOC = "pydoc"
+STDLIB = "stdlib"
 HUB = "hub:"
 SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".adoc", ".org", ".html"}
@@ -45,6 +50,17 @@ class Window:
     document: int
     start: int
     ids: tuple[int, ...]
+
+
+class Tokenized(str):
+    """A document whose token ids its data set brings along, made by a tokenizer that the model must have too."""
+
+    ids: list[int]
+
+    def __new__(cls, ids: list[int]) -> Tokenized:
+        made = super().__new__(cls, " ".join(map(str, ids)))
+        made.ids = ids
+        return made
 
 
 @dataclass(frozen=True)
@@ -70,25 +86,48 @@ def windows(source: str, encode: Callable[[str], list[int]], length: int, count:
     Raises:
         Refusal: the source is not there, or holds no window of this length.
     """
-    if length < 1:
-        raise Refusal(f"windows of {length} tokens: give at least 1")
+    return pieces(source, encode, least=length, most=length, stride=length, count=count)
+
+
+def pieces(
+    source: str, encode: Callable[[str], list[int]], *, least: int, most: int | None, stride: int | None,
+    count: int | None = None, drawn: str | None = None,
+) -> list[Window]:  # fmt: skip
+    """The first `count` documents of at least `least` tokens, each cut to its first `most`; None: not at all.
+
+    stride: tokens from where one document of a stream begins to where the next does, at least `most`; None: a stream
+        is one document.
+    drawn: the seed with which `count` of all such documents are drawn instead, each as likely as any other; they come
+        in the order of the source all the same.
+
+    Raises:
+        Refusal: the source is not there, or holds no document of `least` tokens.
+    """
+    if least < 1:
+        raise Refusal(f"windows of {least} tokens: give at least 1")
     found: list[Window] = []
-    longest = number = 0
+    longest = number = seen = 0
+    dice = random.Random(drawn) if drawn is not None and count is not None else None
+    step = stride if is_stream(source) else None
     for number, document in enumerate(documents(source), start=1):
-        ids = encode(document)
+        ids = document.ids if isinstance(document, Tokenized) else encode(document)
         longest = max(longest, len(ids))
-        starts: Iterable[int] = range(0, len(ids) - length + 1, length)
-        for start in starts if is_stream(source) else islice(starts, 1):
-            found.append(Window(number - 1, start, tuple(ids[start : start + length])))
-            if len(found) == count:
+        size = min(most or len(ids), step or len(ids))
+        for start in range(0, len(ids) - least + 1, step or max(1, len(ids))):
+            piece, seen = Window(number - 1, start, tuple(ids[start : start + size])), seen + 1
+            if dice is None or len(found) < (count or 0):
+                found.append(piece)
+            elif (place := dice.randrange(seen)) < len(found):  # reservoir sampling: no more than `count` are held
+                found[place] = piece
+            if dice is None and len(found) == count:
                 return found
     if not found:
         holds = "holds" if is_stream(source) else f"has {number:,} documents, the longest of"
         raise Refusal(
-            f"text {source} {holds} {longest:,} tokens and {length:,} are needed for one document: "
+            f"text {source} {holds} {longest:,} tokens and {least:,} are needed for one document: "
             "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
         )
-    return found
+    return sorted(found, key=lambda window: (window.document, window.start))
 
 
 def documents(source: str) -> Iterator[str]:
@@ -106,7 +145,7 @@ def documents(source: str) -> Iterator[str]:
 
 def is_stream(source: str) -> bool:
     """Whether the source is one long text rather than a collection of documents."""
-    return source == PYDOC or not (source.startswith(HUB) or Path(source).expanduser().is_dir())
+    return source == PYDOC or not (source == STDLIB or source.startswith(HUB) or Path(source).expanduser().is_dir())
 
 
 def digest(source: str) -> str:
@@ -151,18 +190,30 @@ def _pydoc() -> str:
 
 
 def _files(source: str) -> tuple[Path, ...]:
+    if source == STDLIB:
+        return _library()
     path = Path(source).expanduser()
     if path.is_file():
         return (path,)
     if not path.is_dir():
         raise Refusal(
             f"text {source}: there is no such file or folder; "
-            "give one, pydoc for Python's help topics, or hub:OWNER/NAME for a data set"
+            "give one, pydoc for Python's help topics, stdlib for its library, or hub:OWNER/NAME for a data set"
         )
     inside = (p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     files = tuple(sorted(p for p in inside if not any(n.startswith(".") for n in p.relative_to(path).parts)))
     if not files:
         raise Refusal(f"text {source}: the folder holds no text file ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def _library() -> tuple[Path, ...]:
+    """Sources of the standard library, by path; what others installed below it is none of it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    inside = (p for p in root.rglob("*.py") if not {"site-packages", "dist-packages"} & {*p.relative_to(root).parts})
+    files = tuple(sorted(inside))
+    if not files:
+        raise Refusal(f"text {STDLIB}: this Python has no source files of its library in {root}; give a folder")
     return files
 
 
@@ -197,6 +248,8 @@ def _rows(data: DataSet) -> Iterator[str]:
 
 def _field(data: DataSet, row: dict[str, Any]) -> str:
     value = row.get(data.field)
+    if isinstance(value, list) and value and all(isinstance(token, int) for token in value):
+        return Tokenized(value)
     if not isinstance(value, str):
         texts = ", ".join(name for name, entry in row.items() if isinstance(entry, str)) or "none"
         raise Refusal(f"data set {data.path} has no text in field {data.field}; its fields of text: {texts}")

@@ -112,7 +112,7 @@ def test_buckets_cover_every_scored_token_once():
 
 
 def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
-    row = {"options": {"last": 256}}
+    row = {"options": perplexity.OPTIONS}
     hopeless = LogLikelihood(-8000.0, np.full(10, -800.0, np.float32))
     assert perplexity.measure(row, [hopeless]) == {"nll": 800.0}
     built = perplexity.Document((1,) * 11, 10, (("bytes", 10),))

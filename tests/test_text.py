@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,20 @@ def test_reading_local_text_loads_nothing_heavy_and_digests_alike_in_every_proce
     told, heavy = ran.stdout.splitlines()
     assert told == text.digest("pydoc")
     assert set(json.loads(heavy.replace("'", '"'))) <= {"numpy"}
+
+
+def test_the_standard_library_is_a_collection_of_its_sources():
+    found = list(islice(text.documents(text.STDLIB), 40))
+    assert any('"""' in document and "import" in document for document in found)
+    assert not text.is_stream(text.STDLIB)
+    assert not any("site-packages" in str(path) for path in text._library())
+    assert len(text.digest(text.STDLIB)) == 16
+
+
+def test_a_stream_cut_by_stride_gives_pieces_that_do_not_overlap(tmp_path):
+    path = tmp_path / "stream.txt"
+    path.write_text("".join(chr(65 + n % 26) for n in range(100)))
+    found = text.pieces(str(path), letters, least=10, most=4, stride=10)
+    assert [(w.start, len(w.ids)) for w in found] == [(start, 4) for start in range(0, 100, 10)]
+    assert [len(w.ids) for w in text.pieces(str(path), letters, least=30, most=None, stride=40)] == [40, 40]
+    assert [len(w.ids) for w in text.pieces(str(path), letters, least=30, most=None, stride=None)] == [100]

@@ -18,7 +18,7 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "count", "prepare", "score", "versions"]
+__all__ = ["VERSIONS", "Scores", "decisive", "forwards", "prepare", "score", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
@@ -35,6 +35,13 @@ def versions(task: Task) -> dict[str, Any]:
     return {"scorer": _SCORER, **own}
 
 
+def decisive(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task that a cell is known by: one that came later stands in it only where it is not its default,
+    so that cells computed before it was there keep their ids."""
+    added = _RECIPES[name].ADDED if name in _RECIPES else {}
+    return {key: value for key, value in options.items() if key not in added or value != added[key]}
+
+
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:
     """Find out without a model whether a task can be run at this length.
 
@@ -48,8 +55,8 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
         named.check(task.name, Encoder.of(tokenizer), length)
 
 
-def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
-    """Documents of a task at this length, without a model; None where that is not known before it runs.
+def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
+    """Forwards that a task takes at this length, without a model; None where that is not known before it runs.
 
     tokenizer: None where none can be had yet; text is then not looked at, as data sets of the hub never are here, and
     the limit is taken for the count.
@@ -62,7 +69,7 @@ def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) 
     if task.name in _RECIPES:
         if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
             _RECIPES[task.name].check(options, encode, length)
-        return _RECIPES[task.name].count(options, encode, length=length, limit=limit)
+        return _RECIPES[task.name].forwards(options, encode, length=length, limit=limit)
     if encode is None:
         named.find(task.name)
     else:
