@@ -110,14 +110,15 @@ def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
 
 def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if cell.device == "cuda" else []
+    regions = any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
     return {
         **provenance.environment(),
         **({"cuda": torch.version.cuda} if gpus else {}),
         "device": ", ".join(gpus) or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "attention": "regions of the plan"
-        if any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
-        else getattr(lm.model.config, "_attn_implementation", None),
+        # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
+        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        **({"attends": "regions of the plan"} if regions else {}),
     }
 
 

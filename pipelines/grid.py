@@ -114,17 +114,23 @@ class _Progress:
 
     def __init__(self, todo: Sequence[Cell]) -> None:
         self.left = {cell.id: _work(cell) for cell in todo}
-        self.total, self.spent = len(todo), 0.0
+        self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
         self.start = time.monotonic()
 
     def __call__(self, cell: Cell, result: Result) -> None:
-        self.spent += self.left.pop(cell.id, 0.0)
-        elapsed = time.monotonic() - self.start
-        remaining = elapsed / self.spent * sum(self.left.values()) if self.spent else 0.0
+        work = self.left.pop(cell.id, 0.0)
+        if "seconds" in result.cost:
+            self.spent += work
+            self.seconds += result.cost["seconds"]
         number = f"{self.total - len(self.left):>{len(str(self.total))}}/{self.total}"
-        eta = f"  left {report.duration(remaining)}" if self.left else ""
+        eta = f"  left {report.duration(self.remaining())}" if self.left and self.spent else ""
         console.print(f"{number}  {line(cell, result)}{eta}")
         sys.stdout.flush()
+
+    def remaining(self) -> float:
+        """Seconds: by what the finished cells took themselves, as the start of workers and models comes only once."""
+        at_once = max(1.0, self.seconds / (time.monotonic() - self.start))
+        return self.seconds / self.spent * sum(self.left.values()) / at_once
 
 
 def line(cell: Cell, result: Result) -> str:

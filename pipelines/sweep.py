@@ -126,7 +126,7 @@ def cell_of(choice: Workbench) -> Cell:
     planned = planned_of(choice)
     task_options = dict(choice.task)
     name = str(task_options.pop("name"))
-    task = Task(name, frozen(tasks.decisive(name, task_options)))
+    task = Task(name, frozen(tasks.told(name, task_options)))
     device = _device(choice.cluster.device)
     return Cell(
         model=planned.model,

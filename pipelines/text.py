@@ -3,19 +3,21 @@
 A source is a string:
 
     pydoc                                    Python's own help topics, joined by blank lines: one stream
-    stdlib                                   Python's own library: every source file a document, as of a folder
+    stdlib                                   the sources of Python's standard library, by path: one stream
     PATH of a file                           UTF-8 text: one stream
     PATH of a folder                         every UTF-8 text file below it, by path: each file a document
     hub:OWNER/NAME[/CONFIG][@SPLIT][:FIELD]  a data set: each row a document; SPLIT is test, FIELD is text unless given
     hub:PATH[@SPLIT][:FIELD]                 the same of a local data set folder (PATH begins with / . or ~)
 
-A stream is cut into consecutive windows; of a document only the beginning is used. A FIELD may also hold token ids,
-which are taken as they are.
+A stream is cut into consecutive windows; of a document only the beginning is used. Any source has two parts that share
+no text, whatever the length: of a stream the first half of its tokens and the second, of a collection every other
+document. A FIELD of a data set may also hold token ids, which are taken as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import sysconfig
@@ -28,14 +30,24 @@ from typing import Any
 
 from pipelines.cells import Refusal
 
-PYDOC = "pydoc"
-STDLIB = "stdlib"
+PYDOC, STDLIB = "pydoc", "stdlib"
 HUB = "hub:"
 SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".adoc", ".org", ".html"}
     | {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".rb", ".sh", ".lua"}
 )
 """What counts as a text file inside a folder; names that begin with a dot do not."""
+
+PARTS = ("tune", "report")
+"""The two parts of a source: what is chosen on the one is judged on the other."""
+
+APART = frozenset(
+    {
+        "test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__",
+        "_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files",
+    }
+)  # fmt: skip
+"""Folders of code left out: tests hold tables, vendored code has licences of its own, the topics are a source apart."""
 
 READ_AT_MOST = 10_000
 """Rows of a data set that are looked at: some have no end."""
@@ -50,6 +62,27 @@ class Window:
     document: int
     start: int
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which documents of a source are taken, and how much of each.
+
+    least: tokens that a document must have. most: tokens it is cut to; None: not at all.
+    stride: tokens from where one document of a stream begins to where the next does; None: a stream is one document.
+    count: how many; None: all there are. part: one of PARTS, None for all of the source. skip: so many are left out
+        before the first.
+    drawn: the seed with which `count` of all such documents are drawn in place of the first, each as likely as any
+        other (reservoir sampling); they come in the order of the source all the same.
+    """
+
+    least: int
+    most: int | None
+    stride: int | None
+    count: int | None = None
+    part: str | None = None
+    skip: int = 0
+    drawn: str | None = None
 
 
 class Tokenized(str):
@@ -77,57 +110,80 @@ class DataSet:
         return self.path.startswith(("/", "."))
 
 
-def windows(source: str, encode: Callable[[str], list[int]], length: int, count: int | None = None) -> list[Window]:
-    """The first `count` windows of exactly `length` tokens; None: all there are.
+def windows(
+    source: str, encode: Callable[[str], list[int]], length: int, count: int | None = None,
+    *, part: str | None = None, skip: int = 0,
+) -> list[Window]:  # fmt: skip
+    """`count` windows of exactly `length` tokens, the first `skip` left out; None: all there are.
 
-    A stream gives consecutive windows that do not overlap, the first at token 0; a collection gives the first `length`
-    tokens of each document that has as many. There may be fewer than `count`, never none.
+    A stream gives consecutive windows that do not overlap, the first where it, or its part, begins; a collection gives
+    the first `length` tokens of each document that has as many. There may be fewer than `count`, never none.
+
+    part: one of PARTS, None for all of the source.
 
     Raises:
         Refusal: the source is not there, or holds no window of this length.
     """
-    return pieces(source, encode, least=length, most=length, stride=length, count=count)
+    return pieces(source, encode, Cut(length, length, length, count, part=part, skip=skip))
 
 
-def pieces(
-    source: str, encode: Callable[[str], list[int]], *, least: int, most: int | None, stride: int | None,
-    count: int | None = None, drawn: str | None = None,
-) -> list[Window]:  # fmt: skip
-    """The first `count` documents of at least `least` tokens, each cut to its first `most`; None: not at all.
-
-    stride: tokens from where one document of a stream begins to where the next does, at least `most`; None: a stream
-        is one document.
-    drawn: the seed with which `count` of all such documents are drawn instead, each as likely as any other; they come
-        in the order of the source all the same.
+def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Window]:
+    """The documents of a source, cut. There may be fewer than cut.count, never none.
 
     Raises:
-        Refusal: the source is not there, or holds no document of `least` tokens.
+        Refusal: the source is not there, or holds no document of cut.least tokens after those skipped.
     """
-    if least < 1:
-        raise Refusal(f"windows of {least} tokens: give at least 1")
+    if cut.least < 1:
+        raise Refusal(f"windows of {cut.least} tokens: give at least 1")
+    if cut.part is not None and cut.part not in PARTS:
+        raise Refusal(f"part={cut.part}: give {' or '.join(PARTS)}, or null for all of the text")
     found: list[Window] = []
+    dice = random.Random(cut.drawn) if cut.drawn is not None and cut.count is not None else None
+    step = cut.stride if is_stream(source) else None
     longest = number = seen = 0
-    dice = random.Random(drawn) if drawn is not None and count is not None else None
-    step = stride if is_stream(source) else None
-    for number, document in enumerate(documents(source), start=1):
-        ids = document.ids if isinstance(document, Tokenized) else encode(document)
-        longest = max(longest, len(ids))
-        size = min(most or len(ids), step or len(ids))
-        for start in range(0, len(ids) - least + 1, step or max(1, len(ids))):
-            piece, seen = Window(number - 1, start, tuple(ids[start : start + size])), seen + 1
-            if dice is None or len(found) < (count or 0):
+    for number, ids, begin, end in _in_part(source, encode, cut.part):
+        longest = max(longest, end - begin)
+        size = min(cut.most or len(ids), step or len(ids))
+        for start in range(begin, end - cut.least + 1, step or max(1, len(ids))):
+            seen += 1
+            if seen <= cut.skip:
+                continue
+            piece = Window(number, start, tuple(ids[start : min(start + size, end)]))
+            if dice is None or cut.count is None or len(found) < cut.count:
                 found.append(piece)
-            elif (place := dice.randrange(seen)) < len(found):  # reservoir sampling: no more than `count` are held
+            elif (place := dice.randrange(seen - cut.skip)) < cut.count:  # no more than `count` are held
                 found[place] = piece
-            if dice is None and len(found) == count:
+            if dice is None and len(found) == cut.count:
                 return found
     if not found:
-        holds = "holds" if is_stream(source) else f"has {number:,} documents, the longest of"
-        raise Refusal(
-            f"text {source} {holds} {longest:,} tokens and {least:,} are needed for one document: "
-            "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
-        )
+        raise Refusal(_lacking(source, cut, longest, number + 1, seen))
     return sorted(found, key=lambda window: (window.document, window.start))
+
+
+def _lacking(source: str, cut: Cut, longest: int, documents: int, seen: int) -> str:
+    holds = "holds" if is_stream(source) else f"has {documents:,} documents, the longest of"
+    of = f", part {cut.part}," if cut.part else ""
+    needed = f"and {cut.least:,} are needed for one document"
+    if seen:
+        needed = f"and skip={cut.skip} leaves none of the {seen} of {cut.least:,}"
+    return (
+        f"text {source}{of} {holds} {longest:,} tokens {needed}: "
+        "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
+    )
+
+
+def _in_part(
+    source: str, encode: Callable[[str], list[int]], part: str | None
+) -> Iterator[tuple[int, list[int], int, int]]:
+    """Every document of a part: its number, its token ids, and the first and last of them (exclusive) in the part."""
+    for number, document in enumerate(documents(source)):
+        if part is not None and not is_stream(source) and number % 2 != PARTS.index(part):
+            continue
+        ids = document.ids if isinstance(document, Tokenized) else encode(document)
+        begin, end = 0, len(ids)
+        if part is not None and is_stream(source):
+            begin, end = ((0, end // 2), (end // 2, end))[PARTS.index(part)]
+        yield number, ids, begin, end
 
 
 def documents(source: str) -> Iterator[str]:
@@ -138,6 +194,8 @@ def documents(source: str) -> Iterator[str]:
     """
     if source == PYDOC:
         return iter([_pydoc()])
+    if source == STDLIB:
+        return iter([_stdlib()])
     if source.startswith(HUB):
         return _rows(parse(source))
     return _texts(source, _files(source))
@@ -145,7 +203,7 @@ def documents(source: str) -> Iterator[str]:
 
 def is_stream(source: str) -> bool:
     """Whether the source is one long text rather than a collection of documents."""
-    return source == PYDOC or not (source == STDLIB or source.startswith(HUB) or Path(source).expanduser().is_dir())
+    return source in (PYDOC, STDLIB) or not (source.startswith(HUB) or Path(source).expanduser().is_dir())
 
 
 def digest(source: str) -> str:
@@ -189,31 +247,40 @@ def _pydoc() -> str:
     return "\n\n".join(topics[key] for key in sorted(topics))
 
 
+def _stdlib() -> str:
+    root, texts = Path(sysconfig.get_paths()["stdlib"]), []
+    for path in modules(root):
+        try:
+            texts.append(path.read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError):
+            continue
+    if not any(texts):
+        raise Refusal(f"text {STDLIB}: this Python has no sources of its standard library; give pydoc, or a folder")
+    return "\n\n\n".join(filter(None, texts))
+
+
+def modules(root: Path) -> list[Path]:
+    """Every Python source below a folder, by path, without those in APART."""
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in APART]
+        found += [Path(folder) / name for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
 def _files(source: str) -> tuple[Path, ...]:
-    if source == STDLIB:
-        return _library()
     path = Path(source).expanduser()
     if path.is_file():
         return (path,)
     if not path.is_dir():
         raise Refusal(
             f"text {source}: there is no such file or folder; "
-            "give one, pydoc for Python's help topics, stdlib for its library, or hub:OWNER/NAME for a data set"
+            "give one, pydoc for Python's help topics, stdlib for its sources, or hub:OWNER/NAME for a data set"
         )
     inside = (p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     files = tuple(sorted(p for p in inside if not any(n.startswith(".") for n in p.relative_to(path).parts)))
     if not files:
         raise Refusal(f"text {source}: the folder holds no text file ({', '.join(sorted(SUFFIXES))})")
-    return files
-
-
-def _library() -> tuple[Path, ...]:
-    """Sources of the standard library, by path; what others installed below it is none of it."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    inside = (p for p in root.rglob("*.py") if not {"site-packages", "dist-packages"} & {*p.relative_to(root).parts})
-    files = tuple(sorted(inside))
-    if not files:
-        raise Refusal(f"text {STDLIB}: this Python has no source files of its library in {root}; give a folder")
     return files
 
 
@@ -263,7 +330,7 @@ def _unavailable(data: DataSet, error: Exception) -> str:
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
-    if source == PYDOC:
+    if source in (PYDOC, STDLIB):
         return ()
     if source.startswith(HUB):
         files = tuple(sorted(p for p in Path(parse(source).path).rglob("*") if p.is_file()))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_pool import a_cell
 
 from pipelines import grid, pool
 from pipelines.__main__ import run
@@ -156,3 +157,22 @@ def test_the_fast_composition_equals_hydras_own(monkeypatch):
     with pytest.raises(IndexError):  # no cells come out of it
         run(["grid", *SMALL, "length=64,128", "strategy=none,yarn,pi", "factor=2,4", "task.last=8", "task=perplexity"])
     assert seen == [True] * 12
+
+
+def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monkeypatch):
+    cells = [a_cell(length=length) for length in (1024, 1023, 1022)]  # of nearly the same work
+    progress, started = grid._Progress(cells), 1000.0
+    progress.start = started
+    monkeypatch.setattr(grid.time, "monotonic", lambda: started + 35.0)  # 25 of them to start a worker
+    progress(cells[0], Result(cells[0].id, "ok", cost={"seconds": 10.0}))
+    assert progress.remaining() == pytest.approx(20.0, rel=1e-2)
+    monkeypatch.setattr(grid.time, "monotonic", lambda: started + 36.0)  # four at once, by what their seconds add up to
+    progress(cells[1], Result(cells[1].id, "ok", cost={"seconds": 134.0}))
+    assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
+
+
+def test_no_time_is_told_while_no_cell_has_told_its_own():
+    cells = [a_cell(length=length) for length in (1024, 1023)]
+    with grid.console.capture() as told:
+        grid._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
+    assert "1/2  failed" in told.get() and "left" not in told.get()

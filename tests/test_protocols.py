@@ -235,7 +235,7 @@ def test_what_cannot_be_laid_is_refused(encode, folder, options, sentence):
 
 
 def test_options_that_came_later_leave_the_default_cells_as_they_were():
-    told = tasks.decisive("perplexity", {"text": "pydoc", "bos": None, "last": 256, "buckets": 16, **perplexity.ADDED})
+    told = tasks.told("perplexity", {"text": "pydoc", "bos": None, "last": 256, "buckets": 16, **perplexity.LATER})
     assert told == {"text": "pydoc", "bos": None, "last": 256, "buckets": 16}
-    assert tasks.decisive("perplexity", {"windows": "means", "stride": 256}) == {"windows": "means"}
-    assert tasks.decisive("gsm8k", {"num_fewshot": None}) == {"num_fewshot": None}
+    assert tasks.told("perplexity", {"windows": "means", "stride": 256}) == {"windows": "means"}
+    assert tasks.told("gsm8k", {"num_fewshot": None}) == {"num_fewshot": None}

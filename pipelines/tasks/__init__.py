@@ -18,7 +18,7 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "decisive", "forwards", "prepare", "score", "versions"]
+__all__ = ["VERSIONS", "Scores", "forwards", "prepare", "score", "told", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
@@ -35,11 +35,10 @@ def versions(task: Task) -> dict[str, Any]:
     return {"scorer": _SCORER, **own}
 
 
-def decisive(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a task that a cell is known by: one that came later stands in it only where it is not its default,
-    so that cells computed before it was there keep their ids."""
-    added = _RECIPES[name].ADDED if name in _RECIPES else {}
-    return {key: value for key, value in options.items() if key not in added or value != added[key]}
+def told(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's options as a cell has them: without those that came later and change nothing."""
+    later = _RECIPES[name].LATER if name in _RECIPES else {}
+    return {key: value for key, value in options.items() if key not in later or value != later[key]}
 
 
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:

@@ -66,8 +66,9 @@ class Recipe(Protocol):
     OPTIONS: Mapping[str, Any]
     """Every option with its default."""
 
-    ADDED: Mapping[str, Any]
-    """Those that came later: at their defaults a cell does without them, and keeps the id that it had."""
+    LATER: Mapping[str, Any]
+    """Those that came when numbers had been made without them, at the value that changes nothing: a cell leaves them
+    out there, so that its id is what it was."""
 
     def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         """Refuse, cheaply, what `build` would refuse."""

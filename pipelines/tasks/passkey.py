@@ -22,7 +22,7 @@ OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.35, 0.65, 0.9), "keys": 2, "answ
 """depths: shares of the filler that come before the key. keys: at every depth, or as many as `limit` says if those are
 fewer. answer: loglikelihood or generate."""
 
-ADDED: Mapping[str, Any] = {}
+LATER: Mapping[str, Any] = {}
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "

@@ -29,20 +29,23 @@ from pipelines.tasks.documents import Document, Encoder, Span, stderr
 
 WINDOWS = ("prefix", "sliding", "means", "overlapping")
 
-ADDED: Mapping[str, Any] = {
+LATER: Mapping[str, Any] = {
     "windows": "prefix",
     "stride": 256,
     "document": None,
     "at_least": None,
     "choose": "first",
     "bos_at": "window",
+    "part": None,
+    "skip": 0,
 }
 """windows: how they are laid, as above. stride: tokens from one to the next. document: tokens to which documents are
 cut; None: as many as they have. at_least: tokens that a document must have, so that every length can be given the same
 documents; None: those of a window. choose: first, or random: as many as the limit, drawn by the seed. bos_at: window or
-document, whose beginning a BOS is put at."""
+document, whose beginning a BOS is put at. part: tune or report, a half of the text. skip: documents left out at its
+beginning."""
 
-OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, **ADDED}
+OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, **LATER}
 """text: a source of pipelines/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
 last: tokens at the end whose NLL is told on its own. buckets: of equal width, for NLL by position."""
 
@@ -89,6 +92,8 @@ def _validate(options: Mapping[str, Any], length: int) -> None:
     for name, allowed in (("windows", WINDOWS), ("choose", ("first", "random")), ("bos_at", ("window", "document"))):
         if options[name] not in allowed:
             raise Refusal(f"{name}={options[name]} of the task perplexity: give one of {', '.join(allowed)}")
+    if not isinstance(options["skip"], int) or options["skip"] < 0:
+        raise Refusal(f"skip={options['skip']} of the task perplexity: give a whole number of at least 0")
     if length < 2:
         raise Refusal(f"length={length}: perplexity takes at least 2 tokens, one of them as context")
     sliding = options["windows"] != "prefix"
@@ -108,15 +113,16 @@ def _pieces(
     room = length - len(encode.beginning(options["bos"]))
     least = max(room, options["at_least"] or 0)
     prefix = options["windows"] == "prefix"
-    return text.pieces(
-        options["text"],
-        encode,
+    cut = text.Cut(
         least=max(least, options["document"] or 0) if prefix else least,
         most=room if prefix else options["document"],
         stride=max(least, options["document"] or 0) if prefix else options["document"],
         count=limit,
+        part=options["part"],
+        skip=options["skip"],
         drawn=f"perplexity/{seed}" if options["choose"] == "random" else None,
     )
+    return text.pieces(options["text"], encode, cut)
 
 
 def _prefix(encode: Encoder, ids: tuple[int, ...]) -> Document:
