@@ -17,6 +17,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
+  ropewalk reproduce published=NAME    check: a published table's protocol, ours beside theirs (reproduce --list)
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
@@ -134,6 +135,22 @@ def _theory(arguments: list[str]) -> int:
     return theory.main(choices, as_json="--json" in flags, out=outs[0] if outs else None)
 
 
+def _reproduce(arguments: list[str]) -> int:
+    from pipelines import launcher, reproduce
+
+    if any(argument in ("-h", "--help") for argument in arguments) or not arguments:
+        print(reproduce.HELP, end="")
+        return 0
+    if arguments == ["--list"]:
+        return reproduce.show_list()
+    tables, own, rest = reproduce.parsed(arguments)
+    launcher.register()
+    with _refusing(rest):
+        [base] = launcher.each([*located(rest), "length=2"])
+    own["task"] = reproduce.task_options(rest, base)
+    return reproduce.main(tables, base, own, shlex.join(["ropewalk", "reproduce", *arguments]))
+
+
 def _ui(arguments: list[str]) -> int:
     from pipelines import ui
 
@@ -153,7 +170,7 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "ui": _ui, "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "reproduce": _reproduce, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
 
 
