@@ -136,19 +136,22 @@ def _theory(arguments: list[str]) -> int:
 
 
 def _reproduce(arguments: list[str]) -> int:
-    from pipelines import launcher, reproduce
+    from pipelines import launcher, needs, reproduce, transfer
 
     if any(argument in ("-h", "--help") for argument in arguments) or not arguments:
         print(reproduce.HELP, end="")
         return 0
     if arguments == ["--list"]:
-        return reproduce.show_list()
+        needs.show(reproduce.console)
+        return 0
     tables, own, rest = reproduce.parsed(arguments)
     launcher.register()
     with _refusing(rest):
         [base] = launcher.each([*located(rest), "length=2"])
-    own["task"] = reproduce.task_options(rest, base)
-    return reproduce.main(tables, base, own, shlex.join(["ropewalk", "reproduce", *arguments]))
+    command, given = shlex.join(["ropewalk", "reproduce", *arguments]), reproduce.task_options(rest, base)
+    if own.pop("transfer"):
+        return transfer.main(tables, base, given, command)
+    return reproduce.main(tables, base, {**own, "task": given}, command)
 
 
 def _ui(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from pipelines import claims, derived, drawing, estimate, grid, models, plan, published, report, tasks, text, track
-from pipelines.cells import Cell, Refusal, Result, Task, frozen
+from pipelines import derived, drawing, grid, needs, published, report, track
+from pipelines.cells import Cell, Refusal, Result
 from pipelines.config import Dtype, ModelChoice, Workbench
 from pipelines.published import Column, Row, Table, Value
 from pipelines.results import Store
-from pipelines.sweep import Sweep, cell_of, trained_length
+from pipelines.sweep import Sweep, cell_of
 
 HELP = """ropewalk reproduce published=NAME[,NAME] [rows=...] [columns=...] [OVERRIDES]
 ropewalk reproduce published=NAME --transfer model=MODEL [OVERRIDES]
@@ -66,18 +66,16 @@ class Asked:
 def main(names: Sequence[str], base: Workbench, given: Mapping[str, Any], command: str) -> int:
     """Reproduce tables one after another.
 
-    names: of tables; base: the command line's other choices, composed; given: rows, columns, transfer, and the keys
-    `task.X` that were given, which go over the published protocol.
+    names: of tables. base: the command line's other choices, composed. given: rows, columns, and task: the options
+    that were given, which go over the published protocol.
     """
     store = Store.at(base.store)
     tables = [published.chosen(published.table(name), given.get("rows"), given.get("columns")) for name in names]
-    if given.get("transfer"):
-        return max(_transfer(table, base, given.get("task", {}), store, command) for table in tables)
     return max(_reproduce(table, base, given.get("task", {}), store, command) for table in tables)
 
 
 def _reproduce(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> int:
-    _introduce(table)
+    introduce(table)
     if table.derived:
         compared = list(_derived(table))
     elif table.rows:
@@ -87,7 +85,7 @@ def _reproduce(table: Table, base: Workbench, task: Mapping[str, Any], store: St
     _show(table, compared)
     counts = {verdict: sum(one.verdict == verdict for one in compared) for verdict in published.VERDICTS}
     folder = store.root / "published" / table.name
-    files = [_write(folder / "comparison.json", {"table": table.name, "values": [asdict(one) for one in compared]})]
+    files = [write(folder / "comparison.json", {"table": table.name, "values": [asdict(one) for one in compared]})]
     files.append(drawing.beside(*_figure(table, compared), folder / "comparison.png"))
     if any(one.ours is not None for one in compared):
         track.reproduced(
@@ -104,7 +102,7 @@ def _reproduce(table: Table, base: Workbench, task: Mapping[str, Any], store: St
     return 1 if counts["not reproduced"] else 0
 
 
-def _introduce(table: Table) -> None:
+def introduce(table: Table) -> None:
     console.print(f"\n{table.title}\n  {table.source}; {published.SURE[table.sure]}", style=None)
     for note in table.notes:
         console.print(f"  note: {note}")
@@ -138,9 +136,9 @@ def _compared(table: Table, row: Row, column: Column, value: Value, ours: float)
 
 
 def _measured(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> list[Compared]:
-    console.print(needs(table))
+    console.print(needs.told(table))
     asked = list(_asked(table, base, task))
-    results = _run([one.cell for one in asked if one.cell is not None], base, store, command)
+    results = run([one.cell for one in asked if one.cell is not None], base, store, command)
     compared = []
     for one in asked:
         result = results.get(one.cell.id) if one.cell is not None else None
@@ -158,7 +156,7 @@ def _measured(table: Table, base: Workbench, task: Mapping[str, Any], store: Sto
     return compared
 
 
-def _run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> dict[str, Result]:
+def run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> dict[str, Result]:
     """The cells through the grid: those finished before are taken from the store, all are recorded as its own."""
     if not cells:
         return {}
@@ -185,7 +183,7 @@ def _asked(table: Table, base: Workbench, task: Mapping[str, Any]) -> Iterator[A
         except Refusal as sentence:
             told = str(sentence)
             if where not in refused:
-                told = refused[where] = f"{told}; {_to_get(row.model, choice.task)}"
+                told = refused[where] = f"{told}; {needs.to_get(row.model, choice.task)}"
             yield Asked(row, column, value, None, told)
 
 
@@ -202,121 +200,6 @@ def _choice(table: Table, base: Workbench, row: Row, number: int, length: int, t
         limit=base.limit if base.limit is not None else column.limit or table.limit,
         dtype=Dtype[table.dtype] if base.dtype is Dtype.auto else base.dtype,
     )
-
-
-def _to_get(model: str, task: Mapping[str, Any]) -> str:
-    checkpoint = published.checkpoints()[model]
-    told = [] if models.cached(checkpoint.path) else [checkpoint.to_get]
-    source = str(task.get("text", ""))
-    if source.startswith(text.HUB) and not _text_here(source):
-        told.append(f"`hf download --repo-type dataset {text.parse(source).path}`")
-    return " and ".join(told) or "see the model's and the data set's page on the hub"
-
-
-def _text_here(source: str) -> bool:
-    if not source.startswith(text.HUB):
-        return True
-    data = text.parse(source)
-    return data.local or models.cached(data.path, "dataset")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a table takes: models and data sets of the hub, the largest forward's bytes, seconds on one GPU.
-
-    here: models and data sets that are on this machine. runnable: values that somebody could run.
-    """
-
-    models: tuple[str, ...]
-    texts: tuple[str, ...]
-    here: frozenset[str]
-    peak: float | None
-    seconds: float | None
-    runnable: int
-
-    @property
-    def lacking(self) -> list[str]:
-        return [one for one in (*self.models, *self.texts) if one not in self.here]
-
-
-def needs_of(table: Table) -> Needs:
-    """What a table's values need, without asking any network."""
-    found: dict[str, bool] = {}
-    texts: dict[str, bool] = {}
-    peaks, seconds, runnable = [0.0], [0.0], 0
-    known = True
-    for row, number, _ in table.values():
-        column = table.columns[number]
-        length = row.length or column.length
-        if table.missing or row.missing or column.missing or row.model is None or length is None:
-            continue
-        runnable += 1
-        checkpoint, options = published.checkpoints()[row.model], dict(table.task_of(column))
-        found[checkpoint.path] = models.cached(checkpoint.path)
-        if str(options.get("text", "")).startswith(text.HUB):
-            texts[str(options["text"])] = _text_here(str(options["text"]))
-        shape = estimate.Shape.of(checkpoint.shape)
-        task = Task(str(options.pop("name")), frozen(options))
-        passes = tasks.forwards(task, None, length=length, limit=column.limit or table.limit)
-        if shape is None or passes is None:
-            known = False
-        if shape is not None:
-            peak, spent = estimate.rough(shape, length, (passes or 0) * length)
-            peaks.append(peak)
-            seconds.append(spent)
-    here = frozenset(one for one, there in (*found.items(), *texts.items()) if there)
-    return Needs(
-        tuple(found), tuple(texts), here, max(peaks) or None, sum(seconds) if known and runnable else None, runnable
-    )
-
-
-def needs(table: Table) -> str:
-    """What a table takes in a few lines, for who is about to run it."""
-    told = needs_of(table)
-    if not told.runnable:
-        return f"  needs: nothing that can be had; {table.missing or 'see the reasons below'}"
-    checkpoints = ", ".join(f"{one}{'' if one in told.here else ' (not here)'}" for one in told.models)
-    sets = ", ".join(f"{one}{'' if one in told.here else ' (not here)'}" for one in told.texts) or "none"
-    return (
-        f"  needs: models {checkpoints}\n  data sets: {sets}\n  {_size(told.peak)} of GPU memory for the longest, "
-        f"{_time(told.seconds)} on one data-centre GPU (a guess); {told.runnable} values can be run by anybody"
-    )
-
-
-def _size(peak: float | None) -> str:
-    return f"{peak / plan.GIB:.0f} GiB" if peak else "not known how much"
-
-
-def _time(seconds: float | None) -> str:
-    return report.duration(seconds) if seconds is not None else "not known how long"
-
-
-def show_list() -> int:
-    """Every table: how many values, what it needs, whether that is here."""
-    drawn = Drawn(title="published tables", title_justify="left")
-    for name in ("published=", "what", "values", "needs", "memory", "time on one GPU", "here"):
-        drawn.add_column(name, overflow="fold")
-    for name in published.names():
-        table = published.table(name)
-        drawn.add_row(name, table.title, f"{sum(1 for _ in table.values())}", *_listed(table))
-    console.print(drawn)
-    console.print(
-        "here: whether it can run on this machine now. Claims of those marked * can be asked of any model: --transfer"
-    )
-    return 0
-
-
-def _listed(table: Table) -> tuple[str, str, str, str]:
-    star = " *" if table.claims else ""
-    if table.derived:
-        return "nothing", "", "", "yes"
-    told = needs_of(table)
-    if not told.runnable:
-        return table.missing or "only claims", "", "", f"no{star}"
-    short = f"{len(told.models)} model{'s' if len(told.models) > 1 else ''}"
-    short += f", {len(told.texts)} data set{'s' if len(told.texts) > 1 else ''}" if told.texts else ", lm-eval's data"
-    lacking = f"no: {len(told.lacking)} of these not here" if told.lacking else "yes"
-    return short, _size(told.peak), _time(told.seconds), f"{lacking}{star}"
 
 
 # ------------------------------------------------------------------------------------------------ ours beside theirs
@@ -357,113 +240,10 @@ def _figure(
     return rows, labels, table.title
 
 
-def _write(path: Path, body: Mapping[str, Any]) -> Path:
+def write(path: Path, body: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(body, indent=1), encoding="utf-8")
     return path
-
-
-# ------------------------------------------------------------------------------------------------ claims, elsewhere
-
-
-def _transfer(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> int:
-    """The protocol on another model: which of the claims hold there."""
-    _introduce(table)
-    if not table.claims:
-        raise Refusal(f"published={table.name} states no claims; those that do: {', '.join(_with_claims())}")
-    cells = _transferred(table, base, task)
-    results = _run([cell for _, _, cell in cells], base, store, command)
-    found = {
-        (claims.key(strategy), length): (cell, results[cell.id])
-        for strategy, length, cell in cells
-        if cell.id in results
-    }
-    findings = claims.judge(table.claims, claims.Measured(found))
-    model = base.model.name
-    _tell(findings, model)
-    rows = [(cell, results[cell.id]) for _, _, cell in cells if cell.id in results]
-    folder = store.root / "published" / table.name / model
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [_write(folder / "claims.json", {"table": table.name, "model": model, "claims": _plain(findings)})]
-    files += report.figures(rows, folder)
-    counts = {verdict: sum(one.verdict == verdict for one in findings) for verdict in _CLAIM_VERDICTS}
-    track.reproduced(
-        store,
-        f"{table.name} on {model}",
-        {"title": table.title, "source": table.source, "model": model, "command": command},
-        {f"claims/{name}": float(count) for name, count in counts.items()},
-        files,
-        {"status": ", ".join(f"{count} {name}" for name, count in counts.items() if count)},
-    )
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    console.print(f"claims on {model}: {told}; kept: {folder}")
-    return 0 if counts[claims.HOLDS] == len(findings) else 1
-
-
-_CLAIM_VERDICTS = (claims.HOLDS, claims.FAILS, claims.OPEN)
-
-
-def _with_claims() -> list[str]:
-    return [name for name in published.names() if published.table(name).claims]
-
-
-def _transferred(table: Table, base: Workbench, task: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], float, Cell]]:
-    """The cells that the claims take: the published protocol, over the same documents at every length."""
-    first = cell_of(replace(base, length=2, strategy={"name": "none"}, task={"name": "perplexity"}))
-    trained = trained_length(first)
-    asked = claims.asked(table.claims).values()
-    longest = int(trained * max(length for _, length in asked))
-    protocol = {name: value for name, value in table.task.items() if name not in ("text", "document", "choose", "bos")}
-    options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
-    sliding = options.get("windows", "prefix") != "prefix"
-    options |= {"document": longest, "at_least": longest} if sliding else {"at_least": longest}
-    return [
-        (
-            strategy,
-            length,
-            cell_of(
-                replace(
-                    base, length=int(trained * length), strategy=dict(strategy), factor=None,
-                    task={**tasks.options_of(Task("perplexity"), None), **options, **task},
-                )
-            ),
-        )
-        for strategy, length in asked
-    ]  # fmt: skip
-
-
-def _tell(findings: Sequence[claims.Finding], model: str) -> None:
-    for finding in findings:
-        drawn = Drawn(title=f"{finding.verdict.upper()} on {model}: {finding.claim.says}", title_justify="left")
-        for name in ("should be", "difference (nats a token)", "95 % interval", "p adjusted", "over", ""):
-            drawn.add_column(name)
-        for one in finding.comparisons:
-            drawn.add_row(*_line(one))
-        console.print(drawn)
-
-
-def _line(one: claims.Comparison) -> list[str]:
-    verdict = f"({one.verdict})" if one.aside else one.verdict
-    if one.difference is None:
-        return [one.says, one.reason, "", "", "", verdict]
-    found = one.difference
-    spread = "" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
-    p = f"{found.adjusted:.2g}" if found.adjusted is not None else "too few documents"
-    return [one.says, f"{found.mean:+.4g}", spread, p, f"{found.count} {found.measure.units}", verdict]
-
-
-def _plain(findings: Sequence[claims.Finding]) -> list[dict[str, Any]]:
-    return [
-        {
-            "says": finding.claim.says,
-            "verdict": finding.verdict,
-            "comparisons": [{**asdict(one), "verdict": one.verdict} for one in finding.comparisons],
-        }
-        for finding in findings
-    ]
-
-
-Choices = Callable[[list[str]], Sequence[Workbench]]
 
 
 def parsed(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:

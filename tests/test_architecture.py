@@ -23,7 +23,8 @@ ORDER = [
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
-    "pipelines.derived", "pipelines.published", "pipelines.claims", "pipelines.reproduce",
+    "pipelines.derived", "pipelines.published", "pipelines.needs", "pipelines.claims", "pipelines.reproduce",
+    "pipelines.transfer",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
