@@ -90,6 +90,17 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
     return model, _json(converted / "config.json") if converted.is_dir() else gguf_config(source.gguf)
 
 
+def side_file(model: Model, name: str) -> dict[str, Any]:
+    """Another JSON file of a model's folder or repository, such as tokenizer_config.json; {} where there is none."""
+    source = locate(model)
+    if source.hub is not None:
+        try:
+            return _json(_hub_file(source.hub, name, model.revision)[0])
+        except Refusal:
+            return {}
+    return _json(source.folder / name) if source.folder is not None and (source.folder / name).is_file() else {}
+
+
 def materialise(model: Model) -> str:
     """What from_pretrained takes: a folder, or a hub id. A GGUF file is converted once, into the user's cache.
 
