@@ -31,17 +31,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of what is kept and left out; a change is a new corpus."""
 
-STDLIB, PACKAGES = "stdlib", "packages"
+PACKAGES = "packages"
 END = "<|endoftext|>"
 """Before every document."""
-
-APART = frozenset(
-    {
-        "test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__",
-        "_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files",
-    }
-)  # fmt: skip
-"""Folders left out: tests hold tables, vendored code has licences of its own, and the topics are what grids score."""
 
 MOST_OF_A_PACKAGE = 16_000_000
 """Bytes of one package: the largest ones repeat themselves."""
@@ -192,9 +184,9 @@ def licence(metadata: Any) -> str | None:
 
 
 def _of(source: str) -> Iterator[tuple[Source, str]]:
-    if source == STDLIB:
+    if source == text.STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        yield from _files(Source("Python", platform.python_version(), "PSF-2.0"), root, sorted(root.rglob("*.py")))
+        yield from _files(Source("Python", platform.python_version(), "PSF-2.0"), root, text.modules(root))
     elif source == PACKAGES:
         for origin, distribution in _packages():
             listed = sorted(Path(str(file)) for file in distribution.files or () if file.suffix == ".py")
@@ -223,7 +215,7 @@ def _files(origin: Source, root: Path, paths: Iterable[Path]) -> Iterator[tuple[
     """The text of a package's files; of a package too large the files whose digests come first."""
     texts = []
     for path in paths:
-        if path.is_relative_to(root) and not APART.intersection(path.relative_to(root).parts):
+        if path.is_relative_to(root) and not text.APART.intersection(path.relative_to(root).parts):
             try:
                 document = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
@@ -262,7 +254,7 @@ def _quotes(document: str, runs: frozenset[tuple[str, ...]]) -> bool:
 
 def _stamp(source: str) -> Any:
     """What a source is known by without reading it."""
-    if source == STDLIB:
+    if source == text.STDLIB:
         return platform.python_version()
     return [asdict(origin) for origin, _ in _packages()] if source == PACKAGES else text.digest(source)
 

@@ -117,10 +117,11 @@ def materialise(model: Model) -> str:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """The keys of a GGUF header that speak of positions, in the words of a Hugging Face config."""
+    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config."""
     from gguf import GGUFReader
 
-    fields = GGUFReader(path).fields
+    file = GGUFReader(path)
+    fields = file.fields
 
     def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None
@@ -139,6 +140,9 @@ def gguf_config(path: Path) -> dict[str, Any]:
     }
     config = {name: value(f"{architecture}.{key}") for name, key in named.items()}
     config["model_type"] = architecture
+    tokens = fields.get("tokenizer.ggml.tokens")
+    config["vocab_size"] = len(tokens.data) if tokens else value(f"{architecture}.vocab_size")
+    config["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in file.tensors)
     return {name: entry for name, entry in config.items() if entry is not None}
 
 

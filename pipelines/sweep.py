@@ -125,7 +125,8 @@ def cell_of(choice: Workbench) -> Cell:
         raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
     planned = planned_of(choice)
     task_options = dict(choice.task)
-    task = Task(str(task_options.pop("name")), frozen(task_options))
+    name = str(task_options.pop("name"))
+    task = Task(name, frozen(tasks.told(name, task_options)))
     device = _device(choice.cluster.device)
     return Cell(
         model=planned.model,

@@ -3,18 +3,23 @@
 A source is a string:
 
     pydoc                                    Python's own help topics, joined by blank lines: one stream
+    stdlib                                   the sources of Python's standard library, by path: one stream
     PATH of a file                           UTF-8 text: one stream
     PATH of a folder                         every UTF-8 text file below it, by path: each file a document
     hub:OWNER/NAME[/CONFIG][@SPLIT][:FIELD]  a data set: each row a document; SPLIT is test, FIELD is text unless given
     hub:PATH[@SPLIT][:FIELD]                 the same of a local data set folder (PATH begins with / . or ~)
 
-A stream is cut into consecutive windows; of a document only the beginning is used.
+A stream is cut into consecutive windows; of a document only the beginning is used. Any source has two parts that share
+no text, whatever the length: of a stream the first half of its tokens and the second, of a collection every other
+document.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,13 +29,24 @@ from typing import Any
 
 from pipelines.cells import Refusal
 
-PYDOC = "pydoc"
+PYDOC, STDLIB = "pydoc", "stdlib"
 HUB = "hub:"
 SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".adoc", ".org", ".html"}
     | {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".rb", ".sh", ".lua"}
 )
 """What counts as a text file inside a folder; names that begin with a dot do not."""
+
+PARTS = ("tune", "report")
+"""The two parts of a source: what is chosen on the one is judged on the other."""
+
+APART = frozenset(
+    {
+        "test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__",
+        "_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files",
+    }
+)  # fmt: skip
+"""Folders of code left out: tests hold tables, vendored code has licences of its own, the topics are a source apart."""
 
 READ_AT_MOST = 10_000
 """Rows of a data set that are looked at: some have no end."""
@@ -61,34 +77,59 @@ class DataSet:
         return self.path.startswith(("/", "."))
 
 
-def windows(source: str, encode: Callable[[str], list[int]], length: int, count: int | None = None) -> list[Window]:
-    """The first `count` windows of exactly `length` tokens; None: all there are.
+def windows(
+    source: str, encode: Callable[[str], list[int]], length: int, count: int | None = None,
+    *, part: str | None = None, skip: int = 0,
+) -> list[Window]:  # fmt: skip
+    """`count` windows of exactly `length` tokens, the first `skip` left out; None: all there are.
 
-    A stream gives consecutive windows that do not overlap, the first at token 0; a collection gives the first `length`
-    tokens of each document that has as many. There may be fewer than `count`, never none.
+    A stream gives consecutive windows that do not overlap, the first where it, or its part, begins; a collection gives
+    the first `length` tokens of each document that has as many. There may be fewer than `count`, never none.
+
+    part: one of PARTS, None for all of the source.
 
     Raises:
         Refusal: the source is not there, or holds no window of this length.
     """
     if length < 1:
         raise Refusal(f"windows of {length} tokens: give at least 1")
+    if part is not None and part not in PARTS:
+        raise Refusal(f"part={part}: give {' or '.join(PARTS)}, or null for all of the text")
     found: list[Window] = []
+    wanted = None if count is None else skip + count
     longest = number = 0
-    for number, document in enumerate(documents(source), start=1):
-        ids = encode(document)
-        longest = max(longest, len(ids))
-        starts: Iterable[int] = range(0, len(ids) - length + 1, length)
+    for number, ids, begin, end in _in_part(source, encode, part):
+        longest = max(longest, end - begin)
+        starts: Iterable[int] = range(begin, end - length + 1, length)
         for start in starts if is_stream(source) else islice(starts, 1):
-            found.append(Window(number - 1, start, tuple(ids[start : start + length])))
-            if len(found) == count:
-                return found
-    if not found:
-        holds = "holds" if is_stream(source) else f"has {number:,} documents, the longest of"
+            found.append(Window(number, start, tuple(ids[start : start + length])))
+            if len(found) == wanted:
+                return found[skip:]
+    if len(found) <= skip:
+        holds = "holds" if is_stream(source) else f"has {number + 1:,} documents, the longest of"
+        of = f", part {part}," if part else ""
+        needed = f"and skip={skip} leaves none of the {len(found)} of {length:,}" if found else (
+            f"and {length:,} are needed for one document"
+        )  # fmt: skip
         raise Refusal(
-            f"text {source} {holds} {longest:,} tokens and {length:,} are needed for one document: "
+            f"text {source}{of} {holds} {longest:,} tokens {needed}: "
             "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
         )
-    return found
+    return found[skip:]
+
+
+def _in_part(
+    source: str, encode: Callable[[str], list[int]], part: str | None
+) -> Iterator[tuple[int, list[int], int, int]]:
+    """Every document of a part: its number, its token ids, and the first and last of them (exclusive) in the part."""
+    for number, document in enumerate(documents(source)):
+        if part is not None and not is_stream(source) and number % 2 != PARTS.index(part):
+            continue
+        ids = encode(document)
+        begin, end = 0, len(ids)
+        if part is not None and is_stream(source):
+            begin, end = ((0, end // 2), (end // 2, end))[PARTS.index(part)]
+        yield number, ids, begin, end
 
 
 def documents(source: str) -> Iterator[str]:
@@ -99,6 +140,8 @@ def documents(source: str) -> Iterator[str]:
     """
     if source == PYDOC:
         return iter([_pydoc()])
+    if source == STDLIB:
+        return iter([_stdlib()])
     if source.startswith(HUB):
         return _rows(parse(source))
     return _texts(source, _files(source))
@@ -106,7 +149,7 @@ def documents(source: str) -> Iterator[str]:
 
 def is_stream(source: str) -> bool:
     """Whether the source is one long text rather than a collection of documents."""
-    return source == PYDOC or not (source.startswith(HUB) or Path(source).expanduser().is_dir())
+    return source in (PYDOC, STDLIB) or not (source.startswith(HUB) or Path(source).expanduser().is_dir())
 
 
 def digest(source: str) -> str:
@@ -150,6 +193,27 @@ def _pydoc() -> str:
     return "\n\n".join(topics[key] for key in sorted(topics))
 
 
+def _stdlib() -> str:
+    root, texts = Path(sysconfig.get_paths()["stdlib"]), []
+    for path in modules(root):
+        try:
+            texts.append(path.read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError):
+            continue
+    if not any(texts):
+        raise Refusal(f"text {STDLIB}: this Python has no sources of its standard library; give pydoc, or a folder")
+    return "\n\n\n".join(filter(None, texts))
+
+
+def modules(root: Path) -> list[Path]:
+    """Every Python source below a folder, by path, without those in APART."""
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in APART]
+        found += [Path(folder) / name for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
 def _files(source: str) -> tuple[Path, ...]:
     path = Path(source).expanduser()
     if path.is_file():
@@ -157,7 +221,7 @@ def _files(source: str) -> tuple[Path, ...]:
     if not path.is_dir():
         raise Refusal(
             f"text {source}: there is no such file or folder; "
-            "give one, pydoc for Python's help topics, or hub:OWNER/NAME for a data set"
+            "give one, pydoc for Python's help topics, stdlib for its sources, or hub:OWNER/NAME for a data set"
         )
     inside = (p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     files = tuple(sorted(p for p in inside if not any(n.startswith(".") for n in p.relative_to(path).parts)))
@@ -210,7 +274,7 @@ def _unavailable(data: DataSet, error: Exception) -> str:
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
-    if source == PYDOC:
+    if source in (PYDOC, STDLIB):
         return ()
     if source.startswith(HUB):
         files = tuple(sorted(p for p in Path(parse(source).path).rglob("*") if p.is_file()))

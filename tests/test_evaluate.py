@@ -44,6 +44,15 @@ def test_a_result_says_what_was_measured_where_and_at_what_cost():
     assert result.provenance["torch"] == torch.__version__.split("+")[0] or result.provenance["torch"]
 
 
+def test_options_that_came_later_leave_an_id_as_it_was_until_they_are_used():
+    before = {"name": "perplexity", "text": "pydoc", "bos": None, "last": 32, "buckets": 4}
+    ids = [
+        a_cell(task={**before, **later}).id
+        for later in ({}, {"part": None, "skip": 0}, {"part": "tune", "skip": 0}, {"part": None, "skip": 2})
+    ]
+    assert ids[0] == ids[1] and len(set(ids)) == 3
+
+
 def test_a_cell_does_not_depend_on_what_ran_before_it():
     cells = [a_cell("dynamic_ntk", length) for length in (512, 128, 256)]
     forth = {r.cell_id: r.metrics for r in evaluate.evaluate(cells)}

@@ -65,7 +65,8 @@ def test_bytes_survive_the_byte_tokenizer():
     assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
 
 
-def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path):
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path, untied):
     import gguf
 
     path = tmp_path / "small.gguf"
@@ -76,13 +77,17 @@ def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path):
     writer.add_head_count(4)
     writer.add_rope_freq_base(500000.0)
     writer.add_rope_dimension_count(32)
+    writer.add_token_list([f"t{n}" for n in range(8)])
     writer.add_tensor("token_embd.weight", np.zeros((8, 128), np.float32))
+    if untied:
+        writer.add_tensor("output.weight", np.zeros((8, 128), np.float32))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     _, config = models.describe(Model("small", str(path)))
     assert config == {
         "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 4096, "rope_theta": 500000.0, "rotary_dim": 32,
+        "max_position_embeddings": 4096, "rope_theta": 500000.0, "rotary_dim": 32, "vocab_size": 8,
+        "tie_word_embeddings": not untied,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import yaml
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from pipelines import scorer, tasks
+from pipelines import scorer, tasks, text
 from pipelines.cells import Refusal, Task, frozen
 from pipelines.scorer import LogLikelihood, LongLM
 from pipelines.tasks import harness, named, passkey, perplexity
@@ -88,6 +88,17 @@ def test_standard_errors_are_there_from_two_documents_on(lm):
     assert named == {"nll", "ppl", "nll_last_8", "ppl_last_8", "bits_per_byte"}
     assert {f"{name}_stderr" for name in named} <= set(told.metrics)
     assert stderr([1.0]) is None and stderr([1.0, 3.0]) == pytest.approx(1.0)
+
+
+def test_a_part_and_what_is_skipped_arrive_in_the_documents(lm, encode):
+    whole = scores(lm, a_task("perplexity", part="report"), 64, limit=5)
+    later = scores(lm, a_task("perplexity", part="report", skip=3), 64, limit=2)
+    other = scores(lm, a_task("perplexity", part="tune"), 64, limit=5)
+    assert [d["nll"] for d in later.documents] == [d["nll"] for d in whole.documents[3:]]
+    assert other.digest == scores(lm, a_task("perplexity"), 64, limit=5).digest  # a stream's first half begins with it
+    assert len({whole.digest, later.digest, other.digest}) == 3
+    counted = tasks.count(a_task("perplexity", part="tune"), lm.tokenizer, length=64, limit=None)
+    assert counted == len(encode(next(text.documents("pydoc")))) // 2 // 64
 
 
 def test_a_bos_takes_a_token_of_the_length_and_begins_every_document(encode, tokenizer):
@@ -307,6 +318,7 @@ def test_consistency_leaves_out_keys_not_asked_at_every_depth(copier):
         (a_task("perplexity"), 10**6, None, "text pydoc holds [0-9,]+ tokens and 1,000,000 are needed"),
         (a_task("perplexity", text="nowhere.txt"), 64, None, "no such file or folder"),
         (a_task("perplexity", buckets=0), 64, None, "buckets=0 of the task perplexity: give at least 1"),
+        (a_task("perplexity", skip=-1), 64, None, "skip=-1 of the task perplexity: give a whole number of at least 0"),
         (a_task("perplexity"), 1, None, "length=1: perplexity takes at least 2 tokens"),
         (a_task("perplexity", depth=1), 64, None, "takes no option depth; its options: text, bos, last, buckets"),
         (a_task("passkey"), 200, None, r"length=200: the passkey prompt alone takes \d+ tokens; choose length=\d+"),

@@ -51,6 +51,56 @@ def test_pydoc_is_one_stream():
     assert letters(whole)[:2000] == [*first.ids, *second.ids]
 
 
+def test_the_parts_of_a_stream_share_no_token_at_any_length(tmp_path):
+    path = tmp_path / "stream.txt"
+    path.write_text("".join(chr(97 + n % 26) for n in range(1001)))
+    seen = {part: set() for part in text.PARTS}
+    for length in (7, 10, 333, 500):
+        for part in text.PARTS:
+            found = text.windows(str(path), letters, length, part=part)
+            assert len(found) == (500 if part == "tune" else 501) // length
+            seen[part] |= {n for window in found for n in range(window.start, window.start + length)}
+    assert not seen["tune"] & seen["report"] and len(seen["tune"]) == 500 and len(seen["report"]) == 500
+
+
+def test_the_parts_of_a_collection_share_no_document_at_any_length(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(str(number) * (10 + 10 * number))
+    for length in (5, 40):
+        seen = {part: [w.document for w in text.windows(str(tmp_path), letters, length, part=part)]
+                for part in text.PARTS}  # fmt: skip
+        assert seen["tune"] == [n for n in range(9) if n % 2 == 0 and 10 + 10 * n >= length]
+        assert seen["report"] == [n for n in range(9) if n % 2 == 1 and 10 + 10 * n >= length]
+
+
+def test_what_is_skipped_is_the_beginning_of_what_there_would_be(tmp_path):
+    path = tmp_path / "stream.txt"
+    path.write_text("abcdefghij" * 20)
+    for part in (None, "report"):
+        whole = text.windows(str(path), letters, 9, part=part)
+        assert text.windows(str(path), letters, 9, 3, part=part, skip=4) == whole[4:7]
+    with pytest.raises(Refusal, match="skip=30 leaves none of the 22 of 9"):
+        text.windows(str(path), letters, 9, skip=30)
+    with pytest.raises(Refusal, match="part report, holds 100 tokens and 101 are needed"):
+        text.windows(str(path), letters, 101, part="report")
+    with pytest.raises(Refusal, match="part=test: give tune or report"):
+        text.windows(str(path), letters, 9, part="test")
+
+
+def test_the_standard_library_is_one_stream_without_tests_and_the_topics():
+    [whole] = text.documents("stdlib")
+    assert text.is_stream("stdlib") and text.digest("stdlib") != text.digest("pydoc")
+    assert "def namedtuple(" in whole and "class TestCase(" in whole
+    assert "pydoc_data" not in {path.parent.name for path in text.modules(Path(pathlib_folder()))}
+    assert not [path for path in text.modules(Path(pathlib_folder())) if "test" in path.parts]
+
+
+def pathlib_folder() -> str:
+    import pathlib
+
+    return str(Path(pathlib.__file__).parent)
+
+
 def test_of_a_folder_each_document_long_enough_gives_its_beginning(folder):
     assert list(text.documents(str(folder))) == ["a" * 7, "bb" * 10, "c" * 30]
     found = text.windows(str(folder), letters, 20)

@@ -18,10 +18,14 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "count", "prepare", "score", "versions"]
+__all__ = ["VERSIONS", "Scores", "count", "prepare", "score", "told", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
+
+LATER: Mapping[str, Mapping[str, Any]] = {"perplexity": {"part": None, "skip": 0}}
+"""Options that came when numbers had been made without them, at the value that changes nothing: a cell leaves them out
+there, so that its id is what it was."""
 
 _SCORER = 1
 """scorer.SCORER_VERSION, which takes an import of torch to read; a test holds the two together."""
@@ -33,6 +37,12 @@ def versions(task: Task) -> dict[str, Any]:
     """Versions of whatever decides a task's numbers: of the scorer, and of the task or of lm-eval that brings it."""
     own = {"task": VERSIONS[task.name]} if task.name in VERSIONS else {"lm_eval": importlib.metadata.version("lm_eval")}
     return {"scorer": _SCORER, **own}
+
+
+def told(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's options as a cell has them: without those of LATER that change nothing."""
+    later = LATER.get(name, {})
+    return {key: value for key, value in options.items() if key not in later or value != later[key]}
 
 
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:

@@ -14,8 +14,9 @@ from pipelines import text
 from pipelines.cells import Refusal
 from pipelines.tasks.documents import Document, Encoder, stderr
 
-OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16}
+OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, "part": None, "skip": 0}
 """text: a source of pipelines/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
+part: tune or report, a half of the text. skip: documents left out at its beginning.
 last: tokens at the end whose NLL is told on its own. buckets: of equal width, for NLL by position."""
 
 
@@ -28,7 +29,7 @@ def count(options: Mapping[str, Any], encode: Encoder | None, *, length: int, li
     """How many documents there are; of the hub's data sets, and without an encoder, as many as the limit allows."""
     if encode is None or options["text"].startswith(text.HUB):
         return limit
-    return len(text.windows(options["text"], encode, length - len(encode.beginning(options["bos"])), limit))
+    return len(_windows(options, encode, length, limit))
 
 
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
@@ -40,11 +41,19 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
     for name in ("last", "buckets"):
         if options[name] < 1:
             raise Refusal(f"{name}={options[name]} of the task perplexity: give at least 1")
+    if not isinstance(options["skip"], int) or options["skip"] < 0:
+        raise Refusal(f"skip={options['skip']} of the task perplexity: give a whole number of at least 0")
     if length < 2:
         raise Refusal(f"length={length}: perplexity takes at least 2 tokens, one of them as context")
     beginning = encode.beginning(options["bos"])
-    windows = text.windows(options["text"], encode, length - len(beginning), limit)
-    return [_document(encode, (*beginning, *window.ids)) for window in windows]
+    return [_document(encode, (*beginning, *w.ids)) for w in _windows(options, encode, length, limit)]
+
+
+def _windows(options: Mapping[str, Any], encode: Encoder, length: int, limit: int | None) -> list[text.Window]:
+    part, skip = options["part"], options["skip"]
+    return text.windows(
+        options["text"], encode, length - len(encode.beginning(options["bos"])), limit, part=part, skip=skip
+    )
 
 
 def _document(encode: Encoder, ids: tuple[int, ...]) -> Document:
