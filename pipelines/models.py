@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import header
 from pipelines.cells import Model, Refusal, digest_of
 
 if TYPE_CHECKING:
@@ -117,16 +118,17 @@ def materialise(model: Model) -> str:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config."""
-    from gguf import GGUFReader
+    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config.
 
-    file = GGUFReader(path)
-    fields = file.fields
+    Without a scaling: transformers reads none from the file, so it is no part of the model that is measured.
 
-    def value(key: str) -> Any:
-        return fields[key].contents() if key in fields else None
-
-    architecture = value("general.architecture")
+    Raises:
+        Refusal: the file is not GGUF.
+    """
+    try:
+        found = header.read(path)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
     named = {
         "hidden_size": "embedding_length",
         "num_hidden_layers": "block_count",
@@ -138,11 +140,10 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "rope_theta": "rope.freq_base",
         "rotary_dim": "rope.dimension_count",
     }
-    config = {name: value(f"{architecture}.{key}") for name, key in named.items()}
-    config["model_type"] = architecture
-    tokens = fields.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = len(tokens.data) if tokens else value(f"{architecture}.vocab_size")
-    config["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in file.tensors)
+    config = {name: found.value(key) for name, key in named.items()}
+    config["model_type"] = found.architecture
+    config["vocab_size"] = found.count("tokenizer.ggml.tokens") or found.value("vocab_size")
+    config["tie_word_embeddings"] = "output.weight" not in found.tensors
     return {name: entry for name, entry in config.items() if entry is not None}
 
 

@@ -14,6 +14,7 @@ from pipelines.cells import Refusal
 from pipelines.config import Workbench
 from pipelines.doctor import files, fix, keys, rules, show, values
 from pipelines.doctor.rules import RULES, STAGES, Verdict
+from pipelines.sweep import model_of
 
 __all__ = ["HELP", "Asked", "asked_of", "keys", "main", "values"]
 
@@ -59,7 +60,9 @@ def asked_of(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
         flag, equals, value = word.partition("=")
         if flag in ("--only", "--fix") and not equals:
             if not rest or rest[0].startswith("-"):
-                raise Refusal(f"{flag}: give {'rules or stages, such as --only S06,N01' if flag == '--only' else 'OUT'}")
+                raise Refusal(
+                    f"{flag}: give {'rules or stages, such as --only S06,N01' if flag == '--only' else 'OUT'}"
+                )
             value = rest.pop(0)
         if flag == "--only":
             only += [_rule(name) for name in value.split(",") if name]
@@ -94,8 +97,8 @@ def main(choice: Workbench, asked: Asked) -> int:
     Raises:
         Refusal: the model is not there.
     """
-    told = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    model = files.model_of(choice.model)
+    told = _console()
+    model = model_of(choice.model)
     looked_at = files.of(
         model, target=asked.target, strategy=str(choice.strategy["name"]), task=str(choice.task["name"])
     )
@@ -111,7 +114,14 @@ def main(choice: Workbench, asked: Asked) -> int:
     return exit_code(verdict)
 
 
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
 def exit_code(verdict: Verdict) -> int:
     return 1 if verdict.worst == "error" else 0
 
 
+def list_rules() -> None:
+    """Every rule, by stage."""
+    show.rules(_console())

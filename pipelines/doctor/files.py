@@ -7,29 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipelines import models
-from pipelines.cells import Model, Refusal
-from pipelines.doctor import families, header
-from pipelines.doctor.header import Header
+from pipelines import header, models
+from pipelines.cells import Model
+from pipelines.doctor import families
+from pipelines.header import Header
 from rope.config import LENGTH_KEYS, geometry_of, rope_parameters, text_config
 from rope.geometry import ALL_LAYERS, Geometry, Plan
 from rope.strategies import bounded
 
 UNLIMITED = 10**12
 """A tokenizer's model_max_length from here on means none: transformers writes 1e30."""
-
-GGUF_WORDS = {
-    "hidden_size": "embedding_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "intermediate_size": "feed_forward_length",
-    "head_dim": "attention.key_length",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-    "rope_theta": "rope.freq_base",
-}
-"""Keys of a config, and of a GGUF header."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +75,19 @@ class Files:
         """Tokens that the plain frequencies were trained on: what the scaling says, the family, or the config."""
         told = [one.get("original_max_position_embeddings") for one in self.declared.values()]
         told += [self.text.get("original_max_position_embeddings"), self.trained]
-        told += [self.variant.plain_length if self.variant else None, self.limit]
+        told += [self.known_length, self.limit]
         return next((int(length) for length in told if length), None)
 
     @cached_property
     def variant(self) -> families.Variant | None:
         """The published checkpoint that this should be, where it is known."""
         return families.variant(self.text, self.name)
+
+    @property
+    def known_length(self) -> int | None:
+        """Tokens of plain training of the known family; None where it is not known, or its members differ."""
+        lengths = {one.plain_length for one in ([self.variant] if self.variant else families.variants(self.text))}
+        return lengths.pop() if len(lengths) == 1 else None
 
 
 def native(geometry: Geometry, length: int | None = None) -> Plan:
@@ -110,34 +103,23 @@ def of(model: Model, **asked: Any) -> Files:
     """
     source = models.locate(model)
     if source.gguf is not None:
-        try:
-            found = header.read(source.gguf)
-        except ValueError as error:
-            raise Refusal(f"model {model.name}: {error}") from error
-        return Files(model.name, of_header(found), {}, found, trained=model.trained_length, **asked)
+        config = models.gguf_config(source.gguf)
+        found = header.read(source.gguf)
+        return Files(model.name, config | scaling_of(found), {}, found, trained=model.trained_length, **asked)
     _, config = models.describe(model)
     tokenizer = models.side_file(model, "tokenizer_config.json")
     return Files(model.name, config, tokenizer, trained=model.trained_length, **asked)
 
 
-def of_header(found: Header) -> dict[str, Any]:
-    """A GGUF header in the words of a config, its scaling included."""
-    config = {name: found.value(key) for name, key in GGUF_WORDS.items()}
-    tokens = found.keys.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = config["vocab_size"] or (len(tokens) if isinstance(tokens, list) else tokens)
-    heads, width = config["head_dim"] or 0, found.value("rope.dimension_count")
-    if width and heads and width != heads:
-        config["rotary_dim"] = width
-    elif width and not heads:
-        config["head_dim"] = width
+def scaling_of(found: Header) -> dict[str, Any]:
+    """The scaling that a GGUF header declares, in the words of a config; {} where it declares none."""
     kind = found.value("rope.scaling.type")
-    if kind not in (None, "none"):
-        config["rope_scaling"] = {
-            "rope_type": kind,
-            "factor": found.value("rope.scaling.factor"),
-            "original_max_position_embeddings": found.value("rope.scaling.original_context_length"),
-            "attention_factor": found.value("rope.scaling.attn_factor"),
-        }
-        config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if value is not None}
-    config["model_type"] = found.architecture
-    return {key: value for key, value in config.items() if value is not None}
+    if kind in (None, "none"):
+        return {}
+    block = {
+        "rope_type": kind,
+        "factor": found.value("rope.scaling.factor"),
+        "original_max_position_embeddings": found.value("rope.scaling.original_context_length"),
+        "attention_factor": found.value("rope.scaling.attn_factor"),
+    }
+    return {"rope_scaling": {key: value for key, value in block.items() if value is not None}}

@@ -64,7 +64,7 @@ def value_told(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return number(value) if math.isfinite(value) and abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
+        return number(value) if (math.isfinite(value) and abs(value) >= 0.001) or value == 0 else f"{value:.2g}"
     if isinstance(value, tuple):
         return "(" + ", ".join(map(value_told, value)) + ")"
     if isinstance(value, Mapping):

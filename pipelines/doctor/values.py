@@ -44,7 +44,7 @@ def no_original(files: Files) -> Iterator[Finding]:
         told = raw.get("original_max_position_embeddings") or files.text.get("original_max_position_embeddings")
         if told or not factor or factor <= 1 or not limit:
             continue
-        known = files.variant.plain_length if files.variant else None
+        known = files.known_length
         before = known or round(limit / factor)
         extended = known is not None and limit > 1.5 * known
         yield Finding(
@@ -207,7 +207,7 @@ def dynamic_raised(files: Files) -> Iterator[Finding]:
     for layers, _ in _scalings(files, "dynamic"):
         raw, limit = files.declared.get(layers, {}), files.limit
         original = raw.get("original_max_position_embeddings") or files.text.get("original_max_position_embeddings")
-        known = files.variant.plain_length if files.variant else None
+        known = files.known_length
         before = original or known
         if not limit or not before or limit <= 1.01 * before:
             continue

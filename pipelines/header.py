@@ -1,6 +1,6 @@
 """The header of a GGUF file: its keys and the names of its tensors, in a fraction of the time that loading one takes.
 
-The package gguf maps every tensor and builds an array for every token, which takes seconds; rules want a few numbers.
+The package gguf maps every tensor and builds an array for every token, which takes seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Header:
     def value(self, key: str) -> Any:
         """A key of the architecture: value("rope.freq_base") is that of llama.rope.freq_base."""
         return self.keys.get(f"{self.architecture}.{key}")
+
+    def count(self, key: str) -> int | None:
+        """Entries of an array, by its full key."""
+        value = self.keys.get(key)
+        return len(value) if isinstance(value, list) else value
 
 
 def read(path: Path) -> Header:
