@@ -6,7 +6,7 @@ Apart from geometry.py because a declared scaling becomes a native plan by the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rope import strategies
@@ -39,6 +39,18 @@ RUNTIME = frozenset({"dynamic", "ntk"})
 """Declared scalings that act on a plainly trained checkpoint while it runs; they are not part of its training."""
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What rotary parameters come to: a strategy with its options, over what there was before it."""
+
+    strategy: str
+    options: Mapping[str, Any]
+    geometry: Geometry
+
+    def plan(self, length: int) -> Plan:
+        return strategies.plan(self.strategy, self.geometry, length, **self.options)
+
+
 def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geometry]:
     """What a checkpoint was trained with, by layer type: {"all": ...} where its layers share one rotary embedding.
 
@@ -55,6 +67,26 @@ def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geo
     Raises:
         ValueError: no rotary embedding, no length, no head dimension, or a declared scaling that is not known.
     """
+    found = {}
+    for layer_type, (parameters, plain, limit) in _read(config, trained_length).items():
+        found[layer_type] = replace(plain, natives=_natives(parameters, plain, limit))
+    return found
+
+
+def declared_in(config: Any, trained_length: int | None = None) -> dict[str, Declared]:
+    """The strategy that a config's own parameters name, by layer type; `none` where they name no scaling.
+
+    The other reading of the same words as geometry_of: there a declared scaling is what the checkpoint was trained
+    with, here it is what was put over an earlier training.
+
+    Raises:
+        ValueError: what geometry_of refuses.
+    """
+    return {key: _declared(*one) for key, one in _read(config, trained_length).items()}
+
+
+def _read(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, Any], Geometry, int]]:
+    """Of every layer type that rotates: its rotary parameters, its geometry without a scaling, and its length."""
     text = text_config(config)
     limit = _first(text, *LENGTH_KEYS)
     trained = limit if trained_length is None else trained_length
@@ -66,7 +98,7 @@ def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geo
         if parameters is not None:
             head_dim, partial = _head(text, layer_type, parameters)
             plain = Geometry(head_dim, float(parameters["rope_theta"]), int(trained), partial)
-            found[layer_type] = replace(plain, natives=_natives(parameters, plain, int(limit or trained)))
+            found[layer_type] = (parameters, plain, int(limit or trained))
     if not found:
         raise ValueError("every layer type of the config is without a rotary embedding; give a model that has one")
     return found
@@ -166,6 +198,24 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
     rope_type = parameters["rope_type"]
     if rope_type == "default" or rope_type in RUNTIME:
         return ()
+    declared = _declared(parameters, plain, limit)
+    original = declared.geometry.trained_length
+    if rope_type != "longrope":
+        return ((limit, declared.plan(original)),)
+    # LongRoPE's two plans: one up to the original length, one beyond
+    try:
+        return tuple((serves, declared.plan(serves)) for serves in (original, max(limit, original + 1)))
+    except ValueError as error:
+        raise ValueError(f"the declared longrope scaling: {error}") from error
+
+
+def _declared(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> Declared:
+    """What the parameters of one layer type come to; ValueError for a rope_type that is not known."""
+    rope_type = parameters["rope_type"]
+    if rope_type == "default":
+        return Declared("none", {}, plain)
+    if rope_type in RUNTIME:
+        return Declared("dynamic_ntk", {"rule": "transformers", "factor": parameters.get("factor", 1.0)}, plain)
     if rope_type not in ("linear", "yarn", "llama3", "longrope", "proportional"):
         raise ValueError(
             f"the config declares rope_type={rope_type!r}; known are default, linear, dynamic, yarn, llama3, longrope "
@@ -176,36 +226,33 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
     check_number(f"factor of the declared {rope_type} scaling", factor, least=1)
     before = replace(plain, trained_length=original)
     if rope_type == "longrope":
-        return _searched(parameters, before, factor, limit)
+        return _searched(parameters, before, factor)
     if rope_type == "proportional":
-        turning = strategies.plan("proportional", plain, original, p=parameters.get("partial_rotary_factor", 1.0))
-        return ((limit, Plan(tuple(speed / factor for speed in turning.inv_freq))),)
+        share = {"p": parameters.get("partial_rotary_factor", 1.0)}
+        if factor == 1:
+            return Declared("proportional", share, plain)
+        turning = strategies.plan("proportional", plain, original, **share)
+        return Declared("linear", {"factor": factor}, replace(plain, natives=((limit, turning),)))
     options = {name: parameters[name] for name in strategies.options_of(rope_type) if parameters.get(name) is not None}
     if factor > 1:
-        return ((limit, strategies.plan(rope_type, before, original, **options | {"factor": factor})),)
-    return ((limit, Plan(before.native(original).inv_freq, options.get("attention_factor", 1.0))),)
+        return Declared(rope_type, options | {"factor": factor}, before)
+    if "attention_factor" in options:
+        ones = {"factors": (1.0,) * plain.pairs, "attention_factor": options["attention_factor"]}
+        return Declared("factors", ones, before)
+    return Declared("none", {}, before)
 
 
-def _searched(
-    parameters: Mapping[str, Any], before: Geometry, factor: float, limit: int
-) -> tuple[tuple[int, Plan], ...]:
-    """LongRoPE's two plans: one up to the original length, one beyond."""
+def _searched(parameters: Mapping[str, Any], before: Geometry, factor: float) -> Declared:
     names = ("short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale")
     options = {name: parameters.get(name) for name in names}
     if factor > 1:
         options["factor"] = factor
     else:
         options["attention_factor"] = options["attention_factor"] or 1.0  # whatever the length
-    original = before.trained_length
-    found = []
-    for name, serves in (("short_factor", original), ("long_factor", max(limit, original + 1))):
+    for name in ("short_factor", "long_factor"):
         if options[name] is None:
             options[name] = ()  # refused, saying what to give
-        try:
-            found.append((serves, strategies.plan("longrope", before, serves, **options)))
-        except ValueError as error:
-            raise ValueError(f"the declared longrope scaling: {error}") from error
-    return tuple(found)
+    return Declared("longrope", options, before)
 
 
 def _check_rotary(text: Mapping[str, Any]) -> None:

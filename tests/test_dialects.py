@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rope.config import geometry_of
-from rope.dialects import LEGACY_KEYS, NAMES, to_transformers
+from rope.dialects import to_transformers
+from rope.dialects.transformers_v5 import LEGACY_KEYS, NAMES
 from rope.geometry import inverse_frequencies
 from rope.patch import patched
 from rope.strategies import STRATEGIES, named, plans
@@ -70,7 +71,10 @@ CASES = [
     ("power", {}, "longrope"),
     ("truncated", {}, "longrope"),
     ("proportional", {"p": 0.5}, "longrope"),
-    ("dynamic", {"over": "yarn"}, "longrope"),
+    ("dynamic", {"over": "yarn"}, "yarn"),
+    ("dynamic", {"rule": "transformers", "factor": 3.0}, "linear"),
+    ("dynamic", {"over": "ntk", "rule": "transformers", "factor": 3.0}, "dynamic"),
+    ("per_layer", {"over": "yarn", "options": {"beta_fast": 8.0}, "factor": 4.0}, "yarn"),
     ("resonance", {}, "longrope"),
 ]
 
@@ -134,8 +138,8 @@ def written(config, strategy, length=LENGTH, **options):
 
 def test_every_strategy_has_words():
     assert set(NAMES) <= set(STRATEGIES)
-    assert set(STRATEGIES) - {named(strategy) for strategy, _, _ in CASES} == {"per_layer"}
-    with pytest.raises(ValueError, match="transformers has no words for per_layer, whose layers differ; run its plans"):
+    assert set(STRATEGIES) == {named(strategy) for strategy, _, _ in CASES}
+    with pytest.raises(ValueError, match="transformers has no words for per_layer, whose layers differ; the nearest"):
         written(SHAPE, "per_layer", layers={"0": 2})
 
 
