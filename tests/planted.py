@@ -55,7 +55,10 @@ def gguf(keys: dict[str, Any], *tensors: str) -> Files:
 STATIC: dict[str, list[tuple[Files, Files]]] = {
     "V01": [
         (v5({"rope_type": "default", "rope_theta": 5e5}), v5({"rope_type": "default", "rope_theta": 1e4})),
-        (v5({**YARN, "rope_theta": 1e4}), of({**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})),
+        (
+            v5({**YARN, "rope_theta": 1e4}),
+            of({**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+        ),
     ],
     "V02": [
         (
@@ -81,7 +84,13 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
     "S01": [
         (
             of({**LLAMA_3, "max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}),
-            of({**LLAMA_3, "max_position_embeddings": 32768, "rope_scaling": {**YARN, "original_max_position_embeddings": 8192}}),
+            of(
+                {
+                    **LLAMA_3,
+                    "max_position_embeddings": 32768,
+                    "rope_scaling": {**YARN, "original_max_position_embeddings": 8192},
+                }
+            ),
         ),
         (scaled({"rope_type": "yarn", "factor": 4.0}, max_position_embeddings=2048), scaled(YARN)),
     ],
@@ -108,7 +117,10 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
     ],
     "S07": [
         (
-            scaled({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 512}, max_position_embeddings=2048),
+            scaled(
+                {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 512},
+                max_position_embeddings=2048,
+            ),
             scaled({"type": "dynamic", "factor": 4.0}),
         ),
         (
@@ -125,8 +137,17 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
     "S09": [
         (scaled(YARN, **MIXED), of({**PLAIN, **MIXED})),
         (
-            v5({"full_attention": {**YARN, "rope_theta": 1e4}, "sliding_attention": {**YARN, "rope_theta": 1e4}}, **MIXED),
-            v5({"full_attention": {**YARN, "rope_theta": 1e4}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}, **MIXED),
+            v5(
+                {"full_attention": {**YARN, "rope_theta": 1e4}, "sliding_attention": {**YARN, "rope_theta": 1e4}},
+                **MIXED,
+            ),
+            v5(
+                {
+                    "full_attention": {**YARN, "rope_theta": 1e4},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+                **MIXED,
+            ),
         ),
         (
             v5({"full_attention": {**YARN, "rope_theta": 1e4, "truncate": False}}, **MIXED),
@@ -143,9 +164,15 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (of(PLAIN, tokenizer={"model_max_length": 512}, target=1024), of(PLAIN, tokenizer={"model_max_length": 1e30})),
     ],
     "S12": [
-        (scaled({"type": "ntk", "factor": 4.0}), scaled({"type": "su", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32})),
+        (
+            scaled({"type": "ntk", "factor": 4.0}),
+            scaled({"type": "su", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}),
+        ),
     ],
-    "S13": [(of({**PLAIN, "partial_rotary_factor": 0.5}), of(PLAIN)), (of({**PLAIN, "head_dim": 128}), of({**PLAIN, "head_dim": 64}))],
+    "S13": [
+        (of({**PLAIN, "partial_rotary_factor": 0.5}), of(PLAIN)),
+        (of({**PLAIN, "head_dim": 128}), of({**PLAIN, "head_dim": 64})),
+    ],
     "S14": [
         (
             scaled({"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 16}),
@@ -162,5 +189,5 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (gguf({}, "rope_freqs.weight"), gguf({"llama.rope.freq_base": 5e5})),
     ],
     "E04": [(of(PLAIN, task="wikitext"), of(PLAIN))],
-}  # fmt: skip
+}
 """Rule -> (faulty, clean), either of which may be None where another row has it."""

@@ -81,11 +81,10 @@ def test_every_published_variant_is_its_own_clean_twin():
             assert not [f for f in found("static", of(config)) if f.level == "error"], one.label
 
 
-@pytest.mark.parametrize(
-    ("faulty", "id"),
-    [(pair[1], pair[0]) for pair in PAIRS if pair[1] is not None and any(f.mend for f in found("static", pair[1], pair[0]))],
-    ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
+MECHANICAL = [(faulty, id) for id, faulty, _ in PAIRS if faulty and any(f.mend for f in found("static", faulty, id))]
+
+
+@pytest.mark.parametrize(("faulty", "id"), MECHANICAL, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_mechanical_fix_leaves_nothing_for_its_rule_to_find(faulty, id):
     mended = fix.corrected(faulty.config, found("static", faulty))
     left = [one for one in found("static", of(mended, name=faulty.name), id) if one.mend is not None]
