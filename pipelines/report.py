@@ -1,4 +1,4 @@
-"""Results -> tables and figures: what a terminal shows and what MLflow keeps. Owns matplotlib and rich's tables."""
+"""Results -> tables and figures: what a terminal shows and what MLflow keeps. Owns rich's tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import provenance, statistics
+from pipelines import drawing, provenance, statistics
 from pipelines.cells import Cell, Result
 from pipelines.results import Store
 from pipelines.statistics import Difference, Versus
@@ -273,8 +273,8 @@ def figures(results: Results, folder: Path) -> list[Path]:
             for strategy, of in _by_strategy(rows).items()
         }
         if len({x for curve in curves.values() for x, *_ in curve}) > 1:
-            axes = Axes("length (tokens)", name, about, trained, doubling=True)
-            made.append(_draw(curves, folder / f"{stem}_{name}.png", axes))
+            axes = drawing.Axes("length (tokens)", name, about, trained, doubling=True)
+            made.append(drawing.lines(curves, folder / f"{stem}_{name}.png", axes))
         longest = max(cell.length for cell, _ in rows)
         by_position = {
             strategy: [
@@ -283,8 +283,10 @@ def figures(results: Results, folder: Path) -> list[Path]:
             for strategy, of in _by_strategy(rows).items()
         }
         if any(by_position.values()):
-            axes = Axes("position (tokens)", "NLL (nats a token)", f"{about}: NLL by position at {longest:,}", trained)
-            made.append(_draw(by_position, folder / f"{stem}_nll_by_position.png", axes))
+            axes = drawing.Axes(
+                "position (tokens)", "NLL (nats a token)", f"{about}: NLL by position at {longest:,}", trained
+            )
+            made.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
     return made
 
 
@@ -295,52 +297,6 @@ def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
     return groups
 
 
-Curve = Sequence[tuple[float, float, float | None]]
-"""(x, y, standard error or None), ascending in x."""
-
-
-@dataclass(frozen=True)
-class Axes:
-    """What a figure's axes say. trained: where the trained length is marked; doubling: x by powers of two."""
-
-    x: str
-    y: str
-    title: str
-    trained: int
-    doubling: bool = False
-
-
-def _draw(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for strategy, curve in curves.items():
-        if curve:
-            xs, ys, errors = zip(*curve, strict=True)
-            [drawn] = axes.plot(xs, ys, marker="o", markersize=4, label=strategy)
-            if any(error is not None for error in errors):
-                bars = [error or 0.0 for error in errors]  # a bar of no height is not drawn
-                axes.errorbar(xs, ys, yerr=bars, fmt="none", capsize=2, color=drawn.get_color())
-    lengths = sorted({x for curve in curves.values() for x, *_ in curve})
-    if told.doubling:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [f"{x:,.0f}" for x in lengths])
-        axes.minorticks_off()
-    else:
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    values = [y for curve in curves.values() for _, y, _ in curve]
-    if min(values) > 0 and max(values) > 10 * min(values):
-        axes.set_yscale("log")
-    if lengths[0] <= told.trained <= lengths[-1]:
-        axes.axvline(told.trained, color="gray", linestyle=":", label=f"trained length {told.trained:,}")
-    axes.set(xlabel=told.x, ylabel=told.y, title=told.title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=130)
-    return path
-
-
 def distinct_rows(rows: Results) -> Results:
     """One row a cell id."""
     return list({cell.id: (cell, result) for cell, result in rows}.values())
@@ -348,39 +304,3 @@ def distinct_rows(rows: Results) -> Results:
 
 def _failures(rows: Results) -> Results:
     return [(cell, result) for cell, result in distinct_rows(rows) if not result.finished]
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """One plan as a figure shows it. wavelengths: tokens, fastest pair first, infinite where a pair stands still."""
-
-    label: str
-    inv_freq: Sequence[float]
-    wavelengths: Sequence[float]
-
-
-def spectra(drawn: Sequence[Spectrum], marks: Mapping[str, float], title: str, path: Path) -> Path:
-    """Inverse frequency and wavelength of every pair, a line a plan. marks: name -> tokens, as horizontal lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    speeds, lengths = figure.subplots(1, 2)
-    for number_, one in enumerate(drawn):
-        turning = [pair for pair, speed in enumerate(one.inv_freq) if speed > 0]
-        still = len(one.inv_freq) - len(turning)
-        label = f"{one.label} ({still} pairs stand still)" if still else one.label
-        style = {"linestyle": ("-", "--", "-.", ":")[number_ % 4], "marker": ".", "markersize": 3}
-        speeds.plot(turning, [one.inv_freq[pair] for pair in turning], label=label, **style)
-        lengths.plot(turning, [one.wavelengths[pair] for pair in turning], **style)
-    for name, tokens in marks.items():
-        lengths.axhline(tokens, color="gray", linewidth=1)
-        lengths.annotate(name, (0, tokens), xytext=(0, 2), textcoords="offset points", fontsize=8, color="dimgray")
-    speeds.set(xlabel="pair, fastest first", ylabel="inverse frequency (radians a token)", yscale="log")
-    lengths.set(xlabel="pair, fastest first", ylabel="wavelength (tokens)", yscale="log")
-    for axes in (speeds, lengths):
-        axes.grid(alpha=0.3)
-    speeds.legend(fontsize=8)
-    figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import report
+from pipelines import drawing
 from pipelines.cells import digest_of, thawed
 from pipelines.config import Workbench
 from pipelines.results import Store
@@ -205,7 +205,7 @@ def _model(one: Outlook) -> str:
 def draw(outlooks: Sequence[Outlook], folder: Path) -> Path:
     """All plans in one PNG."""
     drawn = [
-        report.Spectrum(
+        drawing.Spectrum(
             one.label if len({o.model for o in outlooks}) == 1 else f"{one.model}: {one.label}",
             [row["inv_freq"] for row in one.table],
             [row["wavelength"] for row in one.table],
@@ -219,7 +219,7 @@ def draw(outlooks: Sequence[Outlook], folder: Path) -> Path:
     stem = re.sub(r"[^\w.-]+", "_", "_".join(asked))
     if len(stem) > 80:  # file names end at 255 bytes
         stem = f"{stem[:80]}-{digest_of(asked)[:6]}"
-    return report.spectra(drawn, marks, f"{models}: rotary frequencies by plan", folder / f"{stem}.png")
+    return drawing.spectra(drawn, marks, f"{models}: rotary frequencies by plan", folder / f"{stem}.png")
 
 
 def _number(value: float) -> str:

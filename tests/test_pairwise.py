@@ -599,7 +599,7 @@ def test_a_model_that_cannot_take_it_makes_an_invalid_cell_with_the_reason(tmp_p
 
 def test_the_record_says_what_became_of_attention():
     cell = a_cell("dual_chunk", logn=True)
-    told = json.loads(json.dumps(track._frequencies(cell)))["all"]
+    told = json.loads(json.dumps(track.frequencies(cell)))["all"]
     assert told["stretch"] == [1.0] * 8
     assert [region["unit"] for region in told["regions"]] == [40] * 3
     assert told["query_scale"] == {"trained_length": TRAINED, "clipped": True}

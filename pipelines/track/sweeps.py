@@ -1,66 +1,25 @@
-"""Results -> MLflow: a run for the sweep, below it one for every cell, and beside it a curve a strategy. Owns mlflow.
-
-Only the driver writes, and it makes the database before any worker starts: two processes that first touch a new one
-race each other's migrations, so that is done under a lock.
-"""
+"""Sweeps -> MLflow: a run for the sweep, below it one for every cell, and beside it a curve a strategy."""
 
 from __future__ import annotations
 
-import contextlib
 import getpass
-import importlib
 import json
-import logging
-import os
-import socket
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import psutil
-from filelock import FileLock
 
 from pipelines import provenance, report
 from pipelines.cells import Cell, Refusal, Result, digest_of
 from pipelines.results import Store
 from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
+from pipelines.track.database import connect, experiment_id, milliseconds, now, process
 from rope.geometry import layers_of
 from rope.pairwise import Pairwise
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 CURVE_COSTS = ("seconds", "tokens_per_second", "peak_bytes")
 """What of a cell's cost is drawn by length, beside its metrics."""
-
-
-def tracking_uri(store: Store) -> str:
-    """The user's own MLFLOW_TRACKING_URI where set, else the database in the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
-
-
-def warm() -> None:
-    """Import what recording takes, which another thread can do while this one imports something else."""
-    importlib.import_module("mlflow")
-    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-
-
-def connect(store: Store) -> Any:
-    """MLflow's client of a store whose database is there, with the runs closed that a killed process left running."""
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
-    store.root.mkdir(parents=True, exist_ok=True)
-    with _alone(store):
-        client = MlflowClient(tracking_uri(store))
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' AND tags.process LIKE '{_host()}:%'"):
-        if not _alive(run.data.tags["process"]):
-            client.set_terminated(run.info.run_id, "KILLED")
-    return client
 
 
 class Tracker:
@@ -68,9 +27,9 @@ class Tracker:
 
     def __init__(self, client: Any, sweep: Sweep, store: Store) -> None:
         self.client, self.sweep, self.store = client, sweep, store
-        self.experiment_id = _experiment(client, sweep.experiment, store)
+        self.experiment_id = experiment_id(client, sweep.experiment, store)
         tags = {"ropewalk.kind": "sweep", "mlflow.note.content": f"`{sweep.command}`"}
-        self.parent = self._start(sweep.label, tags, sweep.code, _milliseconds(sweep.created))
+        self.parent = self._start(sweep.label, tags, sweep.code, milliseconds(sweep.created))
 
     @classmethod
     @contextmanager
@@ -104,7 +63,7 @@ class Tracker:
             "mlflow.note.content": f"{command}\n\n```\n{result.error}\n```" if result.error else command,
         }
         # Its times are those of the computing, whenever that was: the UI shows how long a cell took.
-        end = _milliseconds(result.provenance["at"]) if "at" in result.provenance else _now()
+        end = milliseconds(result.provenance["at"]) if "at" in result.provenance else now()
         start = end - round(1000 * result.cost.get("seconds", 0.0))
         run = self._start(cell.label, tags, result.provenance.get("code", {}), start)
         metrics = [Metric(name, value, end, step) for name, value, step in _metrics(cell, result)]
@@ -145,7 +104,7 @@ class Tracker:
         points = {length: cell_id for one in [*before, asked] for length, cell_id in one.items()}
         results = self.store.recall(points.values())
         rows = [
-            Metric(name, value, _now(), int(length))
+            Metric(name, value, now(), int(length))
             for length, cell_id in sorted(points.items(), key=lambda point: int(point[0]))
             if cell_id in results
             for name, value in _curve_metrics(cells[0].task.name, results[cell_id])
@@ -173,10 +132,10 @@ class Tracker:
             "git_dirty": str(code.get("dirty", "")).lower(),
             "git_difference": str(code.get("difference", "")),
             "sweep_id": self.sweep.id,
-            "process": _process(),
+            "process": process(),
         }
         told = {key: value for key, value in {**about, **tags}.items() if value}
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=told, start_time=at or _now())
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=told, start_time=at or now())
         return str(run.info.run_id)
 
     def _log_data(self, run: str, cell: Cell, result: Result) -> None:
@@ -194,7 +153,7 @@ class Tracker:
 
     def _log_config(self, run: str, cell: Cell) -> None:
         try:
-            self.client.log_dict(run, _frequencies(cell), "inv_freq.json")
+            self.client.log_dict(run, frequencies(cell), "inv_freq.json")
             self.client.log_dict(run, patched_config(cell), "patched_config.json")
         except Refusal as reason:  # a result of a model that is no longer there
             self.client.set_tag(run, "patched_config", str(reason))
@@ -227,78 +186,6 @@ def _runs_of(client: Any, sweep: Sweep) -> list[Any]:
         runs += list(page)
         if not (token := page.token):
             return runs
-
-
-class Training:
-    """Writes one training into MLflow, its curves by step; a training that goes on goes on in its run."""
-
-    def __init__(self, store: Store, experiment: str, name: str, params: Mapping[str, Any], run: str | None) -> None:
-        from mlflow.entities import Param
-
-        self.client = connect(store)
-        if run is None:
-            tags = {"ropewalk.kind": "train", "mlflow.user": getpass.getuser(), "mlflow.source.name": "ropewalk"}
-            made = self.client.create_run(_experiment(self.client, experiment, store), run_name=name, tags=tags)
-            run = str(made.info.run_id)
-            self.client.log_batch(run, params=[Param(key, str(value)[:500]) for key, value in params.items()])
-        else:
-            self.client.update_run(run, status="RUNNING")
-        self.client.set_tag(run, "process", _process())
-        self.run = run
-
-    def log(self, rows: Sequence[tuple[str, float, int]]) -> None:
-        """(metric, value, step), ..."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        for start in range(0, len(rows), 1000):  # as many as MLflow takes at once
-            part = [Metric(name, value, now, step) for name, value, step in rows[start : start + 1000]]
-            self.client.log_batch(self.run, metrics=part)
-
-    def close(self, file: Path, *, finished: bool) -> None:
-        self.client.log_artifact(self.run, str(file))
-        self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
-
-
-def _experiment(client: Any, name: str, store: Store) -> str:
-    with _alone(store):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        # A server of the user's has a place of its own for artifacts.
-        local = tracking_uri(store).startswith("sqlite")
-        return str(client.create_experiment(name, artifact_location=str(store.root / "artifacts") if local else None))
-
-
-@contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """While no other process of this machine makes the store's database or an experiment in it."""
-    with FileLock(store.root / "mlflow.lock"):
-        yield
-
-
-def _host() -> str:
-    return socket.gethostname().replace("'", "").replace("%", "")
-
-
-def _process() -> str:
-    """This process, so that it is not taken for another that got its number later: host:pid:start."""
-    return f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _alive(process: str) -> bool:
-    _, pid, start = process.rsplit(":", 2)
-    with contextlib.suppress(psutil.Error):
-        return f"{psutil.Process(int(pid)).create_time():.0f}" == start
-    return False
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _milliseconds(at: str) -> int:
-    return int(datetime.fromisoformat(at).timestamp() * 1000)
 
 
 def _curve_of(cell: Cell) -> dict[str, Any]:
@@ -374,7 +261,7 @@ def _params(cell: Cell, result: Result) -> dict[str, Any]:
     }
 
 
-def _frequencies(cell: Cell) -> dict[str, Any]:
+def frequencies(cell: Cell) -> dict[str, Any]:
     """What the strategy did to every rotated pair: before, after, and the stretch between them; and to attention."""
     _, _, geometries = geometry_for(cell.model)
     told = {}
