@@ -12,14 +12,13 @@ from pipelines.doctor import mends
 from pipelines.doctor.files import UNLIMITED, Files
 from pipelines.doctor.rules import Finding, rule
 from rope import strategies
-from rope.config import DEFAULT_THETA
 from rope.geometry import Geometry
 
 NATIVE = ("llama3", "yarn", "longrope")
 """Scalings that a checkpoint was trained with, and that are lost when another takes their place."""
 
 
-def _scalings(files: Files, *kinds: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def scalings(files: Files, *kinds: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The declared scalings of these types, by layer type; nothing where the config cannot be read (S12 says so)."""
     try:
         found = files.parameters
@@ -38,7 +37,7 @@ def _number(value: Any) -> float | None:
     "hf#33783, hf#38224; without an original length transformers 5 takes max_position_embeddings, silently",
 )  # fmt: skip
 def no_original(files: Files) -> Iterator[Finding]:
-    for layers, one in _scalings(files, *NATIVE):
+    for layers, one in scalings(files, *NATIVE):
         raw = files.declared.get(layers, {})
         factor, limit = _number(one.get("factor")), files.limit
         told = raw.get("original_max_position_embeddings") or files.text.get("original_max_position_embeddings")
@@ -88,7 +87,7 @@ def _times(ratio: Any) -> str:
     "hf#40320, vllm#56446, NVIDIA-NeMo/Safe-Synthesizer#623: which of the two counts differs by program",
 )  # fmt: skip
 def factor_against_lengths(files: Files) -> Iterator[Finding]:
-    for layers, one in _scalings(files, "yarn", "longrope"):
+    for layers, one in scalings(files, "yarn", "longrope"):
         factor, original = _number(one.get("factor")), one.get("original_max_position_embeddings")
         raw = files.declared.get(layers, {})
         if not factor or factor <= 1 or not original or not files.limit or raw.get("factor") is None:
@@ -108,47 +107,6 @@ def factor_against_lengths(files: Files) -> Iterator[Finding]:
             fix=f"max_position_embeddings: {factor * original:.0f}, or factor: {implied:g}",
             mend=mends.top(max_position_embeddings=round(factor * original)) if implied == 1 else None,
         )  # fmt: skip
-
-
-@rule(
-    "S03", "static", "error", "a native scaling that is lost, or about to be replaced by another",
-    "unsloth#7028: Llama 3.1 at position 65K, perplexity 166 with linear in place of llama3; axolotl#383",
-)  # fmt: skip
-def native_replaced(files: Files) -> Iterator[Finding]:
-    published = files.variant
-    types = {kind: one["rope_type"] for kind, one in _scalings(files, *NATIVE, "linear", "dynamic", "default")}
-    full = next((told for kind, told in types.items() if kind in ("all", "full_attention")), None)
-    if published is not None and published.scaling in NATIVE and full not in (None, published.scaling):
-        yield Finding(
-            symptom="fine on short texts, garbage beyond the first thousands of tokens",
-            measured={"declared": full, "published": published.words()},
-            cause=f"{published.label} was trained with {published.scaling}; this config has {full} in its place",
-            fix="restore the published block: "
-            + (_block(published) or "its lists are in the checkpoint's own config.json"),
-            source=f"unsloth#7028; {published.source}",
-            mend=mends.scaling(_block_of(published)) if published.scaling == "llama3" else None,
-        )
-    elif full in NATIVE and files.strategy in ("linear", "dynamic_ntk", "ntk", "dynamic", "dynamic_linear", "base"):
-        yield Finding(
-            level="warning",
-            symptom="collapse beyond the native window, where the native scaling alone would have degraded slowly",
-            measured={"declared": full, "asked for": files.strategy},
-            cause=f"ropewalk puts {files.strategy} on top of the native {full}; a program that takes one rope_scaling "
-            "(transformers, vLLM, unsloth) replaces it instead",
-            fix="measure strategy=none beyond the window first; deploy the config that ropewalk writes "
-            "(patched_config.json), never a bare rope_scaling",
-        )
-
-
-def _block_of(published: Any) -> dict[str, Any]:
-    return {
-        "rope_type": "llama3", "factor": published.factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": published.original, "rope_theta": published.theta,
-    }  # fmt: skip
-
-
-def _block(published: Any) -> str:
-    return str(_block_of(published)) if published.scaling == "llama3" else ""
 
 
 @rule(
@@ -184,7 +142,7 @@ def factor_itself(files: Files) -> Iterator[Finding]:
     "vllm#18728, sglang#6030, exllamav3#29; Qwen's model cards: factor 2 where 65,536 tokens are typical",
 )  # fmt: skip
 def oversized(files: Files) -> Iterator[Finding]:
-    for layers, one in _scalings(files, "yarn", "linear"):
+    for layers, one in scalings(files, "yarn", "linear"):
         factor, before = _number(one.get("factor")), files.plain_length
         if files.target is None or not factor or not before or (files.variant and files.variant.scaling == "linear"):
             continue
@@ -204,7 +162,7 @@ def oversized(files: Files) -> Iterator[Finding]:
     "LlamaFactory#633, vllm#3892: dynamic reads max_position_embeddings alone; with it raised, nothing is scaled",
 )  # fmt: skip
 def dynamic_raised(files: Files) -> Iterator[Finding]:
-    for layers, _ in _scalings(files, "dynamic"):
+    for layers, _ in scalings(files, "dynamic"):
         raw, limit = files.declared.get(layers, {}), files.limit
         original = raw.get("original_max_position_embeddings") or files.text.get("original_max_position_embeddings")
         known = files.known_length
@@ -219,49 +177,6 @@ def dynamic_raised(files: Files) -> Iterator[Finding]:
             fix=f"max_position_embeddings: {before}",
             mend=mends.top(max_position_embeddings=before),
         )
-
-
-@rule(
-    "S10", "static", "error", "values that are not those of a known family: theta, factor, lengths",
-    "llama-models#241 (Llama 3.2 needs factor 32), gpt-fast#179, pegainfer#220",
-)  # fmt: skip
-def unlike_its_family(files: Files) -> Iterator[Finding]:
-    published = files.variant
-    if published is None:
-        return
-    try:
-        parameters = files.parameters
-    except ValueError:
-        return
-    one = parameters.get("all") or parameters.get("full_attention") or {}
-    theta = one.get("rope_theta")
-    if theta and abs(theta - published.theta) > 1e-6 * published.theta:
-        lost = theta == DEFAULT_THETA or theta < published.theta
-        yield Finding(
-            level="error" if lost else "warning",
-            symptom="garbage beyond some hundred tokens" if lost else "right only if it was trained so",
-            measured={"rope_theta": theta, "published": published.theta, "family": published.label},
-            cause="the base was lost on the way and a default took its place" if lost
-            else "a larger base is how some fine-tunes reach further (ABF, 2309.16039); the weights must know it",
-            fix=f"rope_theta: {published.theta:g}" + ("" if lost else ", unless this is such a fine-tune"),
-            source=published.source,
-            mend=mends.theta(published.theta) if lost else None,
-        )  # fmt: skip
-    if one.get("rope_type") == published.scaling == "llama3":
-        wrong = {
-            key: (one.get(key), wanted)
-            for key, wanted in _block_of(published).items()
-            if key not in ("rope_type", "rope_theta") and one.get(key) != wanted
-        }
-        if wrong:
-            yield Finding(
-                symptom="good on short texts, bad beyond tens of thousands of tokens",
-                measured={f"{key} (here, published)": pair for key, pair in wrong.items()},
-                cause=f"{published.label} was trained with other values; tools that hard-code factor 8 write them",
-                fix=f"rope_scaling: {_block(published)}",
-                source=f"llama-models#241; {published.source}",
-                mend=mends.scaling(_block_of(published)),
-            )
 
 
 @rule(
@@ -327,7 +242,7 @@ def sliding_window(files: Files) -> Iterator[Finding]:
     "hf _validate_llama3_rope_parameters, which warns only",
 )  # fmt: skip
 def bounds(files: Files) -> Iterator[Finding]:
-    for layers, one in _scalings(files, "llama3"):
+    for layers, one in scalings(files, "llama3"):
         low, high = _number(one.get("low_freq_factor")), _number(one.get("high_freq_factor"))
         if low is None or high is None or high <= low:
             yield Finding(
