@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
+  ropewalk doctor model=...     diagnose: why a model fails beyond its trained length, what is mis-set, what to try
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk export CELL --to ENGINE   deploy: a cell in the words of transformers, vLLM, SGLang, llama.cpp, ExLlamaV2
@@ -155,6 +156,22 @@ def _choices(overrides: list[str]) -> list[Workbench]:
         return list(launcher.each(located(overrides)))
 
 
+def _doctor(arguments: list[str]) -> int:
+    from pipelines import doctor
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(doctor.HELP, end="")
+        return 0
+    if "--rules" in arguments:
+        doctor.list_rules()
+        return 0
+    asked, overrides = doctor.asked_of(arguments)
+    choices = _choices([*overrides, "length=2"])  # a length is a grid's, and has no default
+    if len(choices) != 1:
+        return _refuse("ropewalk doctor examines one model; give one value each, without commas")
+    return doctor.main(choices[0], asked)
+
+
 def _ui(arguments: list[str]) -> int:
     from pipelines import ui
 
@@ -174,7 +191,8 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "export": _export, "ui": _ui, "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "doctor": _doctor, "export": _export, "ui": _ui, "sync": _sync,
+    "train": _train,
 }  # fmt: skip
 
 
