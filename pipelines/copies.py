@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 ROPE_FREQS = "rope_freqs.weight"
+SCALING = "rope.scaling."
+"""What the keys of a scaling begin with, after the architecture."""
+
 LISTS = frozenset({ROPE_FREQS, "rope_factors_long.weight", "rope_factors_short.weight"})
 """Tensors of a GGUF file that divide frequencies."""
 
@@ -49,12 +52,11 @@ def copy_gguf(
     *,
     plain: bool = False,
 ) -> None:
-    """A GGUF file with other keys, and with the tensor rope_freqs.weight where one is given.
+    """A GGUF file that says one scaling, and nothing of an earlier one: neither its keys nor its lists are taken over.
 
     Args:
-        keys: new values by name, without the architecture in front; the file's other keys stay, but for those of an
-            earlier scaling.
-        rope_freqs: (pairs,), divisors of the frequencies; empty: the file's own lists stay, if any.
+        keys: new values by name, without the architecture in front; the file's other keys stay.
+        rope_freqs: (pairs,), divisors of the frequencies for the tensor of that name; empty: none.
         plain: write every tensor in float32, for comparisons that a coarse format would blur.
 
     Raises:
@@ -70,7 +72,7 @@ def copy_gguf(
     writer = gguf.GGUFWriter(temporary, architecture, endianess=reader.endianess)
     if "general.alignment" in reader.fields:
         writer.data_alignment = reader.fields["general.alignment"].contents()
-    scaling = f"{architecture}.rope.scaling." if keys else "nothing"
+    scaling = f"{architecture}.{SCALING}"
     for field in reader.fields.values():
         if field.name == "general.architecture" or field.name.startswith(("GGUF.", scaling)) or field.name in new:
             continue
@@ -82,7 +84,7 @@ def copy_gguf(
     if rope_freqs:
         writer.add_tensor(ROPE_FREQS, np.array(rope_freqs, dtype=np.float32))
     for tensor in reader.tensors:
-        if rope_freqs and tensor.name in LISTS:
+        if tensor.name in LISTS:
             continue
         if plain:
             writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pipelines import copies, models, provenance
+from pipelines import copies, header, models, provenance
 from pipelines.cells import Cell, Refusal
 from pipelines.config import Workbench
 from pipelines.results import Store
@@ -113,6 +113,7 @@ def main(asked: Asked, choices: Sequence[Workbench]) -> int:
     planned, slug = (planned_of(choices[0]), "") if choices else _measured(asked.cell, store)
     slug = slug or f"{planned.model.name}_{planned.label}_{planned.length}".replace(" ", "_").replace("/", "_")[:80]
     root = Path(asked.out).expanduser() if asked.out else store.root / "exports" / slug
+    root = root.resolve()
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{planned.model.name}: {planned.label} @{planned.length}", style="bold", markup=False)
     refused = 0
@@ -207,14 +208,19 @@ def _gguf(planned: Planned, found: Deployment, source: models.Source, folder: Pa
     file = folder / f"{source.gguf.stem}-{planned.strategy}-{planned.length}.gguf"
     copies.copy_gguf(source.gguf, file, found.keys, found.rope_freqs)
     lines = [f"{file} ({file.stat().st_size / 1e6:,.0f} MB) says it by itself:"]
-    if not found.needs_file:
+    told = header.read(source.gguf)
+    keys = [key for key in told.keys if key.startswith(f"{told.architecture}.{copies.SCALING}")]
+    if own := [*keys, *copies.LISTS.intersection(told.tensors)]:
+        lines = [f"left out, as it was of the model that was measured: {', '.join(own)} of {source.gguf.name}", *lines]
+    elif not found.needs_file:
         lines = [f"with the file as it is: {found.command(*start, str(source.gguf))}", *lines]
     return lines, found.command(*start, str(file), written=True)
 
 
 def _config(planned: Planned, found: Deployment, source: models.Source, folder: Path) -> tuple[list[str], str]:
     """Of engines that read config.json: the model as it is where arguments say it all, else a folder with another."""
-    start, original = PROGRAMS.get(found.engine), str(source.folder or source.hub or "")
+    start = PROGRAMS.get(found.engine)
+    original = str(source.folder.resolve() if source.folder else source.hub or "")
     if start and original and not found.needs_file:
         return [], found.command(*start, original)
     if source.hub is not None:

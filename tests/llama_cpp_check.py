@@ -128,6 +128,8 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
     encode = Encoder.of(models.load_tokenizer(model))
     (document,) = perplexity.build(options, encode, length=cell.length, limit=1, seed=0)
     (result,) = evaluate([cell])
+    if not result.finished:
+        sys.exit(f"{cell.label}: {result.error}")
     ours = result.metrics["nll"]
     found = theirs(python, file, told.arguments, list(document.ids)).mean()
     print(f"{cell.strategy_label} @{cell.length}: ours {np.exp(ours):.6f}, llama.cpp {np.exp(found):.6f}, "
