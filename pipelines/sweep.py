@@ -173,7 +173,7 @@ def planned_of(choice: Workbench) -> Planned:
         # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
         # numbers they must have, the model says.
         _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, config, geometries = geometry_for(_model(choice.model))
+    model, config, geometries = geometry_for(model_of(choice.model))
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
     return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
@@ -203,7 +203,8 @@ def patched_config(cell: Cell) -> dict[str, Any]:
     return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
 
 
-def _model(chosen: ModelChoice) -> Model:
+def model_of(chosen: ModelChoice) -> Model:
+    """The model that conf/model names, not looked for yet."""
     return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
 
 
