@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import planted_models
 import pytest
 from planted import LLAMA3_BLOCK, LLAMA_3, LLAMA_31, LLAMA_32, PLAIN, STATIC, YARN, of, scaled, without
 
@@ -28,12 +29,11 @@ def found(stage, subject, *only):
 
 
 def test_every_rule_has_a_planted_fault_and_a_clean_twin():
-    for id, one in RULES.items():
-        if one.stage == "static":
-            pairs = STATIC.get(id, [])
-            assert any(faulty is not None for faulty, _ in pairs), f"{id} has no planted fault"
-            assert any(clean is not None for _, clean in pairs), f"{id} has no clean twin"
-    assert set(STATIC) <= set(RULES)
+    planted = {**STATIC, **planted_models.NUMERIC}
+    assert set(planted) == set(RULES), "a rule without a pair, or a pair without a rule"
+    for id, pairs in STATIC.items():
+        assert any(faulty is not None for faulty, _ in pairs), f"{id} has no planted fault"
+        assert any(clean is not None for _, clean in pairs), f"{id} has no clean twin"
 
 
 @pytest.mark.parametrize(("id", "faulty", "clean"), PAIRS, ids=lambda v: v if isinstance(v, str) else "")
@@ -45,6 +45,75 @@ def test_a_rule_finds_its_fault_and_is_silent_on_the_clean_twin(id, faulty, clea
             assert one.symptom and one.measured and one.cause and one.fix and one.source and one.level
     if clean is not None:
         assert not found("static", clean, id)
+
+
+@pytest.mark.parametrize("id", planted_models.NUMERIC)
+def test_a_rule_finds_its_fault_in_a_built_model_and_is_silent_on_the_clean_twin(id):
+    for faulty, clean in planted_models.NUMERIC[id]():
+        told = found("numeric", faulty, id)
+        assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
+        assert not found("numeric", clean, id)
+
+
+def test_one_fault_is_one_finding():
+    for id, pairs in planted_models.NUMERIC.items():
+        for faulty, clean in pairs() if id != "W01" else ():
+            assert {one.id for one in found("numeric", faulty)} == {id}
+            assert not found("numeric", clean)
+
+
+def test_the_popular_snippet_is_told_what_it_is():
+    (one,) = found("numeric", planted_models.built(planted_models.PLAIN, planted_models.times(4.0)))
+    assert one.id == "N06" and one.measured["every pair faster by"] == pytest.approx(4)
+    assert one.measured["context that looks like the trained one"] == 64
+    for words in ("not NTK", "pair by pair and not layer by layer", "position interpolation: the same thing"):
+        assert words in one.cause
+    assert "/ 4" in one.fix and f"{10_000 * 4 ** (16 / 14):,.0f}" in one.fix
+
+
+@pytest.mark.parametrize(
+    ("declared", "held", "says"),
+    [
+        ("LLAMA3", {"rope_type": "default", "rope_theta": 500_000.0}, "plain frequencies of theta 500,000, no scaling"),
+        ("LLAMA3", planted_models.PLAIN, "plain frequencies of theta 10,000, no scaling"),
+        ("PLAIN", planted_models.LINEAR, "linear scaling by 4 over theta 10,000"),
+        ("PLAIN", {**planted_models.YARN, "original_max_position_embeddings": 256}, "yarn factor 4 of 256"),
+        ("PLAIN", {**planted_models.LLAMA3, "original_max_position_embeddings": 256}, "llama3 factor 8 of 256"),
+    ],
+)  # fmt: skip
+def test_the_recipe_that_does_match_is_named(declared, held, says):
+    told = found("numeric", planted_models.built(getattr(planted_models, declared), held=held), "N01")
+    assert says in told[0].measured["holds"]
+
+
+def test_every_message_stands_in_transformers_sources_and_every_warning_there_is_known():
+    import ast
+    from importlib.util import find_spec
+
+    from pipelines.doctor.messages import MESSAGES
+
+    sources = Path(find_spec("transformers").submodule_search_locations[0])
+    warned = {file: _warnings(ast.parse((sources / file).read_text())) for file in {one.file for one in MESSAGES}}
+    for one in MESSAGES:
+        assert any(one.words in text for text in warned[one.file]), f"{one.words!r} is not in {one.file}"
+    for text in warned["modeling_rope_utils.py"]:
+        assert any(one.words in text for one in MESSAGES), f"nobody translates {text!r}"
+
+
+def _warnings(tree):
+    """Every text that a module warns with or raises KeyError with, what is filled in left out."""
+    import ast
+
+    def text(node):
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(text, node.values))
+        return str(node.value) if isinstance(node, ast.Constant) else ""
+
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    names = {id(call): getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls}
+    told = [text(call.args[0]) for call in calls if names[id(call)] in ("warning", "warning_once", "warn")]
+    raised = [text(call.args[0]) for call in calls if names[id(call)] == "KeyError"]
+    return [one for one in told + raised if one]
 
 
 @pytest.mark.parametrize("config", [LLAMA_3, LLAMA_31, LLAMA_32, PLAIN], ids=["3", "3.1", "3.2", "unknown"])
