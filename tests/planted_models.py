@@ -28,7 +28,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 def llama(parameters: dict[str, Any], **shape: Any) -> Any:
     """A random Llama, its predictions far from uniform."""
     torch.manual_seed(0)
-    config = LlamaConfig(**{**SHAPE, **shape}, rope_parameters=dict(parameters), initializer_range=0.3)
+    config = LlamaConfig(**{**SHAPE, **shape}, rope_parameters=dict(parameters), initializer_range=0.06)
     return LlamaForCausalLM(config).eval()
 
 
@@ -97,4 +97,38 @@ NUMERIC: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
     "N05": lambda: [(built(PLAIN, lambda model: model.to(torch.bfloat16)), built(PLAIN))],
     "N06": lambda: [(built(PLAIN, times(4.0)), built(PLAIN)), (built(LINEAR, times(16.0)), built(LINEAR, times(1.0)))],
     "N07": lambda: [(built(PLAIN, with_table(256), target=512), built(PLAIN, with_table(256)))],
+}
+
+
+def low_precision(model: Any) -> None:
+    """Angles computed in bfloat16, as old code did."""
+    module = rotary(model)
+
+    def forward(states: Any, position_ids: Any) -> Any:
+        angles = (position_ids[..., None].to(torch.bfloat16) * module.inv_freq.to(torch.bfloat16)).float()
+        both = torch.cat((angles, angles), -1)
+        return both.cos().to(states.dtype), both.sin().to(states.dtype)
+
+    module.forward = forward
+
+
+def maskless(model: Any) -> None:
+    """A model that leaves the attention mask aside."""
+    forward = model.forward
+    model.forward = lambda *args, attention_mask=None, **more: forward(*args, **more)
+
+
+def seeing(model: Any) -> None:
+    """Attention that is not causal under SDPA."""
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+
+
+BEHAVIOUR: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
+    "F01": lambda: [(built(LLAMA3, low_precision), built(LLAMA3))],
+    "F02": lambda: [(built(DYNAMIC), built(YARN))],
+    "F03": lambda: [(built(DYNAMIC), built(YARN))],
+    "D01": lambda: [(built(PLAIN, maskless), built(PLAIN))],
+    "D02": lambda: [(built(PLAIN, seeing), built(PLAIN))],
+    "D05": lambda: [(built(PLAIN, seeing), built(PLAIN))],
 }

@@ -29,7 +29,7 @@ def found(stage, subject, *only):
 
 
 def test_every_rule_has_a_planted_fault_and_a_clean_twin():
-    planted = {**STATIC, **planted_models.NUMERIC}
+    planted = {**STATIC, **planted_models.NUMERIC, **planted_models.BEHAVIOUR}
     assert set(planted) == set(RULES), "a rule without a pair, or a pair without a rule"
     for id, pairs in STATIC.items():
         assert any(faulty is not None for faulty, _ in pairs), f"{id} has no planted fault"
@@ -47,12 +47,13 @@ def test_a_rule_finds_its_fault_and_is_silent_on_the_clean_twin(id, faulty, clea
         assert not found("static", clean, id)
 
 
-@pytest.mark.parametrize("id", planted_models.NUMERIC)
+@pytest.mark.parametrize("id", [*planted_models.NUMERIC, *planted_models.BEHAVIOUR])
 def test_a_rule_finds_its_fault_in_a_built_model_and_is_silent_on_the_clean_twin(id):
-    for faulty, clean in planted_models.NUMERIC[id]():
-        told = found("numeric", faulty, id)
+    stage = RULES[id].stage
+    for faulty, clean in {**planted_models.NUMERIC, **planted_models.BEHAVIOUR}[id]():
+        told = found(stage, faulty, id)
         assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
-        assert not found("numeric", clean, id)
+        assert not found(stage, clean, id)
 
 
 def test_one_fault_is_one_finding():

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from pipelines.cells import Refusal
 from pipelines.config import Workbench
-from pipelines.doctor import files, fix, keys, lineage, numeric, rules, show, values
+from pipelines.doctor import behaviour, cliff, files, fix, keys, lineage, numeric, rules, show, values
 from pipelines.doctor.rules import RULES, STAGES, Verdict
 from pipelines.sweep import model_of
 
-__all__ = ["HELP", "Asked", "asked_of", "keys", "lineage", "main", "numeric", "values"]
+__all__ = ["HELP", "Asked", "asked_of", "behaviour", "cliff", "keys", "lineage", "main", "numeric", "values"]
 
 HELP = """ropewalk doctor model=MODEL [target=TOKENS] [OVERRIDES] [--json] [--only IDS] [--fix OUT] [--rules]
 
