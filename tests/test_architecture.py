@@ -19,9 +19,10 @@ ORDER = [
     "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
     "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
-    "pipelines.header", "pipelines.models", "pipelines.text",
+    "pipelines.header", "pipelines.models", "pipelines.copies", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
+    "pipelines.export",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
     "pipelines.doctor",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
@@ -50,7 +51,7 @@ OWNERS = {
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},
-    "gguf": set(),  # transformers imports it; we read headers ourselves
+    "gguf": {"pipelines.copies"},  # transformers imports it too; headers we read ourselves
     "huggingface_hub": {"pipelines.models"},
 }
 

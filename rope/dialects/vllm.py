@@ -50,6 +50,7 @@ def to_vllm(
         ENGINE,
         name_in(patched, cases),
         arguments=(*told, "--max-model-len", str(length)),
+        with_file=("--max-model-len", str(length)),
         config=patched,
         notes=running_note("vLLM", cases),
     )
