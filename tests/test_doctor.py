@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import planted_models
+import planted_profiles
 import pytest
 from planted import LLAMA3_BLOCK, LLAMA_3, LLAMA_31, LLAMA_32, PLAIN, STATIC, YARN, of, scaled, without
 
 from pipelines import header
 from pipelines.__main__ import run
-from pipelines.doctor import families, fix, rules
+from pipelines.doctor import families, fix, profile, rules
 from pipelines.doctor.rules import RULES
 from rope.config import geometry_of, rope_parameters
 
@@ -29,7 +30,7 @@ def found(stage, subject, *only):
 
 
 def test_every_rule_has_a_planted_fault_and_a_clean_twin():
-    planted = {**STATIC, **planted_models.NUMERIC, **planted_models.BEHAVIOUR}
+    planted = {**STATIC, **planted_models.NUMERIC, **planted_models.BEHAVIOUR, **planted_profiles.PROFILES}
     assert set(planted) == set(RULES), "a rule without a pair, or a pair without a rule"
     for id, pairs in STATIC.items():
         assert any(faulty is not None for faulty, _ in pairs), f"{id} has no planted fault"
@@ -54,6 +55,32 @@ def test_a_rule_finds_its_fault_in_a_built_model_and_is_silent_on_the_clean_twin
         told = found(stage, faulty, id)
         assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
         assert not found(stage, clean, id)
+
+
+@pytest.mark.parametrize("id", planted_profiles.PROFILES)
+def test_a_rule_finds_its_fault_in_a_profile_and_is_silent_on_the_clean_twin(id):
+    for faulty, clean in planted_profiles.PROFILES[id]:
+        told = found("cliff", faulty, id)
+        assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
+        assert not found("cliff", clean, id)
+
+
+@pytest.mark.parametrize("breaks", [480, 512, 528, 600])
+def test_the_cliff_is_found_within_two_buckets_of_where_it_is(breaks):
+    first = profile.first_broken(profile.buckets(planted_profiles.profile(breaks=breaks)))
+    assert first is not None and breaks - 16 <= first.start <= breaks + 32
+
+
+def test_a_slow_rise_is_a_degradation_and_a_fast_one_a_divergence():
+    def told(**shape):
+        (one,) = found("cliff", planted_profiles.profile(**shape), "F04")
+        return one
+
+    assert "degrades" in told(breaks=528, slope=0.001).symptom
+    assert "diverges" in told(breaks=528, slope=0.01).symptom
+    assert told(breaks=528).level == "warning" and told(breaks=528, target=512).level == "info"
+    early = told(breaks=300, edge=256)
+    assert early.level == "error" and "-4" in early.measured["off by"]
 
 
 def test_one_fault_is_one_finding():

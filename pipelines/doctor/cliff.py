@@ -34,7 +34,7 @@ def manner(profile: Profile, cliff: Bucket) -> tuple[str, float | None]:
 
 @rule(
     "F04", "cliff", "warning", "a length at which the model breaks",
-    "unsloth#7028; paired differences of the same tokens, bootstrap-free interval by Yuen (1974)",
+    "unsloth#7028; paired differences over the same tokens, interval of Yuen (1974, doi 10.1093/biomet/61.1.165)",
 )  # fmt: skip
 def cliff(profile: Profile) -> Iterator[Finding]:
     found = buckets(profile)
@@ -49,7 +49,7 @@ def cliff(profile: Profile) -> Iterator[Finding]:
         level="error" if early else "info" if target is not None and target <= broken.start else "",
         symptom=f"it {how} from {broken.start:,} tokens on",
         measured={
-            "first bucket that is worse than within the trained length": f"{broken.start:,} to {broken.end:,}",
+            "first bucket worse than within the trained length": f"{broken.start:,} to {broken.end:,}",
             "by (nats a token, 95 %)": (broken.excess, broken.low, broken.high),
             "declared": profile.trained, "off by": f"{broken.start / profile.trained - 1:+.1%}",
             **({f"at {far:,} by": last} if last is not None and far > broken.end else {}),

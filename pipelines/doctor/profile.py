@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from pipelines import estimate, models, statistics, text
 from pipelines.cells import Model, Refusal
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built
+from pipelines.report import duration
 from rope.geometry import Array, Plan, inverse_frequencies
 from rope.strategies import bounded
 
@@ -41,6 +42,9 @@ SEARCHED = 4
 
 SHORT = 512
 """Tokens at most of the short texts on which the declared scaling is compared with none."""
+
+PROBE = 2048
+"""Tokens of the forward that the speed is taken from."""
 
 BUDGET = 600.0
 """Seconds that long documents may take unless told otherwise."""
@@ -133,8 +137,11 @@ class Work:
     searched: int
 
 
-def measure(built: Built, model: Model, source: str, target: int | None, budget: float = BUDGET) -> Profile:
-    """Run the model over long documents, as many and as long as the budget (seconds) allows.
+def measure(
+    built: Built, model: Model, source: str, target: int | None, budget: float = BUDGET,
+    say: Callable[[str], None] = lambda words: None,
+) -> Profile:  # fmt: skip
+    """Run the model over long documents, as many and as long as the budget (seconds) allows; `say` is told beforehand.
 
     Raises:
         Refusal: the text is not there, or too short for a document a quarter beyond the trained length.
@@ -145,9 +152,10 @@ def measure(built: Built, model: Model, source: str, target: int | None, budget:
     zone = trained * 5 // 4
     ids = [window.ids for window in text.windows(source, score.encode, zone)]
     far = _far(source, score, target or 4 * trained, 2 * trained)
-    work = planned(trained, len(ids), len(far), budget / score.seconds_a_unit(trained))
-    note = "" if not far or work.far == len(far) else f"the document of {len(far):,} tokens was cut to {work.far:,}: "
-    note += f"more would take over {budget:.0f} s (budget=SECONDS)" if note else ""
+    speed = score.seconds_a_unit(trained)
+    work = planned(trained, len(ids), len(far), budget / speed)
+    say(f"{_documents(work)}: about {duration(speed * cost(work))}")
+    note = _note(work, len(ids), len(far), budget)
     chosen = [ids[n] for n in np.linspace(0, len(ids) - 1, work.documents).astype(int)]
     with score.counting(cost(work)):
         rows = [*chosen, far[: work.far]] if work.far else chosen
@@ -163,6 +171,19 @@ def measure(built: Built, model: Model, source: str, target: int | None, budget:
         built.files, trained, edge, nll, reference, score.vocabulary, context, scaled, source, note,
         time.monotonic() - start,
     )  # fmt: skip
+
+
+def _documents(work: Work) -> str:
+    further = f", and one of {work.far:,}" if work.far else ""
+    return f"{work.documents} documents of {work.zone:,} tokens{further}"
+
+
+def _note(work: Work, available: int, far: int, budget: float) -> str:
+    """What the budget left out; "" where nothing."""
+    fewer = work.documents < min(MOST, available)
+    left = [f"{work.documents} documents of {min(MOST, available)}"] if fewer else []
+    left += [f"none of {far:,} tokens" if not work.far else f"{work.far:,} tokens of {far:,}"] if work.far < far else []
+    return f"{' and '.join(left)}: more take over {budget:g} s (budget=SECONDS)" if left else ""
 
 
 def _far(source: str, score: _Scorer, length: int, least: int) -> tuple[int, ...]:
@@ -302,13 +323,12 @@ class _Scorer:
         return [-answer.tokens.astype(np.float64) for answer, _ in answers]
 
     def seconds_a_unit(self, trained: int) -> float:
-        """Of a forward of an eighth of the length, the second of two: the first sets things up."""
-        length = max(64, trained // 8)
-        row = [token % self.vocabulary for token in range(length)]
-        self._score([row], None)
+        """Of a forward of the trained length, but at most PROBE tokens; after a short one, which sets things up."""
+        row = [token % self.vocabulary for token in range(min(trained, PROBE))]
+        self._score([row[:64]], None)
         start = time.monotonic()
         self._score([row], None)
-        return (time.monotonic() - start) / _units(length)
+        return (time.monotonic() - start) / _units(len(row))
 
     def counting(self, units: float) -> _Bar:
         return _Bar(self, units)
