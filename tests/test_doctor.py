@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +285,61 @@ def test_fix_writes_a_folder_without_the_fault(tmp_path, capsys):
     assert "0 errors, 0 warnings" in capsys.readouterr().out
     assert run(["doctor", f"model={place}", "--only", "static", "--fix", str(tmp_path / "out")]) == 2
     assert "holds a config.json already" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory):
+    """The whole of it on the embedded model, once: exit code, JSON, and the store."""
+    store = tmp_path_factory.mktemp("store")
+    command = ["doctor", "model=tiny", "target=1024", "--json", "cluster=cpu", f"store={store}"]
+    script = f"import sys; from pipelines.__main__ import run; sys.exit(run({command!r}))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=False, env=environment
+    )
+    assert ran.returncode in (0, 1), ran.stderr
+    return ran.returncode, json.loads(ran.stdout), store
+
+
+def test_the_embedded_model_has_no_error_and_breaks_where_its_training_ended(examined):
+    code, told, _ = examined
+    assert code == 0 and not [one for one in told["findings"] if one["level"] == "error"]
+    assert set(told["unjudged"]) == {"F06"}  # it declares no scaling
+    (cliff,) = [one for one in told["findings"] if one["id"] == "F04"]
+    broken = [one for one in told["long_documents"]["buckets"] if one["low"] is not None and one["low"] > 0]
+    # it holds a little further than the 512 tokens of its training: 544 was seen
+    assert 0.95 * 512 <= broken[0]["start"] <= 1.1 * 512 and f"{broken[0]['start']}" in cliff["symptom"]
+    assert told["theory"][0]["round_trained"] == 16 and told["theory"][0]["unseen"] > 0.2
+
+
+def test_an_examination_is_a_run_with_its_figures(examined):
+    from pipelines import track
+    from pipelines.results import Store
+
+    client = track.connect(Store.at(str(examined[2])))
+    experiment = client.get_experiment_by_name("doctor")
+    (run_,) = client.search_runs([experiment.experiment_id])
+    assert run_.data.metrics["findings/error"] == 0 and run_.data.params["model"] == "tiny"
+    assert len(client.get_metric_history(run_.info.run_id, "by position/nll")) > 20
+    files = {one.path for one in client.list_artifacts(run_.info.run_id, "figures")}
+    assert files == {"figures/tiny_nll_by_position.png", "figures/tiny_inv_freq.png"}
+
+
+def test_the_advice_is_by_its_formulas_and_its_commands_plan(examined, capsys):
+    told = examined[1]["advice"]
+    candidates = {one["strategy"]: one for one in told["candidates"]}
+    assert told["target"] == 1024 and told["factor"] == 2
+    assert f"{10_000 * 2 ** (64 / 62):,.0f}" in candidates["ntk"]["formula"]
+    assert "per frequency pair, not per layer" in candidates["ntk"]["note"]
+    assert "position interpolation" in candidates["linear"]["note"]
+    assert "vllm" in candidates["yarn"]["engines"] and "vllm" not in candidates["self_extend"]["engines"]
+    # 8 layers, 2 key heads of 64, keys and values, float32
+    assert told["kv_bytes"] == 2 * 8 * 2 * 64 * 1024 * 4
+    for command in told["commands"]:
+        program, verb, *rest = shlex.split(command)
+        assert (program, verb) == ("ropewalk", "grid")
+        assert run(["plan", *rest, "--json", f"store={examined[2]}"]) == 0
+        assert not json.loads(capsys.readouterr().out)["invalid"]
 
 
 def test_rules_lists_all(capsys):

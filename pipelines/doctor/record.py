@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from pipelines import drawing, track
 from pipelines.doctor import show
 from pipelines.doctor.examine import Examination
-from pipelines.doctor.profile import Profile, buckets
+from pipelines.doctor.profile import Profile, buckets, first_broken
 from pipelines.doctor.rules import LEVELS
 from pipelines.drawing import Axes, Spectrum
 from pipelines.results import Store
@@ -63,15 +64,21 @@ def draw(found: Examination, folder: Path) -> Iterator[Path]:
 def positions(profile: Profile, model: str, path: Path) -> Path:
     """NLL by position of whole documents, and of the same tokens with context within the trained length."""
     told = [one for one in buckets(profile) if math.isfinite(one.nll)]
-    middle = {one.start: (one.start + one.end) / 2 for one in told}
+    reference: list[tuple[float, float, None]] = []
+    for before, one in pairwise([None, *told]):
+        if one is not None and one.excess is not None:
+            middle = (one.start + one.end) / 2
+            if before is not None and before.excess is None and reference:
+                reference.append((middle, math.nan, None))  # nothing was measured in between
+            reference.append((middle, one.nll - one.excess, None))
     curves = {
-        "the document so far as context": [(middle[one.start], one.nll, None) for one in told],
-        "context within the trained length": [
-            (middle[one.start], one.nll - one.excess, None) for one in told if one.excess is not None
-        ],
+        "the document so far as context": [((one.start + one.end) / 2, one.nll, None) for one in told],
+        "context within the trained length": reference,
     }
-    axes = Axes("position (tokens)", "NLL (nats a token)", f"{model}: NLL by position, {profile.text}", profile.trained)
-    return drawing.lines(curves, path, axes)
+    first = first_broken(told)
+    breaks = f"breaks at {first.start:,}" if first else "does not break"
+    title = f"{model}, {profile.text}: {breaks}"
+    return drawing.lines(curves, path, Axes("position (tokens)", "NLL (nats a token)", title, profile.trained))
 
 
 def frequencies(found: Examination, path: Path) -> Path:
