@@ -52,17 +52,17 @@ json.dump(nll, open(sys.argv[2], "w"))
 TYPES = {"none": 0, "linear": 1, "yarn": 2}
 
 
-def python_of_llama_cpp() -> Path:
-    """The interpreter of an environment that holds llama-cpp-python alone; built where it is not there."""
+def environment(name: str, *packages: str) -> Path:
+    """The interpreter of an environment of its own that holds these packages; made where it is not there."""
     cache = Path(os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk"))
-    home = cache.expanduser() / f"llama-cpp-python-{VERSION}"
+    home = cache.expanduser() / name
     python = home / "bin" / "python"
     if not (home / "built").exists():
-        print(f"building llama-cpp-python {VERSION} into {home} ...", flush=True)
+        print(f"installing {', '.join(packages)} into {home} ...", flush=True)
         subprocess.run(["uv", "venv", "--quiet", "--clear", str(home)], check=True)
         # --no-config: this project's own settings keep llama-cpp-python out of its environment
         install = ["uv", "pip", "install", "--quiet", "--no-config", "--python", str(python)]
-        subprocess.run([*install, f"llama-cpp-python=={VERSION}"], check=True, cwd=home)
+        subprocess.run([*install, *packages], check=True, cwd=home)
         (home / "built").touch()
     return python
 
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--lengths", default="2048,10240")
     parser.add_argument("--strategies", default="none,linear,ntk,yarn")
     asked = parser.parse_args()
-    python, worst = python_of_llama_cpp(), 0.0
+    python, worst = environment(f"llama-cpp-python-{VERSION}", f"llama-cpp-python=={VERSION}"), 0.0
     launcher.register()
     with tempfile.TemporaryDirectory() as folder:
         for length in map(int, asked.lengths.split(",")):

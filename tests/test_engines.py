@@ -288,6 +288,15 @@ def test_a_v4_config_is_read_alike_by_transformers_v5(tmp_path):
             assert read[0].max_position_embeddings == read[1].max_position_embeddings
 
 
+def test_v4_finds_the_original_length_of_a_longrope_where_it_looks_for_it():
+    config = CHECKPOINTS["longrope"]
+    for length in (64, TRAINED, 2048):
+        found = dialects.to_transformers_v4(config, "none", {}, geometry_of(config), length)
+        assert found["original_max_position_embeddings"] == 128
+        # from max_position_embeddings, which grows, it would make another
+        assert found["rope_scaling"]["attention_factor"] == math.sqrt(1 + math.log(4) / math.log(128))
+
+
 def test_v4_has_no_words_for_what_came_with_v5():
     declared = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
     config = {key: value for key, value in PLAIN.items() if "rope" not in key} | {"rope_parameters": declared}
