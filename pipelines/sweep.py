@@ -127,7 +127,7 @@ def cell_of(choice: Workbench) -> Cell:
     task_options = dict(choice.task)
     name = str(task_options.pop("name"))
     task = Task(name, frozen(tasks.told(name, task_options)))
-    device = _device(choice.cluster.device)
+    device = device_of(choice.cluster.device)
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -138,7 +138,7 @@ def cell_of(choice: Workbench) -> Cell:
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
         limit=choice.limit,
         seed=choice.seed,
-        dtype=_dtype(choice.dtype, device),
+        dtype=dtype_of(choice.dtype, device),
         device=device,
         versions=frozen(tasks.versions(task)),
     )
@@ -250,7 +250,8 @@ def full_options(cell: Cell) -> dict[str, Any]:
     return {**strategies.options_of(cell.strategy), **dict(cell.options)}
 
 
-def _device(asked: Device) -> str:
+def device_of(asked: Device) -> str:
+    """The device class that a choice comes to here. Refusal: a GPU is asked for and none is visible."""
     if asked is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
         raise Refusal(
             "cluster.device=cuda: no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
@@ -269,7 +270,8 @@ def visible_gpus() -> int:
     return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
 
 
-def _dtype(asked: Dtype, device: str) -> str:
+def dtype_of(asked: Dtype, device: str) -> str:
+    """The dtype that a choice comes to on a device class."""
     if asked is not Dtype.auto:
         return str(asked.value)
     return "bfloat16" if device == "cuda" else "float32"

@@ -184,6 +184,10 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (of({**PLAIN, "sliding_window": 512}, target=2048), of({**PLAIN, "sliding_window": 512})),
     ],
     "S16": [(scaled({**LLAMA3_BLOCK, "high_freq_factor": 0.5}), scaled(LLAMA3_BLOCK))],
+    "S17": [
+        (scaled({"type": "yarn"}), scaled(YARN)),
+        (scaled(without(LLAMA3_BLOCK, "low_freq_factor")), scaled({"type": "linear", "factor": 2.0})),
+    ],
     "P02": [
         (gguf({"llama.rope.scaling.type": "yarn"}), gguf({"llama.rope.scaling.type": "none"})),
         (gguf({}, "rope_freqs.weight"), gguf({"llama.rope.freq_base": 5e5})),

@@ -39,6 +39,7 @@ OWNERS = {
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
+        "pipelines.doctor",
         "rope.attention",
         "rope.patch",
         "pipelines.models",

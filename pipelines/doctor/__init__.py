@@ -7,16 +7,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from pipelines.cells import Refusal
 from pipelines.config import Workbench
-from pipelines.doctor import files, fix, keys, lineage, rules, show, values
-from pipelines.doctor.rules import RULES, STAGES, Verdict
-from pipelines.sweep import model_of
+from pipelines.doctor import behaviour, cliff, fix, keys, lineage, numeric, record, show, values
+from pipelines.doctor.examine import Order, examine
+from pipelines.doctor.profile import BUDGET
+from pipelines.doctor.rules import RULES, STAGES
+from pipelines.results import Store
+from pipelines.sweep import device_of, dtype_of, model_of
+from pipelines.text import PYDOC
 
-__all__ = ["HELP", "Asked", "asked_of", "keys", "lineage", "main", "values"]
+KNOWN = (keys, values, lineage, numeric, behaviour, cliff)
+"""Files with rules, in the order in which --rules lists them; importing one enters its rules."""
 
 HELP = """ropewalk doctor model=MODEL [target=TOKENS] [OVERRIDES] [--json] [--only IDS] [--fix OUT] [--rules]
 
@@ -28,7 +34,8 @@ the built model, and runs it; each finding comes with what was measured, its cau
   ropewalk doctor model=~/models/mine --fix ~/models/mended      # a folder with what can be corrected mechanically
   ropewalk doctor --rules                                        # all that it looks for
 
-Overrides as for grid: dtype=..., cluster=cpu, task.text=FILE, strategy=... (what you mean to put on it).
+target: tokens that you want; 4 times the trained length where it is left out. budget: seconds that long documents may
+take (600). Overrides as for grid: dtype=..., cluster=cpu, task.text=FILE, strategy=... (what you mean to put on it).
 Exit codes: 0 no error found, 1 an error found, 2 refused.
 """
 
@@ -37,48 +44,106 @@ Exit codes: 0 no error found, 1 an error found, 2 refused.
 class Asked:
     """What the command line wants besides the model.
 
-    only: ids and stages, () for all. fix: folder for the corrected config.
+    target: tokens. budget: seconds for long documents. only: ids and stages, () for all. fix: folder for the corrected
+    config.
     """
 
     target: int | None = None
+    budget: float = BUDGET
     only: tuple[str, ...] = ()
     as_json: bool = False
     fix: Path | None = None
 
 
-def asked_of(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
-    """Flags and target of a command line, and the overrides that are left.
+def main(choice: Workbench, asked: Asked) -> int:
+    """Examine a model as asked, tell, and record; the exit code.
 
     Raises:
-        Refusal: an unknown flag, rule or stage, or a target that is no length.
+        Refusal: the model is not there, or --fix cannot be done.
     """
-    target, only, fixed, as_json = None, list[str](), None, False
+    found = examine(_order(choice, asked), _aside)
+    made = fix.write(found.files, found.order.model, found.verdict.findings, asked.fix) if asked.fix else []
+    if asked.as_json:
+        print(show.as_json(found))
+    else:
+        show.report(_console(), found)
+    if not asked.only:
+        _aside(f"recorded: {record.record(found, Store.at(choice.store))}")
+    if made:
+        _aside(f"corrected: {', '.join(map(str, made))}")
+    return found.exit_code
+
+
+def _order(choice: Workbench, asked: Asked) -> Order:
+    device = device_of(choice.cluster.device)
+    return Order(
+        model=model_of(choice.model),
+        target=asked.target,
+        only=asked.only,
+        dtype=dtype_of(choice.dtype, device),
+        device=device,
+        text=str(choice.task.get("text", PYDOC)),
+        budget=asked.budget,
+        strategy=str(choice.strategy["name"]),
+        task=str(choice.task["name"]),
+    )
+
+
+def _aside(words: str) -> None:
+    """What is no part of the report: it must not stand in the way of --json."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def list_rules() -> None:
+    """Every rule, by stage."""
+    show.rules(_console())
+
+
+def asked_of(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
+    """Flags, target and budget of a command line, and the overrides that are left.
+
+    Raises:
+        Refusal: an unknown flag, rule or stage, or a number out of range.
+    """
+    told: dict[str, Any] = {}
+    only: list[str] = []
     left: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
-        if flag in ("--only", "--fix") and not equals:
+        if flag in VALUED and not equals:
             if not rest or rest[0].startswith("-"):
-                raise Refusal(
-                    f"{flag}: give {'rules or stages, such as --only S06,N01' if flag == '--only' else 'OUT'}"
-                )
+                raise Refusal(f"{flag}: give {VALUED[flag]}")
             value = rest.pop(0)
         if flag == "--only":
             only += [_rule(name) for name in value.split(",") if name]
         elif flag == "--fix":
-            fixed = Path(value).expanduser()
+            told["fix"] = Path(value).expanduser()
         elif word == "--json":
-            as_json = True
-        elif flag == "target":
-            if not value.isdigit() or int(value) < 2:
-                raise Refusal(f"target={value}: give a whole number of tokens, at least 2")
-            target = int(value)
+            told["as_json"] = True
+        elif flag in ("target", "budget"):
+            told[flag] = _whole(flag, value)
         elif word.startswith("-"):
-            raise Refusal(f"ropewalk doctor has no flag {word}; --json, --only IDS, --fix OUT, --rules")
+            raise Refusal(f"ropewalk doctor has no flag {word}; it has --json, --only IDS, --fix OUT and --rules")
         else:
             left.append(word)
-    return Asked(target, tuple(only), as_json, fixed), left
+    return Asked(**told, only=tuple(only)), left
+
+
+VALUED = {"--only": "rules or stages, such as --only S06,N01", "--fix": "a folder to write to"}
+LEAST = {"target": 2, "budget": 1}
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isdigit() or int(value) < LEAST[name]:
+        unit = "tokens" if name == "target" else "seconds"
+        raise Refusal(f"{name}={value}: give a whole number of {unit}, at least {LEAST[name]}")
+    return int(value)
 
 
 def _rule(name: str) -> str:
@@ -89,39 +154,3 @@ def _rule(name: str) -> str:
         hint = f"did you mean {close[0]}? " if close else ""
         raise Refusal(f"--only {name}: no such rule or stage; {hint}`ropewalk doctor --rules` lists them")
     return found
-
-
-def main(choice: Workbench, asked: Asked) -> int:
-    """Examine a model as asked, and tell.
-
-    Raises:
-        Refusal: the model is not there.
-    """
-    told = _console()
-    model = model_of(choice.model)
-    looked_at = files.of(
-        model, target=asked.target, strategy=str(choice.strategy["name"]), task=str(choice.task["name"])
-    )
-    verdict = rules.judge("static", looked_at, asked.only)
-    if asked.fix is not None:
-        made = fix.write(looked_at, model, verdict.findings, asked.fix)
-    if asked.as_json:
-        print(show.as_json({"model": model.name, "target": asked.target}, verdict))
-    else:
-        show.findings(told, verdict)
-        if asked.fix is not None:
-            told.print(f"corrected: {', '.join(map(str, made))}")
-    return exit_code(verdict)
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-
-
-def exit_code(verdict: Verdict) -> int:
-    return 1 if verdict.worst == "error" else 0
-
-
-def list_rules() -> None:
-    """Every rule, by stage."""
-    show.rules(_console())

@@ -280,3 +280,33 @@ def _pairs(files: Files, one: Mapping[str, Any]) -> int:
     head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     share = one.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
     return int(head * share) // 2
+
+
+REQUIRED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+"""Keys that transformers asks for and has nothing in their place; LongRoPE's lists are S14's."""
+
+
+@rule(
+    "S17", "static", "error", "a scaling without a number that it needs",
+    "hf _check_received_keys of modeling_rope_utils.py: KeyError when the config is read",
+)  # fmt: skip
+def missing(files: Files) -> Iterator[Finding]:
+    for kind, one in files.declared.items():
+        unread = set(one) - READ.get(_type(one), set())  # one of these may be it, misspelt, which is S06's to say
+        lacking = [key for key in REQUIRED.get(_type(one), ()) if key not in one]
+        lacking = [key for key in lacking if not difflib.get_close_matches(key, unread, n=1, cutoff=0.75)]
+        if lacking and not files.header:
+            yield Finding(
+                symptom="KeyError: Missing required keys in `rope_parameters`",
+                measured={"layers": kind, "rope_type": _type(one), "missing": ", ".join(lacking)},
+                cause=f"rope_type {_type(one)} is nothing without {' and '.join(lacking)}",
+                fix="; ".join(f"{key}: {EXAMPLES[key]}" for key in lacking),
+            )
+
+
+EXAMPLES = {"factor": "wanted length / trained length", "low_freq_factor": "1.0", "high_freq_factor": "4.0"}
