@@ -19,10 +19,12 @@ ORDER = [
     "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
     "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
-    "pipelines.models", "pipelines.text",
+    "pipelines.header", "pipelines.models", "pipelines.copies", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
+    "pipelines.export",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
+    "pipelines.doctor",
     "pipelines.derived", "pipelines.published", "pipelines.needs", "pipelines.claims", "pipelines.reproduce",
     "pipelines.transfer",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
@@ -39,6 +41,7 @@ OWNERS = {
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
+        "pipelines.doctor",
         "rope.attention",
         "rope.patch",
         "pipelines.models",
@@ -51,7 +54,7 @@ OWNERS = {
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},
-    "gguf": {"pipelines.models"},
+    "gguf": {"pipelines.copies"},  # transformers imports it too; headers we read ourselves
     "huggingface_hub": {"pipelines.models"},
 }
 
