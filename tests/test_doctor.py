@@ -69,8 +69,36 @@ def test_a_rule_finds_its_fault_in_a_profile_and_is_silent_on_the_clean_twin(id)
 
 @pytest.mark.parametrize("breaks", [480, 512, 528, 600])
 def test_the_cliff_is_found_within_two_buckets_of_where_it_is(breaks):
-    first = profile.first_broken(profile.buckets(planted_profiles.profile(breaks=breaks)))
+    first = profile.first_broken(planted_profiles.profile(breaks=breaks))
     assert first is not None and breaks - 16 <= first.start <= breaks + 32
+
+
+@pytest.mark.parametrize("breaks", [600, 1100, 2000, None])
+def test_a_break_before_the_declared_length_is_looked_for(breaks):
+    """A model that was trained on far less than its config says: references must not go further than it holds."""
+    import numpy as np
+
+    class Flat:
+        def tails(self, rows, last):
+            return [np.full(last, 3.0) + CHANCE.normal(0, 0.05, last) for _ in rows]
+
+    from planted_profiles import CHANCE
+
+    positions = np.arange(2560)
+    rise = 0.0 if breaks is None else 0.01 * np.maximum(0, positions - breaks)
+    nll = 2.9 + rise + CHANCE.normal(0, 0.05, (4, 2560))
+    edge, near = profile._edge(Flat(), [range(2560)] * 4, nll, 2048)
+    assert edge * 7 // 8 <= (breaks or 2048) <= near  # references hold, and tell of where it breaks
+    assert (edge == 2048) == (breaks is None or breaks > 7 / 8 * 2048)
+
+
+def test_few_documents_fit_into_little_time():
+    one = profile.planned(512, 100, 2048, 1e12)
+    assert (one.documents, one.far) == (profile.MOST, 2048)
+    few = profile.planned(512, 100, 2048, profile.cost(one) / 4)
+    assert profile.FEWEST <= few.documents < one.documents and profile.cost(few) <= profile.cost(one) / 4
+    least = profile.planned(512, 100, 2048, 1.0)
+    assert (least.documents, least.far) == (profile.FEWEST, 0)
 
 
 def test_a_slow_rise_is_a_degradation_and_a_fast_one_a_divergence():
