@@ -16,6 +16,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
+  ropewalk tune [OVERRIDES]     search: a strategy's options for a model and a length, and judge them (tune --help)
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk sync                 rebuild MLflow from the results on disk
@@ -134,6 +135,21 @@ def _theory(arguments: list[str]) -> int:
     return theory.main(choices, as_json="--json" in flags, out=outs[0] if outs else None)
 
 
+def _tune(arguments: list[str]) -> int:
+    from pipelines import launcher, tune
+
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(tune.HELP, end="")
+        return 0
+    if flags := [a for a in arguments if a.startswith("-")]:
+        return _refuse(f"ropewalk tune takes overrides, ranges and tune.SETTING=VALUE; given: {' '.join(flags)}")
+    asked = tune.Asked.of(arguments)
+    launcher.register()
+    with _refusing(list(asked.overrides)):
+        choices = list(launcher.each(located(list(asked.overrides))))
+    return tune.main(choices, asked, shlex.join(["ropewalk", "tune", *arguments]))
+
+
 def _ui(arguments: list[str]) -> int:
     from pipelines import ui
 
@@ -153,7 +169,7 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "ui": _ui, "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
 
 
