@@ -183,12 +183,18 @@ def rewritten(arguments: list[str]) -> list[str]:
 
 
 def located(arguments: list[str]) -> list[str]:
-    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME."""
+    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME,
+    and a strategy's FILE.yaml a name that Hydra knows."""
     names = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in ("model", "task")}
     done: list[str] = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if group not in names or "," in value or value in names[group] or not value:
+        if group == "strategy" and ".yaml" in value:
+            from pipelines import config
+
+            files = [config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in value.split(",")]
+            done.append(f"strategy={','.join(files)}")
+        elif group not in names or "," in value or value in names[group] or not value:
             done.append(argument)
         elif group == "model":
             done += ["model=local", *(f"model.{key}='{told}'" for key, told in _located(value).items())]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines import grid, models, statistics, tasks, text
-from pipelines.cells import Cell, Refusal, Result, Task, frozen
+from pipelines.cells import Cell, Refusal, Result, Task, frozen, thawed
 from pipelines.config import Workbench
 from pipelines.results import Store
 from pipelines.search import REDUCTION, Outcome, Trial
@@ -80,7 +80,9 @@ class Bench:
 
     def command(self, cell: Cell) -> str:
         """What asks for one of these cells alone."""
-        options = [f"strategy.{name}={_override(value)}" for name, value in cell.options]
+        # a factor is no key of conf/strategy: it stands above it, for all strategies
+        keys = {name: name if name == "factor" else f"strategy.{name}" for name, _ in cell.options}
+        options = [f"{keys[name]}={_override(thawed(value))}" for name, value in cell.options]
         asked = dict(cell.task.options)
         halves = [f"task.{name}={asked[name]}" for name in ("part", "skip", "keys") if name in asked]
         return shlex.join(
@@ -197,11 +199,6 @@ def _held(choice: Workbench, part: str) -> int:
             return 0
         raise
     return found if found is not None else USUAL
-
-
-def overrides(recipe: Recipe) -> list[str]:
-    """A strategy in the words of the command line."""
-    return [f"strategy={recipe[0]}", *(f"strategy.{name}={_override(value)}" for name, value in recipe[1].items())]
 
 
 def _override(value: Any) -> str:

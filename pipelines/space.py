@@ -249,7 +249,7 @@ def seeds(space: Space, geometry: Geometry, length: int) -> list[dict[str, Any]]
     native = geometry.native(length)
     if space.curves:
         found = []
-        for name in LISTS_FROM:
+        for name in reversed(LISTS_FROM):  # the best first as a rule, so that the others are soon left behind
             plan = strategies.plan(name, geometry, length)
             point = {k: v for c in space.curves for k, v in c.nearest(theory.stretches(native, plan)).items()}
             found.append(_within(space, {"attention_factor": plan.attention_factor / native.attention_factor} | point))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from pipelines import bench, drawing, grid, pool, provenance, report, search, sweep, track, verdict
+from pipelines import bench, grid, pool, report, search, sweep, track, verdict
 from pipelines.bench import Bench, Recipe
 from pipelines.cells import Refusal, digest_of, strategy_label
 from pipelines.config import Workbench
@@ -19,9 +17,9 @@ from pipelines.grid import console
 from pipelines.report import duration
 from pipelines.results import Store
 from pipelines.search import Settings, Trial
-from pipelines.space import Space, seeds, space_of
+from pipelines.space import seeds, space_of
+from pipelines.study import Study, confirm, keep
 from pipelines.verdict import Verdict
-from rope.geometry import Geometry
 from rope.strategies import bounded
 
 HELP = """ropewalk tune strategy=NAME length=N [strategy.OPTION=LOW..HIGH] [OVERRIDES] [tune.SETTING=VALUE]
@@ -107,61 +105,12 @@ def main(choices: Sequence[Workbench], asked: Asked, command: str) -> int:
             trials = list(_searched(study, tracked))
             best = _chosen(study, trials)
             judged = verdict.judge(study.bench, best, study.defaults, study.short)
-            _keep(study, trials, judged, tracked)
+            tracked.conclude(keep(study, trials, judged), study.folder)
     _show(study, trials, judged)
     return 1 if any(trial.status == "failed" for trial in trials) else 0
 
 
-@dataclass(frozen=True)
-class _Study:
-    """One search: all that decides what it finds, and where that is kept."""
-
-    bench: Bench
-    space: Space
-    geometry: Geometry
-    settings: Settings
-    short: int | None
-    command: str
-    store: Store
-    device: str
-    id: str
-
-    @property
-    def strategy(self) -> str:
-        return self.space.strategy
-
-    @property
-    def length(self) -> int:
-        return self.bench.choice.length
-
-    @property
-    def label(self) -> str:
-        return f"{self.bench.choice.model.name}: {self.strategy} @{self.length} {self.bench.choice.task['name']}"
-
-    @property
-    def defaults(self) -> list[Recipe]:
-        return verdict.defaults_of(self.space)
-
-    @property
-    def folder(self) -> Path:
-        return self.store.study(self.id)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        choice, documents = self.bench.choice, self.bench.documents
-        return {
-            "model": choice.model.name, "strategy": self.strategy, "length": self.length, "ranges": self.space.told,
-            "task": choice.task["name"], "text": choice.task.get("text", ""), "documents": documents.count,
-            "rungs": list(documents.rungs), "trials": self.settings.trials, "sampler": self.settings.sampler,
-            "seed": self.settings.seed, "batch": self.settings.batch, "short": self.short,
-        }  # fmt: skip
-
-    def spec(self) -> dict[str, Any]:
-        return {"id": self.id, "label": self.label, "command": self.command, "params": self.params,
-                "code": provenance.code()}  # fmt: skip
-
-
-def _study(choice: Workbench, asked: Asked, command: str) -> _Study:
+def _study(choice: Workbench, asked: Asked, command: str) -> Study:
     strategy = str(choice.strategy["name"])
     fixed = {name: value for name, value in choice.strategy.items() if name != "name" and name in asked.held}
     if choice.factor is not None:
@@ -192,14 +141,14 @@ def _study(choice: Workbench, asked: Asked, command: str) -> _Study:
         raise Refusal(
             f"tune.sampler=nsga2: there is no length shorter than {choice.length} to tell a cost at; give tpe"
         )
-    return _Study(workbench, space, geometry, settings, told, command, store, device, study_id)
+    return Study(workbench, space, geometry, settings, told, command, store, device, study_id)
 
 
 _OURS = {"strategy", "length", "limit", "factor", "force", "seed"}
 """Overrides that the command of a cell says itself."""
 
 
-def _plan(study: _Study) -> str:
+def _plan(study: Study) -> str:
     documents, rungs = study.bench.documents, " -> ".join(map(str, study.bench.documents.rungs))
     where = study.bench.choice.task.get("text")
     return (
@@ -209,7 +158,7 @@ def _plan(study: _Study) -> str:
     )
 
 
-def _searched(study: _Study, tracked: track.Study) -> Iterator[Trial]:
+def _searched(study: Study, tracked: track.Study) -> Iterator[Trial]:
     """Every trial, told and recorded as it is settled. The defaults are measured first, on the whole half."""
     workbench, count = study.bench, study.bench.documents.count
     rungs = workbench.documents.rungs
@@ -234,7 +183,7 @@ def _searched(study: _Study, tracked: track.Study) -> Iterator[Trial]:
             raise Refusal(f"every trial so far was {trial.status}: {trial.error}")
 
 
-def _line(study: _Study, trial: Trial, done: Sequence[Trial], best: Trial | None) -> str:
+def _line(study: Study, trial: Trial, done: Sequence[Trial], best: Trial | None) -> str:
     total = study.settings.trials
     documents, value = trial.rungs[-1] if trial.rungs else (0, None)
     told = _told(study, value, documents) if value is not None else trial.error
@@ -242,16 +191,19 @@ def _line(study: _Study, trial: Trial, done: Sequence[Trial], best: Trial | None
     top = f"  best {_value(study, best.value)} (trial {best.number})" if best and best.value is not None else ""
     left = _left(study, done)
     eta = f"  left {duration(left)}" if left and len(done) < total else ""
-    where = strategy_label("", tuple(sorted(_worded(trial).items()))).strip()
+    where = strategy_label("", tuple(_worded(study, trial).items())).strip()
     place = f"{trial.number + 1:>{len(str(total))}}/{total}"
     return f"{place}  {trial.status:<8}  {told}{cost}  {where}{top}{eta}"
 
 
-def _worded(trial: Trial) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in trial.options.items()}
+def _worded(study: Study, trial: Trial) -> dict[str, Any]:
+    """What a line says of a trial: its options, and in a list's place what the list was made of."""
+    lists = {curve.option for curve in study.space.curves}
+    made = {one.name.partition(".")[2]: trial.values[one.name] for c in study.space.curves for one in c.dimensions}
+    return {name: value for name, value in trial.options.items() if name not in lists} | made
 
 
-def _left(study: _Study, done: Sequence[Trial]) -> float | None:
+def _left(study: Study, done: Sequence[Trial]) -> float | None:
     """Seconds that the rest should take: as many documents a trial as so far, and the judging."""
     workbench = study.bench
     if not workbench.forwards:
@@ -262,11 +214,11 @@ def _left(study: _Study, done: Sequence[Trial]) -> float | None:
     return workbench.seconds / workbench.forwards * rest / study.settings.batch
 
 
-def _value(study: _Study, value: float) -> str:
+def _value(study: Study, value: float) -> str:
     return f"nll {value:.4f}" if study.bench.measure.name == "nll" else f"missed {value:.1%}"
 
 
-def _told(study: _Study, value: float, documents: int) -> str:
+def _told(study: Study, value: float, documents: int) -> str:
     return f"{_value(study, value)} over {documents}"
 
 
@@ -276,7 +228,7 @@ def _best(done: Sequence[Trial]) -> Trial | None:
     return min(able, key=lambda t: (t.value, t.number), default=None)
 
 
-def _chosen(study: _Study, trials: Sequence[Trial]) -> Recipe:
+def _chosen(study: Study, trials: Sequence[Trial]) -> Recipe:
     """The best on the whole tuning half, a default where none beats it there."""
     workbench, rungs = study.bench, study.bench.documents.rungs
     recipes = {trial.number: (study.strategy, trial.options) for trial in trials if trial.status == "complete"}
@@ -296,93 +248,12 @@ def _chosen(study: _Study, trials: Sequence[Trial]) -> Recipe:
     return verdict.known(asked[best])
 
 
-def _keep(study: _Study, trials: Sequence[Trial], judged: Verdict, tracked: track.Study) -> None:
-    """Everything that was found, as files of the study's folder and in MLflow."""
-    folder = study.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    shares = search.importances(study.space, trials)
-    spec = {
-        **study.spec(),
-        "trials": [trial.spec() for trial in trials],
-        "chosen": {"name": judged.chosen[0], **judged.chosen[1]},
-        "importances": shares,
-        "verdict": judged.spec(),
-        "confirm": _confirm(study, judged),
-    }
-    notes = [f"For {study.label}, found by", f"  {study.command}", *judged.sentences]
-    (folder / "best.yaml").write_text(verdict.best_yaml(judged.chosen, notes), encoding="utf-8")
-    if study.settings.two_aims:
-        for place, trial in enumerate(search.front(trials), start=1):
-            said = [f"{_told(study, trial.value or 0, trial.rungs[-1][0])}; at {study.short}: {trial.cost}"]
-            recipe = verdict.known((study.strategy, trial.options))
-            (folder / f"front_{place}.yaml").write_text(verdict.best_yaml(recipe, said), encoding="utf-8")
-    _patched(study, judged, folder / "patched_config.json")
-    _draw(study, trials, shares, judged, folder)
-    study.store.save_study(spec)
-    tracked.conclude(spec, folder)
-
-
-def _patched(study: _Study, judged: Verdict, path: Path) -> None:
-    import json
-
-    cell = study.bench.cell(judged.chosen, "report", 0, study.bench.documents.count)
-    try:
-        path.write_text(json.dumps(sweep.patched_config(cell), indent=1), encoding="utf-8")
-    except ValueError as reason:  # no words for it
-        path.unlink(missing_ok=True)
-        console.print(f"no patched_config.json: {reason}")
-
-
-def _confirm(study: _Study, judged: Verdict) -> str:
-    """The grid that measures the chosen options beside the defaults, on the documents that judged."""
-    choice, count = study.bench.choice, study.bench.documents.count
-    names = [strategy for strategy, options in study.defaults if not options]
-    lengths = ",".join(map(str, [*([study.short] if study.short else []), study.length]))
-    half = [f"seed={choice.seed + 1}", f"task.keys={count}"] if choice.task["name"] == "passkey" else [
-        "task.part=report"
-    ]  # fmt: skip
-    strategies = ",".join(["none", *names, str(study.folder / "best.yaml")])
-    return shlex.join(
-        ["ropewalk", "grid", *study.bench.typed, f"strategy={strategies}", f"length={lengths}", *half, f"limit={count}"]
-    )
-
-
-def _draw(
-    study: _Study, trials: Sequence[Trial], shares: Mapping[str, float], judged: Verdict, folder: Path
-) -> list[Path]:
-    """What mattered, where the good values lie, and of two aims what none beats."""
-    seen = [trial for trial in trials if trial.rungs]
-    if not seen:
-        return []
-    made, name = [], study.bench.measure.name if study.bench.measure.lower else "share missed"
-    if shares:
-        title = f"{study.label}: what mattered (PED-ANOVA)"
-        made.append(drawing.importance(shares, title, folder / "importance.png"))
-    starts = seeds(study.space, study.geometry, study.length)
-    start = starts[0] if len(starts) == 1 else {}
-    drawn = [
-        drawing.Slice(
-            one.name, [t.values[one.name] for t in seen], one.log, None if one.choices else start.get(one.name)
-        )
-        for one in study.space.searched
-    ]
-    # as screened: values over more documents are of other documents
-    ys, far = [t.rungs[0][1] for t in seen], [t.rungs[-1][0] for t in seen]
-    label = f"{name} over {seen[0].rungs[0][0]} documents"
-    made.append(drawing.slices(drawn, ys, far, label, f"{study.label}: every trial", folder / "slices.png"))
-    points = [(t.cost, t.value) for t in seen if t.cost is not None and t.value is not None]
-    if points:
-        best = [(t.cost, t.value) for t in search.front(trials) if t.cost is not None and t.value is not None]
-        labels = (f"{name} at {study.short:,}", f"{name} at {study.length:,}")
-        made.append(drawing.pareto(points, best, {}, labels, f"{study.label}: two aims", folder / "pareto.png"))
-    return made
-
-
-def _show(study: _Study, trials: Sequence[Trial], judged: Verdict) -> None:
+def _show(study: Study, trials: Sequence[Trial], judged: Verdict) -> None:
     counts: dict[str, int] = {}
     for trial in trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
     console.print("\ntrials: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    console.print(f"found: {verdict.label(judged.chosen)}")
     table = Table(title="On the reporting half", title_justify="left", title_style="bold")
     for place, header in enumerate(("strategy", "length", "result")):
         table.add_column(header, justify="right" if place == 1 else "left")
@@ -395,4 +266,4 @@ def _show(study: _Study, trials: Sequence[Trial], judged: Verdict) -> None:
     if study.settings.two_aims:
         console.print(f"none better in both aims: {len(search.front(trials))} trials (front_*.yaml, pareto.png)")
     console.print(f"\nkept: {study.folder}\nuse it:     strategy={study.folder / 'best.yaml'}")
-    console.print(f"confirm it: {_confirm(study, judged)}\nCompare the trials in the browser: ropewalk ui", style=None)
+    console.print(f"confirm it: {confirm(study, judged)}\nCompare the trials in the browser: ropewalk ui", style=None)

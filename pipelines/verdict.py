@@ -12,7 +12,7 @@ from pipelines import report, statistics
 from pipelines.bench import Bench, Recipe, served
 from pipelines.cells import Cell, Refusal, Result, frozen, strategy_label
 from pipelines.space import LISTS_FROM, Space
-from pipelines.statistics import Versus
+from pipelines.statistics import Difference, Versus
 from rope import strategies
 
 
@@ -34,14 +34,16 @@ class Row:
 class Verdict:
     """The chosen recipe and the published defaults on the reporting half.
 
-    best_default: the one that did best there. target: the chosen one against each default, at the length. cost: the
-    chosen one, and the best default, against the model as trained, at the short length; "" where there is none.
+    best_default: the one that did best there. compared: the chosen one with each default at the
+    length, and at the short one what serving it, and the best default, does to the model as trained. names: of the
+    cells, by id.
     """
 
     chosen: Recipe
     rows: tuple[Row, ...]
     best_default: Row
     compared: tuple[Versus, ...]
+    names: Mapping[str, str]
     sentences: tuple[str, ...]
 
     def spec(self) -> dict[str, Any]:
@@ -59,7 +61,12 @@ class Verdict:
     @property
     def lines(self) -> list[tuple[str, ...]]:
         """A line a comparison, under report.DIFFERENCES."""
-        return [report.difference_line(v, v.difference) for v in self.compared if v.difference is not None]
+        return [
+            (line[0], self.names[v.cell.id], self.names[v.baseline.id], *line[3:])
+            for v in self.compared
+            if v.difference is not None
+            for line in [report.difference_line(v, v.difference)]
+        ]
 
 
 def defaults_of(space: Space) -> list[Recipe]:
@@ -70,6 +77,11 @@ def defaults_of(space: Space) -> list[Recipe]:
     kept = {name: value for name, value in space.fixed.items() if name == "over"}
     own: Recipe = (space.strategy, kept)
     return [own, ("ntk", {})] if space.strategy == "base" else [own]
+
+
+def name_of(chosen: Recipe) -> str:
+    """What the chosen recipe is called beside the defaults."""
+    return f"tuned {chosen[0]}" if chosen[1] else chosen[0]
 
 
 def label(recipe: Recipe) -> str:
@@ -98,32 +110,33 @@ def judge(bench: Bench, chosen: Recipe, defaults: Sequence[Recipe], short: int |
     pairs = [(ours, cell) for cell in theirs if cell.id != ours.id]
     if short is not None:
         native, *others = at_short
-        pairs += [(cell, native) for cell in (others[theirs.index(best)], others[-1]) if cell.id != native.id]
+        served_ones = {c.id: c for c in (others[theirs.index(best)], others[-1])}
+        pairs += [(cell, native) for cell in served_ones.values() if cell.id != native.id]
     compared = statistics.family(
         ((a, results[a.id]), (b, results[b.id])) for a, b in pairs if results[a.id].metrics and results[b.id].metrics
     )
-    labels = [*map(label, defaults), label(chosen)]
+    labels = [*map(label, defaults), name_of(chosen)]
     rows = [Row(name, c.length, c, results[c.id]) for name, c in zip(labels, [*theirs, ours], strict=True)]
     rows += [Row(name, c.length, c, results[c.id]) for name, c in zip(["none", *labels], at_short, strict=False)]
-    found = rows[theirs.index(best)]
-    sentences = _sentences(bench, rows[len(defaults)], found, compared, at_short)
-    return Verdict(chosen, tuple(rows), found, tuple(compared), sentences)
+    names = {row.cell.id: row.label for row in reversed(rows)}  # the chosen one may be a default
+    told = [_target(bench, rows[len(defaults)], rows[theirs.index(best)], compared)]
+    if short is not None:
+        told += _costs({c.id: names[c.id] for c in served_ones.values()}, native, compared)
+    shown = [row for row in rows if names[row.cell.id] == row.label]
+    return Verdict(chosen, tuple(shown), rows[theirs.index(best)], tuple(compared), names, tuple(told))
 
 
-def _sentences(
-    bench: Bench, ours: Row, best: Row, compared: Sequence[Versus], at_short: Sequence[Cell]
-) -> tuple[str, ...]:
-    told = [_target(bench, ours, best, compared)]
-    if at_short:
-        native = at_short[0]
-        ends = {at_short[-1].id: ours.label, at_short[1:][-1].id: ours.label}
-        for versus in compared:
-            if versus.baseline.id == native.id and versus.difference is not None:
-                name = ends.get(versus.cell.id, best.label)
-                told.append(_cost(bench, name, versus, native.length))
-        if at_short[-1].id == native.id:
-            told.append(f"At {native.length:,} tokens it is the model as trained, and costs nothing.")
-    return tuple(told)
+def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[Versus]) -> list[str]:
+    """What each of these does to the model at the length that it was trained on. names: by cell id."""
+    found = {v.cell.id: v.difference for v in compared if v.baseline.id == native.id}
+    told = []
+    for cell_id, name in names.items():
+        difference = found.get(cell_id)
+        if cell_id == native.id:
+            told.append(f"Served at {native.length:,} tokens, {name} is the model as trained, and costs nothing.")
+        elif difference is not None:
+            told.append(_cost(name, difference, native.length))
+    return told
 
 
 def _target(bench: Bench, ours: Row, best: Row, compared: Sequence[Versus]) -> str:
@@ -146,15 +159,13 @@ def _target(bench: Bench, ours: Row, best: Row, compared: Sequence[Versus]) -> s
     return f"No better than the default {at}: from {change}, which may be chance ({p}). Keep the default."
 
 
-def _cost(bench: Bench, name: str, versus: Versus, length: int) -> str:
-    found = versus.difference
-    assert found is not None
-    unit = "nats a token" if found.measure.name == "nll" else found.measure.name
-    sure = f"adjusted p = {found.adjusted:.2g}" if found.adjusted is not None else "too few documents for a p"
-    factor = f" ({math.expm1(found.mean):+.1%} perplexity)" if found.measure.name == "nll" else ""
-    return (
-        f"Served at {length:,} tokens, {name} changes the model as trained by {found.mean:+.3g} {unit}{factor}; {sure}."
+def _cost(name: str, found: Difference, length: int) -> str:
+    nll = found.measure.name == "nll"
+    change = (
+        f"{found.mean:+.3g} nats a token ({math.expm1(found.mean):+.1%} perplexity)" if nll else f"{found.mean:+.3g}"
     )
+    sure = f"adjusted p = {found.adjusted:.2g}" if found.adjusted is not None else "too few documents for a p"
+    return f"Served at {length:,} tokens, {name} costs {change} beside the model as trained; {sure}."
 
 
 def _score(bench: Bench, row: Row) -> str:

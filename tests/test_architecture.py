@@ -23,6 +23,8 @@ ORDER = [
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
+    "pipelines.space", "pipelines.search", "pipelines.bench", "pipelines.verdict", "pipelines.study",
+    "pipelines.tune",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
@@ -49,6 +51,7 @@ OWNERS = {
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},
+    "optuna": {"pipelines.search"},
     "gguf": {"pipelines.models"},
     "huggingface_hub": {"pipelines.models"},
 }
