@@ -11,13 +11,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.config import Workbench
 
 HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained length, by how much, and what to deploy
 
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
+  ropewalk doctor model=...     diagnose: why a model fails beyond its trained length, what is mis-set, what to try
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
   ropewalk tune [OVERRIDES]     search: a strategy's options for a model and a length, and judge them (tune --help)
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
+  ropewalk export CELL --to ENGINE   deploy: a cell in the words of transformers, vLLM, SGLang, llama.cpp, ExLlamaV2
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk sync                 rebuild MLflow from the results on disk
   ropewalk train [KEY=VALUE]    train a tiny Llama, or extend a checkpoint to longer contexts (train --help)
@@ -119,7 +125,7 @@ def _refusing(arguments: list[str]) -> Iterator[None]:
 
 
 def _theory(arguments: list[str]) -> int:
-    from pipelines import launcher, theory
+    from pipelines import theory
 
     if any(argument in ("-h", "--help") for argument in arguments):
         print(theory.HELP, end="")
@@ -128,15 +134,47 @@ def _theory(arguments: list[str]) -> int:
     outs = [a.partition("=")[2] for a in arguments if a.startswith("out=")]
     if set(flags) - {"--json"} or len(outs) > 1:
         return _refuse(f"ropewalk theory takes overrides, --json and one out=FOLDER; given: {' '.join(arguments)}")
-    overrides = [a for a in arguments if a not in flags and not a.startswith("out=")]
-    launcher.register()
-    with _refusing(overrides):
-        choices = list(launcher.each(located(overrides)))
+    choices = _choices([a for a in arguments if a not in flags and not a.startswith("out=")])
     return theory.main(choices, as_json="--json" in flags, out=outs[0] if outs else None)
 
 
+def _export(arguments: list[str]) -> int:
+    from pipelines import export
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(export.HELP, end="")
+        return 0
+    asked = export.parse(arguments)
+    return export.main(asked, _choices(list(asked.overrides)) if asked.overrides else [])
+
+
+def _choices(overrides: list[str]) -> list[Workbench]:
+    """What overrides ask for, every combination of their comma lists; nothing is run."""
+    from pipelines import launcher
+
+    launcher.register()
+    with _refusing(overrides):
+        return list(launcher.each(located(overrides)))
+
+
+def _doctor(arguments: list[str]) -> int:
+    from pipelines import doctor
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(doctor.HELP, end="")
+        return 0
+    if "--rules" in arguments:
+        doctor.list_rules()
+        return 0
+    asked, overrides = doctor.asked_of(arguments)
+    choices = _choices([*overrides, "length=2"])  # a length is a grid's, and has no default
+    if len(choices) != 1:
+        return _refuse("ropewalk doctor examines one model; give one value each, without commas")
+    return doctor.main(choices[0], asked)
+
+
 def _tune(arguments: list[str]) -> int:
-    from pipelines import launcher, tune
+    from pipelines import tune
 
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         print(tune.HELP, end="")
@@ -144,10 +182,7 @@ def _tune(arguments: list[str]) -> int:
     if flags := [a for a in arguments if a.startswith("-")]:
         return _refuse(f"ropewalk tune takes overrides, ranges and tune.SETTING=VALUE; given: {' '.join(flags)}")
     asked = tune.Asked.of(arguments)
-    launcher.register()
-    with _refusing(list(asked.overrides)):
-        choices = list(launcher.each(located(list(asked.overrides))))
-    return tune.main(choices, asked, shlex.join(["ropewalk", "tune", *arguments]))
+    return tune.main(_choices(list(asked.overrides)), asked, shlex.join(["ropewalk", "tune", *arguments]))
 
 
 def _ui(arguments: list[str]) -> int:
@@ -169,7 +204,8 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "ui": _ui, "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "doctor": _doctor, "export": _export, "ui": _ui,
+    "sync": _sync, "train": _train,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def lines(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
         axes.minorticks_off()
     else:
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    values = [y for curve in curves.values() for _, y, _ in curve]
+    values = [y for curve in curves.values() for _, y, _ in curve if not math.isnan(y)]  # nan: a gap in the line
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
     if lengths[0] <= told.trained <= lengths[-1]:

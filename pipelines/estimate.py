@@ -95,13 +95,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """What a cell takes. documents, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
+    """What a cell takes. forwards, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
 
     A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
     more than once.
     """
 
-    documents: int | None
+    forwards: int | None
     tokens: int | None
     at_once: int
 
@@ -166,9 +166,9 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
 
 def _work(cell: Cell) -> Work:
     tokenizer = models.plain_tokenizer(cell.model)
-    documents = tasks.count(cell.task, tokenizer, length=cell.length, limit=cell.limit)
-    rows = max(1, min(documents or 1, BATCH_TOKENS // cell.length))
-    return Work(documents, None if documents is None else documents * cell.length, rows * cell.length)
+    forwards = tasks.forwards(cell.task, tokenizer, length=cell.length, limit=cell.limit)
+    rows = max(1, min(forwards or 1, BATCH_TOKENS // cell.length))
+    return Work(forwards, None if forwards is None else forwards * cell.length, rows * cell.length)
 
 
 def loads(cells: Sequence[Cell], work: Mapping[str, Work], store: Store) -> list[Load]:
@@ -186,7 +186,7 @@ def _load(cells: Sequence[Cell], work: Mapping[str, Work], measured: Sequence[tu
     shape = Shape.of(config)
     times = [_seconds(cell, work[cell.id], shape, measured) for cell in cells]
     room, longest = capacity(first.device), max(cells, key=lambda cell: (cell.length, work[cell.id].at_once))
-    passes, tokens = ([getattr(work[cell.id], name) for cell in cells] for name in ("documents", "tokens"))
+    passes, tokens = ([getattr(work[cell.id], name) for cell in cells] for name in ("forwards", "tokens"))
     return Load(
         model=first.model.name,
         dtype=first.dtype,
@@ -247,7 +247,7 @@ def _seconds(
     cell: Cell, work: Work, shape: Shape | None, measured: Sequence[tuple[Any, Any]]
 ) -> tuple[float | None, str]:
     if work.tokens is None:
-        return None, f"task {cell.task.name} without a limit: how many documents it has is not known before it runs"
+        return None, f"task {cell.task.name} without a limit: how many forwards it takes is not known before it runs"
     speed = _measured(cell, measured)
     if speed is not None:
         return work.tokens * speed.at(cell.length), speed.basis

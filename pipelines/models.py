@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import header
 from pipelines.cells import Model, Refusal, digest_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,17 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
     return model, _json(converted / "config.json") if converted.is_dir() else gguf_config(source.gguf)
 
 
+def side_file(model: Model, name: str) -> dict[str, Any]:
+    """Another JSON file of a model's folder or repository, such as tokenizer_config.json; {} where there is none."""
+    source = locate(model)
+    if source.hub is not None:
+        try:
+            return _json(_hub_file(source.hub, name, model.revision)[0])
+        except Refusal:
+            return {}
+    return _json(source.folder / name) if source.folder is not None and (source.folder / name).is_file() else {}
+
+
 def materialise(model: Model) -> str:
     """What from_pretrained takes: a folder, or a hub id. A GGUF file is converted once, into the user's cache.
 
@@ -106,16 +118,17 @@ def materialise(model: Model) -> str:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config."""
-    from gguf import GGUFReader
+    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config.
 
-    file = GGUFReader(path)
-    fields = file.fields
+    Without a scaling: transformers reads none from the file, so it is no part of the model that is measured.
 
-    def value(key: str) -> Any:
-        return fields[key].contents() if key in fields else None
-
-    architecture = value("general.architecture")
+    Raises:
+        Refusal: the file is not GGUF.
+    """
+    try:
+        found = header.read(path)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
     named = {
         "hidden_size": "embedding_length",
         "num_hidden_layers": "block_count",
@@ -127,11 +140,10 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "rope_theta": "rope.freq_base",
         "rotary_dim": "rope.dimension_count",
     }
-    config = {name: value(f"{architecture}.{key}") for name, key in named.items()}
-    config["model_type"] = architecture
-    tokens = fields.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = len(tokens.data) if tokens else value(f"{architecture}.vocab_size")
-    config["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in file.tensors)
+    config = {name: found.value(key) for name, key in named.items()}
+    config["model_type"] = found.architecture
+    config["vocab_size"] = found.count("tokenizer.ggml.tokens") or found.value("vocab_size")
+    config["tie_word_embeddings"] = "output.weight" not in found.tensors
     return {name: entry for name, entry in config.items() if entry is not None}
 
 

@@ -45,7 +45,7 @@ class Forecast:
 
     @property
     def passes(self) -> int | None:
-        """Forwards: one a document of every cell to run."""
+        """Forwards of every cell to run: one a document, or a window of it."""
         return estimate.total(load.passes for load in self.loads)
 
     @property

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ SCORER_VERSION = 1
 
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""
+
+WINDOWS_AT_ONCE = 64
+"""Windows of one document that are cut out at a time."""
 
 Scored = tuple["LogLikelihood", bool]
 Request = tuple[Any, list[int], list[int]]
@@ -81,6 +85,24 @@ class Tokens(str):
 
     def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
         return str(self), self.ids
+
+
+class Spans(Tokens):
+    """A document that is scored in several forwards: of each span (start, stop, scored) the last `scored` tokens of
+    ids[start:stop], given those before them and `prefix`, which is put in front of every span."""
+
+    spans: tuple[tuple[int, int, int], ...]
+    prefix: tuple[int, ...]
+
+    def __new__(
+        cls, text: str, ids: Iterable[int], spans: Iterable[tuple[int, int, int]] = (), prefix: Iterable[int] = ()
+    ) -> Spans:
+        made = str.__new__(cls, text)
+        made.ids, made.spans, made.prefix = tuple(ids), tuple(spans), tuple(prefix)
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return str(self), self.ids, self.spans, self.prefix
 
 
 @contextlib.contextmanager
@@ -226,9 +248,9 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """LogLikelihood of each text.
 
-        Tokens: ids[1:] given ids[:-1], in one forward. Any other text, as lm-eval defines it: all its tokens, in
-        disjoint windows of max_length of which each begins with the last token of the one before (the first: with
-        prefix_token_id).
+        Tokens: ids[1:] given ids[:-1], in one forward. Spans: what they say is scored, span by span. Any other text,
+        as lm-eval defines it: all its tokens, in disjoint windows of max_length of which each begins with the last
+        token of the one before (the first: with prefix_token_id).
 
         Raises:
             TooLong: Tokens but the last exceed max_length.
@@ -236,7 +258,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         asked: list[Request] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
-            windows = self._windows(request.args[0])
+            windows = list(self._windows(request.args[0]))
             asked += windows
             owners += [owner] * len(windows)
         parts: list[list[LogLikelihood]] = [[] for _ in requests]
@@ -244,7 +266,18 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             parts[owner].append(scored)
         return [_joined(part) for part in parts]
 
-    def _windows(self, text: str) -> list[Request]:
+    def _rolled(self, text: str) -> LogLikelihood:
+        """One document, as many windows at a time as are worth a batch: a long one has thousands."""
+        parts: list[LogLikelihood] = []
+        windows = iter(self._windows(text))
+        while group := list(islice(windows, WINDOWS_AT_ONCE)):
+            parts += [scored for scored, _ in self._loglikelihood_tokens(group, disable_tqdm=True)]
+        return _joined(parts)
+
+    def _windows(self, text: str) -> Iterable[Request]:
+        if isinstance(text, Spans):
+            rows = (([*text.prefix, *text.ids[start:stop]], scored) for start, stop, scored in text.spans)
+            return ((None, row[:-scored], row[-scored:]) for row, scored in rows)
         if isinstance(text, Tokens):
             if len(text.ids) < 2:
                 raise Refusal(f"a document of {len(text.ids)} tokens: scoring takes at least 2, one of them as context")

@@ -174,6 +174,27 @@ def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[No
     return (float(found.low), float(found.high)) if math.isfinite(found.low) else (None, None)
 
 
+def trimmed(differences: NDArray[np.float64], share: float = 0.1) -> tuple[float, float, float]:
+    """Mean of paired differences without their largest and smallest, and its 95 % interval (Yuen 1974, doi
+    10.1093/biomet/61.1.165): for differences with long tails, as of text that now and then repeats itself.
+
+    Args:
+        differences: (units,) at least 3.
+        share: left out at either end.
+
+    Returns:
+        mean, low, high.
+    """
+    from scipy import stats
+
+    count, cut = len(differences), int(share * len(differences))
+    values = np.sort(differences)
+    mean = float(values[cut : count - cut].mean())
+    spread = np.clip(values, values[cut], values[count - cut - 1]).std(ddof=1) / (1 - 2 * cut / count)
+    margin = float(stats.t.ppf(0.975, count - 2 * cut - 1) * spread / math.sqrt(count))
+    return mean, mean - margin, mean + margin
+
+
 def chance(differences: NDArray[np.float64]) -> float:
     """Two-sided p that paired differences are symmetric about 0.
 

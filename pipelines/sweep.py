@@ -127,7 +127,7 @@ def cell_of(choice: Workbench) -> Cell:
     task_options = dict(choice.task)
     name = str(task_options.pop("name"))
     task = Task(name, frozen(tasks.told(name, task_options)))
-    device = _device(choice.cluster.device)
+    device = device_of(choice.cluster.device)
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -138,7 +138,7 @@ def cell_of(choice: Workbench) -> Cell:
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
         limit=choice.limit,
         seed=choice.seed,
-        dtype=_dtype(choice.dtype, device),
+        dtype=dtype_of(choice.dtype, device),
         device=device,
         versions=frozen(tasks.versions(task)),
     )
@@ -173,7 +173,7 @@ def planned_of(choice: Workbench) -> Planned:
         # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
         # numbers they must have, the model says.
         _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, config, geometries = geometry_for(_model(choice.model))
+    model, config, geometries = geometry_for(model_of(choice.model))
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
     return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
@@ -203,7 +203,8 @@ def patched_config(cell: Cell) -> dict[str, Any]:
     return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
 
 
-def _model(chosen: ModelChoice) -> Model:
+def model_of(chosen: ModelChoice) -> Model:
+    """The model that conf/model names, not looked for yet."""
     return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
 
 
@@ -249,7 +250,8 @@ def full_options(cell: Cell) -> dict[str, Any]:
     return {**strategies.options_of(cell.strategy), **dict(cell.options)}
 
 
-def _device(asked: Device) -> str:
+def device_of(asked: Device) -> str:
+    """The device class that a choice comes to here. Refusal: a GPU is asked for and none is visible."""
     if asked is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
         raise Refusal(
             "cluster.device=cuda: no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
@@ -268,7 +270,8 @@ def visible_gpus() -> int:
     return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
 
 
-def _dtype(asked: Dtype, device: str) -> str:
+def dtype_of(asked: Dtype, device: str) -> str:
+    """The dtype that a choice comes to on a device class."""
     if asked is not Dtype.auto:
         return str(asked.value)
     return "bfloat16" if device == "cuda" else "float32"

@@ -11,13 +11,14 @@ A source is a string:
 
 A stream is cut into consecutive windows; of a document only the beginning is used. Any source has two parts that share
 no text, whatever the length: of a stream the first half of its tokens and the second, of a collection every other
-document.
+document. A FIELD of a data set may also hold token ids, which are taken as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +65,38 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Which documents of a source are taken, and how much of each.
+
+    least: tokens that a document must have. most: tokens it is cut to; None: not at all.
+    stride: tokens from where one document of a stream begins to where the next does; None: a stream is one document.
+    count: how many; None: all there are. part: one of PARTS, None for all of the source. skip: so many are left out
+        before the first.
+    drawn: the seed with which `count` of all such documents are drawn in place of the first, each as likely as any
+        other (reservoir sampling); they come in the order of the source all the same.
+    """
+
+    least: int
+    most: int | None
+    stride: int | None
+    count: int | None = None
+    part: str | None = None
+    skip: int = 0
+    drawn: str | None = None
+
+
+class Tokenized(str):
+    """A document whose token ids its data set brings along, made by a tokenizer that the model must have too."""
+
+    ids: list[int]
+
+    def __new__(cls, ids: list[int]) -> Tokenized:
+        made = super().__new__(cls, " ".join(map(str, ids)))
+        made.ids = ids
+        return made
+
+
+@dataclass(frozen=True)
 class DataSet:
     """A hub: source taken apart. path: OWNER/NAME, or a local folder."""
 
@@ -91,31 +124,52 @@ def windows(
     Raises:
         Refusal: the source is not there, or holds no window of this length.
     """
-    if length < 1:
-        raise Refusal(f"windows of {length} tokens: give at least 1")
-    if part is not None and part not in PARTS:
-        raise Refusal(f"part={part}: give {' or '.join(PARTS)}, or null for all of the text")
+    return pieces(source, encode, Cut(length, length, length, count, part=part, skip=skip))
+
+
+def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Window]:
+    """The documents of a source, cut. There may be fewer than cut.count, never none.
+
+    Raises:
+        Refusal: the source is not there, or holds no document of cut.least tokens after those skipped.
+    """
+    if cut.least < 1:
+        raise Refusal(f"windows of {cut.least} tokens: give at least 1")
+    if cut.part is not None and cut.part not in PARTS:
+        raise Refusal(f"part={cut.part}: give {' or '.join(PARTS)}, or null for all of the text")
     found: list[Window] = []
-    wanted = None if count is None else skip + count
-    longest = number = 0
-    for number, ids, begin, end in _in_part(source, encode, part):
+    dice = random.Random(cut.drawn) if cut.drawn is not None and cut.count is not None else None
+    step = cut.stride if is_stream(source) else None
+    longest = number = seen = 0
+    for number, ids, begin, end in _in_part(source, encode, cut.part):
         longest = max(longest, end - begin)
-        starts: Iterable[int] = range(begin, end - length + 1, length)
-        for start in starts if is_stream(source) else islice(starts, 1):
-            found.append(Window(number, start, tuple(ids[start : start + length])))
-            if len(found) == wanted:
-                return found[skip:]
-    if len(found) <= skip:
-        holds = "holds" if is_stream(source) else f"has {number + 1:,} documents, the longest of"
-        of = f", part {part}," if part else ""
-        needed = f"and skip={skip} leaves none of the {len(found)} of {length:,}" if found else (
-            f"and {length:,} are needed for one document"
-        )  # fmt: skip
-        raise Refusal(
-            f"text {source}{of} {holds} {longest:,} tokens {needed}: "
-            "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
-        )
-    return found[skip:]
+        size = min(cut.most or len(ids), step or len(ids))
+        for start in range(begin, end - cut.least + 1, step or max(1, len(ids))):
+            seen += 1
+            if seen <= cut.skip:
+                continue
+            piece = Window(number, start, tuple(ids[start : min(start + size, end)]))
+            if dice is None or cut.count is None or len(found) < cut.count:
+                found.append(piece)
+            elif (place := dice.randrange(seen - cut.skip)) < cut.count:  # no more than `count` are held
+                found[place] = piece
+            if dice is None and len(found) == cut.count:
+                return found
+    if not found:
+        raise Refusal(_lacking(source, cut, longest, number + 1, seen))
+    return sorted(found, key=lambda window: (window.document, window.start))
+
+
+def _lacking(source: str, cut: Cut, longest: int, documents: int, seen: int) -> str:
+    holds = "holds" if is_stream(source) else f"has {documents:,} documents, the longest of"
+    of = f", part {cut.part}," if cut.part else ""
+    needed = f"and {cut.least:,} are needed for one document"
+    if seen:
+        needed = f"and skip={cut.skip} leaves none of the {seen} of {cut.least:,}"
+    return (
+        f"text {source}{of} {holds} {longest:,} tokens {needed}: "
+        "choose a shorter length, or text=FILE, FOLDER or hub:OWNER/NAME with longer text"
+    )
 
 
 def _in_part(
@@ -125,7 +179,7 @@ def _in_part(
     for number, document in enumerate(documents(source)):
         if part is not None and not is_stream(source) and number % 2 != PARTS.index(part):
             continue
-        ids = encode(document)
+        ids = document.ids if isinstance(document, Tokenized) else encode(document)
         begin, end = 0, len(ids)
         if part is not None and is_stream(source):
             begin, end = ((0, end // 2), (end // 2, end))[PARTS.index(part)]
@@ -261,6 +315,8 @@ def _rows(data: DataSet) -> Iterator[str]:
 
 def _field(data: DataSet, row: dict[str, Any]) -> str:
     value = row.get(data.field)
+    if isinstance(value, list) and value and all(isinstance(token, int) for token in value):
+        return Tokenized(value)
     if not isinstance(value, str):
         texts = ", ".join(name for name, entry in row.items() if isinstance(entry, str)) or "none"
         raise Refusal(f"data set {data.path} has no text in field {data.field}; its fields of text: {texts}")

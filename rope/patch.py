@@ -222,6 +222,45 @@ def _try(model: Any) -> None:
     model(input_ids=ids, use_cache=False)
 
 
+@dataclass(frozen=True)
+class Holding:
+    """What one rotary module holds for one layer type, whatever it may be: also what no Plan could be.
+
+    inv_freq: as float64, one a rotated pair. dtype: that it is held in, such as float32. rows: of a table of cosines
+    computed ahead, None where there is none. rope_type: by which the module changes while it runs.
+    """
+
+    module: str
+    layer_type: str
+    inv_freq: tuple[float, ...]
+    dtype: str
+    attention_factor: float
+    rope_type: str
+    rows: int | None = None
+
+
+def holdings(model: nn.Module) -> list[Holding]:
+    """What every rotary module of the language model holds, module by module.
+
+    Raises:
+        ValueError: no rotary module.
+    """
+    return [_holding(seat) for seat in _seats(model)]
+
+
+def _holding(seat: _Seat) -> Holding:
+    kind, cosines = getattr(seat.module, "rope_type", "default"), getattr(seat.module, "cos_cached", None)
+    return Holding(
+        module=type(seat.module).__name__,
+        layer_type=seat.layer_type,
+        inv_freq=tuple(seat.inv_freq.detach().to("cpu", torch.float64).tolist()),
+        dtype=str(seat.inv_freq.dtype).removeprefix("torch."),
+        attention_factor=float(getattr(seat.module, seat.attention, 1.0)),
+        rope_type=str(kind.get(seat.layer_type, "default") if isinstance(kind, dict) else kind),
+        rows=None if cosines is None else int(cosines.shape[-2]),
+    )
+
+
 def read(model: nn.Module) -> Plans:
     """The plans that the rotary modules of a model hold now, by layer type, as the float32 numbers they are.
 

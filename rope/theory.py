@@ -16,7 +16,10 @@ SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Bits of a floating-point format's significand, the hidden one included."""
 
 BLOCK = 2048
-"""Distances, and candidate bases, that are summed at a time."""
+"""Distances that are summed at a time."""
+
+NEARBY = 8
+"""Distances before and behind one at which a base failed, where the next base is tried first."""
 
 
 def wavelengths(plan: Plan) -> Array:
@@ -119,7 +122,11 @@ def long_range_sum(plan: Plan, distances: Array) -> Array:
     Source:
         Men et al. 2024, Base of RoPE bounds context length, https://arxiv.org/abs/2405.14591
     """
-    return np.asarray(np.cos(np.outer(distances, plan.inv_freq)).sum(axis=1))
+    return _sums(np.array(plan.inv_freq), distances)
+
+
+def _sums(speeds: Array, distances: Array) -> Array:
+    return np.asarray(np.cos(np.outer(distances, speeds)).sum(axis=1))
 
 
 def first_negative(plan: Plan, limit: int) -> int | None:
@@ -128,9 +135,13 @@ def first_negative(plan: Plan, limit: int) -> int | None:
     Source:
         Men et al. 2024, https://arxiv.org/abs/2405.14591
     """
-    for start in range(0, limit, BLOCK):
-        distances = np.arange(start, min(start + BLOCK, limit), dtype=np.float64)
-        negative = np.flatnonzero(long_range_sum(plan, distances) < 0)
+    return _first_negative(np.array(plan.inv_freq), range(limit))
+
+
+def _first_negative(speeds: Array, among: range) -> int | None:
+    for start in range(among.start, among.stop, BLOCK):
+        distances = np.arange(start, min(start + BLOCK, among.stop), dtype=np.float64)
+        negative = np.flatnonzero(_sums(speeds, distances) < 0)
         if negative.size:
             return start + int(negative[0])
     return None
@@ -153,20 +164,15 @@ def first_base(candidates: Iterable[float], length: int, head_dim: int = 128) ->
         Men et al. 2024, https://arxiv.org/abs/2405.14591
     """
     check_integer("length", length, least=2)
-    bases = np.fromiter(candidates, dtype=np.float64)
     exponents = -np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    failed: list[int] = []  # where others failed: neighbours mostly fail there too, which is cheap to ask
-    for start in range(0, len(bases), BLOCK):
-        speeds = bases[start : start + BLOCK, None] ** exponents
-        left = np.arange(len(speeds))
-        for distance in failed[-8:]:
-            left = left[np.cos(distance * speeds[left]).sum(axis=1) >= 0]
-        while left.size:
-            found = first_negative(Plan(tuple(speeds[left[0]].tolist())), length)
-            if found is None:
-                return float(bases[start + left[0]])
-            failed.append(found)
-            left = left[1:][np.cos(found * speeds[left[1:]]).sum(axis=1) >= 0]
+    failed: int | None = None
+    for base in candidates:
+        speeds = base**exponents
+        # Where one base fails, the next fails mostly close by, which is cheap to ask before all distances are.
+        around = range(max(0, failed - NEARBY), min(failed + NEARBY, length)) if failed else range(0)
+        failed = _first_negative(speeds, around) or _first_negative(speeds, range(length))
+        if failed is None:
+            return float(base)
     return None
 
 

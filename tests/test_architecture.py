@@ -19,12 +19,14 @@ ORDER = [
     "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
     "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
-    "pipelines.models", "pipelines.text",
+    "pipelines.header", "pipelines.models", "pipelines.copies", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
+    "pipelines.export",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
     "pipelines.space", "pipelines.search", "pipelines.bench", "pipelines.verdict", "pipelines.study",
     "pipelines.tune",
+    "pipelines.doctor",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip
@@ -39,6 +41,7 @@ OWNERS = {
     "omegaconf": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
+        "pipelines.doctor",
         "rope.attention",
         "rope.patch",
         "pipelines.models",
@@ -52,7 +55,7 @@ OWNERS = {
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},
     "optuna": {"pipelines.search"},
-    "gguf": {"pipelines.models"},
+    "gguf": {"pipelines.copies"},  # transformers imports it too; headers we read ourselves
     "huggingface_hub": {"pipelines.models"},
 }
 

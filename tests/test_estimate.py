@@ -118,7 +118,7 @@ def test_documents_are_counted_as_they_are_built(task, length, limit):
     options = {**tasks._RECIPES[task.name].OPTIONS, **dict(task.options)}
     built = tasks._RECIPES[task.name].build(options, Encoder.of(tokenizer), length=length, limit=limit, seed=0)
     plain = models.plain_tokenizer(described)
-    assert tasks.count(task, plain, length=length, limit=limit) == len(built)
+    assert tasks.forwards(task, plain, length=length, limit=limit) == len(built)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_none(tmp_path):
@@ -129,12 +129,12 @@ def test_a_tokenizer_that_cannot_be_read_is_none(tmp_path):
 
 
 def test_what_cannot_be_counted_is_not():
-    assert tasks.count(Task("gsm8k"), None, length=64, limit=None) is None
-    assert tasks.count(Task("gsm8k"), None, length=64, limit=5) == 5
-    assert tasks.count(PERPLEXITY, None, length=64, limit=None) is None
-    assert tasks.count(Task("passkey"), None, length=64, limit=None) == 8
+    assert tasks.forwards(Task("gsm8k"), None, length=64, limit=None) is None
+    assert tasks.forwards(Task("gsm8k"), None, length=64, limit=5) == 5
+    assert tasks.forwards(PERPLEXITY, None, length=64, limit=None) is None
+    assert tasks.forwards(Task("passkey"), None, length=64, limit=None) == 8
     with pytest.raises(Refusal, match="gsm8kk"):
-        tasks.count(Task("gsm8kk"), None, length=64, limit=None)
+        tasks.forwards(Task("gsm8kk"), None, length=64, limit=None)
 
 
 def test_a_survey_says_which_cells_the_text_refuses_and_counts_the_others():

@@ -202,6 +202,24 @@ def test_the_two_ramps_of_yarn_differ_as_known():
     np.testing.assert_allclose(by_rotations[[28, 36, 40]], [2.36, 4.99, 6.45], atol=0.005)
 
 
+# 1.305 was recorded as 1.31
+@pytest.mark.parametrize("factor, most", [(8, 1.305), (16, 2.04)])
+def test_the_two_ramps_of_yarn_are_at_most_so_far_apart(factor, most):
+    by_index, by_rotations = (
+        np.array(plan("yarn", LLAMA_2, 4096 * factor, ramp=r).inv_freq) for r in ("index", "rotations")
+    )
+    assert np.abs(by_index / by_rotations - 1).max() == pytest.approx(most, abs=0.002)
+
+
+@pytest.mark.parametrize("truncate, low, high", [(True, 20, 46), (False, 20.944, 45.027)])
+def test_the_ramp_of_yarn_on_llama_2_has_the_known_ends(truncate, low, high):
+    divisors = LLAMA_2.inv_freq(2) / np.array(plan("yarn", LLAMA_2, 32_768, truncate=truncate).inv_freq)
+    kept = (1 / divisors - 1 / 8) / (1 - 1 / 8)  # falls in a line from 1 at the low end to 0 at the high one
+    slope = kept[31] - kept[30]
+    assert 30 + (1 - kept[30]) / slope == pytest.approx(low, abs=0.001)
+    assert 30 - kept[30] / slope == pytest.approx(high, abs=0.001)
+
+
 @pytest.mark.parametrize(
     "head_dim, bases",
     [

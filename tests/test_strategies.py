@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rope.geometry import Geometry, Plan, inverse_frequencies
-from rope.strategies import ALIASES, PROMISES, STRATEGIES, Promise, options_of, plan, plans
+from rope.strategies import ALIASES, EVERY, PROMISES, STRATEGIES, Promise, options_of, plan, plans
 
 SMALL = Geometry(head_dim=64, base=10_000.0, trained_length=4096)
 STRETCHED = 16_384
@@ -298,6 +298,33 @@ def test_a_strategy_refuses_in_sentences(name, options, says):
         with pytest.raises(ValueError, match=r".") as refusal:
             plan(name, SMALL, length, **options)
         assert says in str(refusal.value)
+
+
+CHOICES = {"rule", "ramp", "over", "options", "layers"} | {("longrope", "mscale")}
+FLAGS = {"truncate", "logn", "clip"}
+LISTS = {"short_factor", "long_factor", "factors"}
+NUMBER, FLAG = (math.nan, math.inf, -1.0, "8", True, [2.0]), ("yes", 1)
+LIST = ("abc", [2.0], [math.nan] * 32, [-1.0] * 32)
+BAD = [
+    (name, option, value)
+    for name in EVERY
+    for option in options_of(name)
+    for value in (
+        LIST if option in LISTS else FLAG if option in FLAGS else ("zzz", 7) if {option, (name, option)} & CHOICES
+        else NUMBER
+    )
+]  # fmt: skip
+"""Every option of every strategy with values out of its range, or of another kind than it takes."""
+
+
+@pytest.mark.parametrize("name, option, value", BAD, ids=str)
+def test_every_option_out_of_its_range_is_refused_with_what_is_allowed(name, option, value):
+    needed = NEEDED.get(name, {})
+    if option == "factor" and name in ("resonance", "logn"):
+        needed = {"over": "linear"}  # `none`, over which they may go, has no factor to refuse
+    with pytest.raises(ValueError, match=r"give|strategies: ") as refusal:
+        plans(name, {"all": SMALL}, STRETCHED, **needed | {option: value})
+    assert option in str(refusal.value) or option in ("over", "options")
 
 
 @pytest.mark.parametrize("length", [1, 0, -4, 4096.0, "4096", True, None])

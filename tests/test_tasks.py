@@ -97,7 +97,7 @@ def test_a_part_and_what_is_skipped_arrive_in_the_documents(lm, encode):
     assert [d["nll"] for d in later.documents] == [d["nll"] for d in whole.documents[3:]]
     assert other.digest == scores(lm, a_task("perplexity"), 64, limit=5).digest  # a stream's first half begins with it
     assert len({whole.digest, later.digest, other.digest}) == 3
-    counted = tasks.count(a_task("perplexity", part="tune"), lm.tokenizer, length=64, limit=None)
+    counted = tasks.forwards(a_task("perplexity", part="tune"), lm.tokenizer, length=64, limit=None)
     assert counted == len(encode(next(text.documents("pydoc")))) // 2 // 64
 
 
@@ -123,7 +123,7 @@ def test_buckets_cover_every_scored_token_once():
 
 
 def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
-    row = {"options": {"last": 256}}
+    row = {"options": perplexity.OPTIONS}
     hopeless = LogLikelihood(-8000.0, np.full(10, -800.0, np.float32))
     assert perplexity.measure(row, [hopeless]) == {"nll": 800.0}
     built = perplexity.Document((1,) * 11, 10, (("bytes", 10),))

@@ -203,3 +203,12 @@ def test_reading_local_text_loads_nothing_heavy_and_digests_alike_in_every_proce
     told, heavy = ran.stdout.splitlines()
     assert told == text.digest("pydoc")
     assert set(json.loads(heavy.replace("'", '"'))) <= {"numpy"}
+
+
+def test_a_stream_cut_by_stride_gives_pieces_that_do_not_overlap(tmp_path):
+    path = tmp_path / "stream.txt"
+    path.write_text("".join(chr(65 + n % 26) for n in range(100)))
+    found = text.pieces(str(path), letters, text.Cut(10, 4, 10))
+    assert [(w.start, len(w.ids)) for w in found] == [(start, 4) for start in range(0, 100, 10)]
+    assert [len(w.ids) for w in text.pieces(str(path), letters, text.Cut(30, None, 40))] == [40, 40]
+    assert [len(w.ids) for w in text.pieces(str(path), letters, text.Cut(30, None, None))] == [100]

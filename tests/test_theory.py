@@ -75,7 +75,11 @@ def test_small_bases_turn_every_dimension_by_a_quarter_a_half_and_a_whole():
 
 @pytest.mark.parametrize(
     "base, first",
-    {1e4: 1707, 2e4: 2666, 2.6e4: 2353, 2.7e4: 4079, 8.4e4: 8592, 2.1e5: 12_514, 5e5: 18_438, 1e6: 27_115}.items(),
+    [
+        *{1e4: 1707, 2e4: 2666, 2.6e4: 2353, 2.7e4: 4079, 8.4e4: 8592, 2.1e5: 12_514, 5e5: 18_438}.items(),
+        (1e6, 27_115),
+        (1e7, 144_660),
+    ],
 )
 def test_the_long_range_sum_first_turns_negative_where_known(base, first):
     assert theory.first_negative(plain(base), 200_000) == first
@@ -184,3 +188,16 @@ def test_positions_are_told_apart_as_counting_finds(dtype, exact):
         assert theory.distinct_positions(length, dtype) == counted, length
     assert theory.distinct_positions(4096, "bfloat16") == 769
     assert theory.distinct_positions(131_072, "float32") == 131_072
+
+
+def test_precision_is_lost_as_known():
+    # position ids in bfloat16, and what an angle of the fastest pair is off by in float32
+    for length, most in ((4096, 8), (32_768, 64), (131_072, 256)):
+        ids = torch.arange(length)
+        assert (ids.to(torch.bfloat16).double() - ids).abs().max().item() == most
+    for position, off in ((2048, 1.2e-4), (4096, 2.4e-4), (32_768, 1.9e-3), (131_072, 7.8e-3)):
+        assert theory.angle_error(Plan((1.0,)), position, "float32")[0] >= off * 0.98
+    # inverse frequencies in bfloat16, of Llama 2: the worst is off by 479 positions at 131072
+    inv_freq = torch.tensor(LLAMA_2.native(2).inv_freq, dtype=torch.float64)
+    worst = (inv_freq.to(torch.bfloat16).double() / inv_freq - 1).abs().max().item()
+    assert 0.0036 < worst < 0.0037 and worst * 131_072 == pytest.approx(479, abs=1)

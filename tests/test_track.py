@@ -127,6 +127,15 @@ def test_a_curve_is_a_line_of_score_against_length_that_later_sweeps_lengthen(st
     assert sorted(lines, key=str) == [("16.0", [(512, 5.0)]), ("None", [(256, 7.0), (512, 9.0), (1024, 30.0)])]
 
 
+def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
+    cell = replace(a_cell("linear", 512), limit=3)
+    row = cell, Result(cell.id, "ok", {"ppl": 9.0}, cost={"seconds": 1.0})
+    for _ in range(2):  # the second finds the curve as it would draw it
+        recorded(store, row)
+        [curve], sweeps = the_runs(client, "curve"), the_runs(client, "sweep")
+        assert curve.info.start_time >= max(run.info.start_time for run in sweeps)
+
+
 def test_a_cell_tells_what_asks_for_it_alone(store, client):
     cells = tuple(replace(a_cell("none", length), limit=1) for length in (256, 512))
     sweep = Sweep("an-experiment", cells, "ropewalk grid length=256,512", ("grid a", "grid b"))

@@ -18,14 +18,10 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "count", "prepare", "score", "told", "versions"]
+__all__ = ["VERSIONS", "Scores", "forwards", "prepare", "score", "told", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
-
-LATER: Mapping[str, Mapping[str, Any]] = {"perplexity": {"part": None, "skip": 0}}
-"""Options that came when numbers had been made without them, at the value that changes nothing: a cell leaves them out
-there, so that its id is what it was."""
 
 _SCORER = 1
 """scorer.SCORER_VERSION, which takes an import of torch to read; a test holds the two together."""
@@ -40,8 +36,8 @@ def versions(task: Task) -> dict[str, Any]:
 
 
 def told(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's options as a cell has them: without those of LATER that change nothing."""
-    later = LATER.get(name, {})
+    """A task's options as a cell has them: without those that came later and change nothing."""
+    later = _RECIPES[name].LATER if name in _RECIPES else {}
     return {key: value for key, value in options.items() if key not in later or value != later[key]}
 
 
@@ -58,8 +54,8 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
         named.check(task.name, Encoder.of(tokenizer), length)
 
 
-def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
-    """Documents of a task at this length, without a model; None where that is not known before it runs.
+def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
+    """Forwards that a task takes at this length, without a model; None where that is not known before it runs.
 
     tokenizer: None where none can be had yet; text is then not looked at, as data sets of the hub never are here, and
     the limit is taken for the count.
@@ -72,7 +68,7 @@ def count(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) 
     if task.name in _RECIPES:
         if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
             _RECIPES[task.name].check(options, encode, length)
-        return _RECIPES[task.name].count(options, encode, length=length, limit=limit)
+        return _RECIPES[task.name].forwards(options, encode, length=length, limit=limit)
     if encode is None:
         named.find(task.name)
     else:

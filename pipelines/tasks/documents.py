@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -14,18 +14,30 @@ import numpy as np
 from pipelines.cells import Options, Refusal
 
 
+class Span(NamedTuple):
+    """One forward of a document that is scored window by window: ids[start:stop], of which the last `scored` count."""
+
+    start: int
+    stop: int
+    scored: int
+
+
 @dataclass(frozen=True)
 class Document:
     """One document of a task.
 
     ids: all its tokens, BOS included where there is one.
-    scored: how many of the last are scored; 0 where an answer is generated after them.
+    scored: how many of the last are scored; 0 where an answer is generated after them. Of spans: in all of them.
     facts: what its result tells beside its scores, such as the depth of a key.
+    spans: the windows in which it is scored; none: it is one forward.
+    prefix: tokens before every window, which are not among ids.
     """
 
     ids: tuple[int, ...] = field(repr=False)
     scored: int
     facts: Options = ()
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+    prefix: tuple[int, ...] = ()
 
     def fact(self, name: str) -> Any:
         return dict(self.facts)[name]
@@ -54,13 +66,17 @@ class Recipe(Protocol):
     OPTIONS: Mapping[str, Any]
     """Every option with its default."""
 
+    LATER: Mapping[str, Any]
+    """Those that came when numbers had been made without them, at the value that changes nothing: a cell leaves them
+    out there, so that its id is what it was."""
+
     def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         """Refuse, cheaply, what `build` would refuse."""
 
-    def count(
+    def forwards(
         self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
     ) -> int | None:
-        """How many documents `build` makes; None where that takes an encoder, or a data set, that is not at hand."""
+        """How many forwards the documents take; None where that takes an encoder, or a data set, not at hand."""
 
     def build(
         self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
@@ -130,6 +146,8 @@ def digest(documents: Iterable[Document]) -> str:
     hashed = hashlib.sha256()
     for document in documents:
         hashed.update(np.array([len(document.ids), document.scored, *document.ids], dtype="<i8").tobytes())
+        if document.spans:
+            hashed.update(np.array([*document.prefix, *sum(document.spans, ())], dtype="<i8").tobytes())
     return hashed.hexdigest()[:16]
 
 

@@ -23,7 +23,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from pipelines.cells import Refusal
-from pipelines.scorer import LongLM, Tokens, quiet
+from pipelines.scorer import LongLM, Spans, Tokens, quiet
 from pipelines.tasks import named
 from pipelines.tasks.documents import Document, Encoder, stderr
 
@@ -75,13 +75,21 @@ class Prepared(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> Instance:
         document, encode = doc["document"], doc["encode"]
+        arguments: tuple[Any, ...]
+        if document.spans:
+            told = f"{len(document.spans)} windows of a document of {len(document.ids)} tokens"
+            arguments = (Spans(told, document.ids, document.spans, document.prefix),)
+            return self._instance(doc, arguments, kwargs["metadata"])
         parts = [document.ids]
         if self.OUTPUT_TYPE == "loglikelihood":
             parts = [document.ids[: -document.scored], document.ids[-document.scored :]]
-        arguments: tuple[Any, ...] = tuple(Tokens(encode.text(ids), ids) for ids in parts)
+        arguments = tuple(Tokens(encode.text(ids), ids) for ids in parts)
         if self.OUTPUT_TYPE == "generate_until":
             arguments += (deepcopy(self.config.generation_kwargs),)
-        return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, metadata=kwargs["metadata"])
+        return self._instance(doc, arguments, kwargs["metadata"])
+
+    def _instance(self, doc: Mapping[str, Any], arguments: tuple[Any, ...], metadata: Any) -> Instance:
+        return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, metadata=metadata)
 
 
 def dataset(rows: Rows | None = None, **_: Any) -> dict[str, Rows]:

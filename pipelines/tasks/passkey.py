@@ -22,6 +22,8 @@ OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.35, 0.65, 0.9), "keys": 2, "answ
 """depths: shares of the filler that come before the key. keys: at every depth, or as many as `limit` says if those are
 fewer. answer: loglikelihood or generate."""
 
+LATER: Mapping[str, Any] = {}
+
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there."
@@ -41,8 +43,8 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more")
 
 
-def count(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
-    """How many documents there are: a key at every depth."""
+def forwards(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
+    """A forward for a key at every depth."""
     return len(_asked(options, limit, seed=0))
 
 

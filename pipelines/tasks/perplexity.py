@@ -1,9 +1,22 @@
-"""Perplexity of documents of exactly the length under test, one forward each, all tokens but the first scored."""
+"""Perplexity of documents: one window each of exactly the length under test, or windows that slide over them.
+
+Published perplexities differ by how windows are laid and losses averaged; every way is an option here:
+
+    prefix        the first `length` tokens in one forward, all but the first scored (YaRN's --truncate)
+    sliding       a window every `stride` tokens, each scoring what none before it did; every token counts alike
+                  (Press et al. 2022, https://arxiv.org/abs/2108.12409; position interpolation)
+    means         the same windows, but the mean of their means: the first window counts as much as one of `stride`
+                  tokens (jquesnelle/yarn, eval/perplexity.py without --truncate)
+    overlapping   every window that fits, a `stride` apart, each scoring all its tokens but the first
+                  (dvlab-research/LongLoRA, eval.py, on one stream that leaves out the last; LCEG, ChunkLlama)
+
+The last k tokens alone (bojone/rerope) are the metric nll_last_k of `last=k`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +25,28 @@ from numpy.typing import NDArray
 
 from pipelines import text
 from pipelines.cells import Refusal
-from pipelines.tasks.documents import Document, Encoder, stderr
+from pipelines.tasks.documents import Document, Encoder, Span, stderr
 
-OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, "part": None, "skip": 0}
+WINDOWS = ("prefix", "sliding", "means", "overlapping")
+
+LATER: Mapping[str, Any] = {
+    "windows": "prefix",
+    "stride": 256,
+    "document": None,
+    "at_least": None,
+    "choose": "first",
+    "bos_at": "window",
+    "part": None,
+    "skip": 0,
+}
+"""windows: how they are laid, as above. stride: tokens from one to the next. document: tokens to which documents are
+cut; None: as many as they have. at_least: tokens that a document must have, so that every length can be given the same
+documents; None: those of a window. choose: first, or random: as many as the limit, drawn by the seed. bos_at: window or
+document, whose beginning a BOS is put at. part: tune or report, a half of the text. skip: documents left out at its
+beginning."""
+
+OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, **LATER}
 """text: a source of pipelines/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
-part: tune or report, a half of the text. skip: documents left out at its beginning.
 last: tokens at the end whose NLL is told on its own. buckets: of equal width, for NLL by position."""
 
 
@@ -25,39 +55,122 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     build(options, encode, length=length, limit=1, seed=0)
 
 
-def count(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int | None:
-    """How many documents there are; of the hub's data sets, and without an encoder, as many as the limit allows."""
-    if encode is None or options["text"].startswith(text.HUB):
+def forwards(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int | None:
+    """One a document, or a window of it; of the hub's data sets, and without an encoder, of as many as the limit."""
+    if encode is not None and not options["text"].startswith(text.HUB):
+        found = _pieces(options, encode, length, limit, seed=0)
+        if options["windows"] == "prefix":
+            return len(found)
+        return sum(len(_spans(options, encode, len(piece.ids), length)[0]) for piece in found)
+    if options["windows"] == "prefix" or limit is None:
         return limit
-    return len(_windows(options, encode, length, limit))
+    if options["document"] is None:
+        return None
+    return limit * len(list(_sliding(options["document"], length, options["stride"])))
 
 
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
-    """Documents of exactly `length` tokens, a BOS among them where one is asked for; the seed changes nothing.
+    """Documents in windows of `length` tokens, a BOS among them where one is asked for.
+
+    The seed draws the documents of choose=random, and changes nothing else.
 
     Raises:
         Refusal: the text is not there or too short, length is below 2, or an option out of its range.
     """
-    for name in ("last", "buckets"):
-        if options[name] < 1:
+    _validate(options, length)
+    found = _pieces(options, encode, length, limit, seed)
+    beginning = encode.beginning(options["bos"])
+    if options["windows"] == "prefix":
+        return [_prefix(encode, (*beginning, *piece.ids)) for piece in found]
+    return [_windowed(options, encode, piece.ids, length) for piece in found]
+
+
+def _validate(options: Mapping[str, Any], length: int) -> None:
+    for name in ("last", "buckets", "stride", "document", "at_least"):
+        if options[name] is not None and options[name] < 1:
             raise Refusal(f"{name}={options[name]} of the task perplexity: give at least 1")
+    for name, allowed in (("windows", WINDOWS), ("choose", ("first", "random")), ("bos_at", ("window", "document"))):
+        if options[name] not in allowed:
+            raise Refusal(f"{name}={options[name]} of the task perplexity: give one of {', '.join(allowed)}")
     if not isinstance(options["skip"], int) or options["skip"] < 0:
         raise Refusal(f"skip={options['skip']} of the task perplexity: give a whole number of at least 0")
     if length < 2:
         raise Refusal(f"length={length}: perplexity takes at least 2 tokens, one of them as context")
-    beginning = encode.beginning(options["bos"])
-    return [_document(encode, (*beginning, *w.ids)) for w in _windows(options, encode, length, limit)]
+    sliding = options["windows"] != "prefix"
+    if sliding and options["stride"] >= length:
+        raise Refusal(
+            f"stride={options['stride']} of the task perplexity at length={length}: windows that slide overlap; "
+            "give a stride below the length, or windows=prefix"
+        )
+    if options["document"] is not None and options["document"] < length:
+        raise Refusal(f"document={options['document']} of the task perplexity: give at least the length, {length}")
 
 
-def _windows(options: Mapping[str, Any], encode: Encoder, length: int, limit: int | None) -> list[text.Window]:
-    part, skip = options["part"], options["skip"]
-    return text.windows(
-        options["text"], encode, length - len(encode.beginning(options["bos"])), limit, part=part, skip=skip
+def _pieces(
+    options: Mapping[str, Any], encode: Encoder, length: int, limit: int | None, seed: int
+) -> list[text.Window]:
+    """The documents before a BOS is put to them: of prefix cut to the length, of the others to `document`."""
+    room = length - len(encode.beginning(options["bos"]))
+    least = max(room, options["at_least"] or 0)
+    prefix = options["windows"] == "prefix"
+    cut = text.Cut(
+        least=max(least, options["document"] or 0) if prefix else least,
+        most=room if prefix else options["document"],
+        stride=max(least, options["document"] or 0) if prefix else options["document"],
+        count=limit,
+        part=options["part"],
+        skip=options["skip"],
+        drawn=f"perplexity/{seed}" if options["choose"] == "random" else None,
     )
+    return text.pieces(options["text"], encode, cut)
 
 
-def _document(encode: Encoder, ids: tuple[int, ...]) -> Document:
-    return Document(ids, scored=len(ids) - 1, facts=(("bytes", len(encode.text(ids[1:]).encode("utf-8", "replace"))),))
+def _prefix(encode: Encoder, ids: tuple[int, ...]) -> Document:
+    return Document(ids, scored=len(ids) - 1, facts=(("bytes", _bytes(encode, ids[1:])),))
+
+
+def _windowed(options: Mapping[str, Any], encode: Encoder, ids: tuple[int, ...], length: int) -> Document:
+    spans, prefix = _spans(options, encode, len(ids), length)
+    if not prefix:
+        ids = (*encode.beginning(options["bos"]), *ids)
+    facts: dict[str, Any] = {"windows": len(spans)}
+    if options["windows"] != "overlapping":  # there a token is scored many times, which no byte is
+        facts["bytes"] = _bytes(encode, ids if prefix else ids[1:])
+    return Document(ids, sum(span.scored for span in spans), tuple(facts.items()), spans, prefix)
+
+
+def _spans(
+    options: Mapping[str, Any], encode: Encoder, tokens: int, length: int
+) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+    """The windows of a document of so many tokens, and the BOS before each of them."""
+    beginning = encode.beginning(options["bos"])
+    prefix = beginning if options["bos_at"] == "window" else ()
+    total, room = tokens + len(beginning) - len(prefix), length - len(prefix)
+    laid = _overlapping if options["windows"] == "overlapping" else _sliding
+    # The first token of a window without anything before it has no context to be scored by.
+    return tuple(
+        Span(start, stop, min(scored, stop - start - 1 + len(prefix)))
+        for start, stop, scored in laid(total, room, options["stride"])
+    ), prefix
+
+
+def _sliding(total: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, tokens that no window before had), until the document ends."""
+    stop = 0
+    for start in range(0, total, stride):
+        before, stop = stop, min(start + length, total)
+        yield start, stop, stop - before
+        if stop == total:
+            return
+
+
+def _overlapping(total: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    for start in range(0, total - length + 1, stride):
+        yield start, start + length, length
+
+
+def _bytes(encode: Encoder, ids: tuple[int, ...]) -> int:
+    return len(encode.text(ids).encode("utf-8", "replace"))
 
 
 def yaml(options: Mapping[str, Any]) -> str:
@@ -70,9 +183,15 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     (answer,) = results
     tokens, last = answer.tokens.astype(np.float64), row["options"]["last"]
     told = {"nll": -float(tokens.mean())}
+    if row["options"]["windows"] == "means":
+        told["nll"] = -float(np.mean([window.mean() for window in _by_window(row["document"], tokens)]))
     if last <= len(tokens):
         told[f"nll_last_{last}"] = -float(tokens[-last:].mean())
     return told
+
+
+def _by_window(document: Document, tokens: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return np.split(tokens, np.cumsum([span.scored for span in document.spans])[:-1])
 
 
 def finish(
@@ -80,24 +199,47 @@ def finish(
 ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
     """Adds what is no mean over documents: perplexities, bits per byte; and NLL by position.
 
-    A perplexity is exp of the mean NLL over all scored tokens (documents are of equal length), its standard error that
-    of the NLL carried through exp to first order.
+    A perplexity is exp of the mean NLL over all that is scored: tokens, or windows where their means are averaged; its
+    standard error that of the NLL carried through exp to first order.
     """
+    _weigh(metrics, documents, answers, options)
     last = f"_last_{options['last']}"
     for end in ("", last) if f"nll{last}" in metrics else ("",):
         metrics[f"ppl{end}"] = _exp(metrics[f"nll{end}"])
         if f"nll{end}_stderr" in metrics:
             metrics[f"ppl{end}_stderr"] = metrics[f"ppl{end}"] * metrics[f"nll{end}_stderr"]
-    bits = np.array([-float(answer) for answer in answers]) / math.log(2)
-    sizes = np.array([document.fact("bytes") for document in documents], dtype=np.float64)
+    facts = [dict(document.facts) for document in documents]
+    sizes = np.array([fact.get("bytes", 0) for fact in facts], dtype=np.float64)
     if sizes.sum() > 0:
-        ratio = float(bits.sum() / sizes.sum())
-        metrics["bits_per_byte"] = ratio
-        spread = stderr(list((bits - ratio * sizes) / sizes.mean()))
+        bits = np.array([-float(answer) for answer in answers]) / math.log(2)
+        metrics["bits_per_byte"], spread = _ratio(bits, sizes)
         if spread is not None:
             metrics["bits_per_byte_stderr"] = spread
+    if options["windows"] != "prefix":
+        return metrics, {}
     nll = -np.stack([answer.tokens for answer in answers]).mean(axis=0, dtype=np.float64)
     return metrics, {"nll_by_position": by_position(nll, options["buckets"])}
+
+
+def _weigh(
+    metrics: dict[str, float], documents: Sequence[Document], answers: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    """Documents of windows differ in size: the mean counts each by its tokens, or by its windows."""
+    if options["windows"] == "prefix":
+        return
+    rows = [{"document": document, "options": options} for document in documents]
+    nll = np.array([measure(row, [answer])["nll"] for row, answer in zip(rows, answers, strict=True)])
+    by_token = options["windows"] == "sliding"
+    weights = np.array([document.scored if by_token else len(document.spans) for document in documents], np.float64)
+    metrics["nll"], spread = _ratio(nll * weights, weights)
+    if spread is not None and "nll_stderr" in metrics:
+        metrics["nll_stderr"] = spread
+
+
+def _ratio(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Of all sums over all weights, and its standard error over documents to first order."""
+    ratio = float(sums.sum() / weights.sum())
+    return ratio, stderr(list((sums - ratio * weights) / weights.mean()))
 
 
 def by_position(nll: NDArray[np.float64], buckets: int) -> list[tuple[float, float]]:

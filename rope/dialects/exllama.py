@@ -47,9 +47,18 @@ def to_exllama(
     flags = _flags(case)
     served, notes = ("-l", str(length)), running_note("ExLlamaV2", cases)
     if flags is not None:
-        old = _in_old_words(config, geometries)
+        old = _own_in_v4(config, geometries)
         name = flags[0] if flags else "none"
-        return Deployment(ENGINE, name, (*flags, *served), config=old, needs_file=old is not None, notes=notes)
+        told = (*flags, *served)
+        return Deployment(
+            ENGINE,
+            name,
+            told,
+            told,
+            config=old,
+            needs_file=bool(text_config(config).get("rope_parameters")),
+            notes=notes,
+        )
     patched = to_transformers_v4(config, strategy, options, geometries, length)
     text: Any = text_config(patched)
     name = "llama3"
@@ -59,13 +68,11 @@ def to_exllama(
         lists = {"short_factor": case.divisors, "long_factor": case.divisors}
         text["rope_theta"], text["rope_scaling"] = case.geometry.base, {"rope_type": name, **lists}
         text["original_max_position_embeddings"] = original
-    return Deployment(ENGINE, name, arguments=served, config=patched, needs_file=True, notes=notes)
+    return Deployment(ENGINE, name, arguments=served, with_file=served, config=patched, needs_file=True, notes=notes)
 
 
-def _in_old_words(config: Any, geometries: Mapping[str, Geometry]) -> Words | None:
-    """The checkpoint's own config for ExLlamaV2, which reads no rope_parameters; None where it can read it as it is."""
-    if not text_config(config).get("rope_parameters"):
-        return None
+def _own_in_v4(config: Any, geometries: Mapping[str, Geometry]) -> Words:
+    """The checkpoint's own config for ExLlamaV2, which reads no rope_parameters."""
     return to_transformers_v4(config, "none", {}, geometries, min(one.trained_length for one in geometries.values()))
 
 

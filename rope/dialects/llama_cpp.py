@@ -71,6 +71,7 @@ def to_llama_cpp(
         ENGINE,
         name,
         arguments=(*flags, *overrides, "-c", str(length)),
+        with_file=("-c", str(length)),
         keys=keys,
         rope_freqs=tuple(divisors),
         needs_file=bool(divisors),

@@ -55,6 +55,7 @@ def to_sglang(
         ENGINE,
         name_in(patched, cases),
         arguments=(*told, "--context-length", str(length)),
+        with_file=("--context-length", str(length)),
         config=patched,
         notes=running_note("SGLang", cases),
     )

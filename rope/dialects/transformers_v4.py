@@ -58,6 +58,11 @@ def _patched(config: Any, cases: Mapping[str, Case], own: Mapping[str, Words | N
             f"{ENGINE} does not know rope_type {declared['rope_type']!r}, which came with v5; the nearest is --to "
             "transformers"
         )
+    if declared["rope_type"] == "longrope":
+        # v4 looks for the original length beside rope_scaling, and takes an attention factor from it and the new one
+        plan = cases.get(ALL_LAYERS, cases.get("full_attention", next(iter(cases.values())))).plan
+        text["original_max_position_embeddings"] = declared["original_max_position_embeddings"]
+        declared["attention_factor"] = plan.attention_factor
     text["rope_theta"] = declared.pop("rope_theta")
     if (share := declared.pop("partial_rotary_factor", None)) is not None:
         text["partial_rotary_factor"] = share

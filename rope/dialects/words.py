@@ -34,7 +34,8 @@ class Deployment:
 
     engine: its name, a key of ENGINES.
     name: what the engine calls it: a rope_type, `rope_theta`, a flag, `rope_freqs`.
-    arguments: what its command line takes after the model.
+    arguments: what its command line takes after the checkpoint as it is.
+    with_file: what it takes after a file that config, or keys and rope_freqs, were written into.
     config: config.json as the engine must read it; None where it is told by arguments, or by GGUF keys, alone.
     keys: GGUF metadata by name, without the architecture in front.
     rope_freqs: the tensor rope_freqs.weight of a GGUF file, (pairs,); empty where none is needed.
@@ -45,15 +46,16 @@ class Deployment:
     engine: str
     name: str
     arguments: tuple[str, ...] = ()
+    with_file: tuple[str, ...] = ()
     config: Words | None = None
     keys: Mapping[str, int | float | str] = field(default_factory=dict)
     rope_freqs: tuple[float, ...] = ()
     needs_file: bool = False
     notes: tuple[str, ...] = ()
 
-    def command(self, *start: str) -> str:
-        """The command line as a shell takes it: `start` is the program and the model."""
-        return shlex.join([*start, *self.arguments])
+    def command(self, *start: str, written: bool = False) -> str:
+        """The command line as a shell takes it: `start` is the program and the model, as it is or as `written`."""
+        return shlex.join([*start, *(self.with_file if written else self.arguments)])
 
 
 @dataclass(frozen=True)

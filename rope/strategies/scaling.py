@@ -33,14 +33,14 @@ def running_factor(geometry: Geometry, length: int, rule: str, factor: float | N
     transformers: factor * max(1, length / trained_length) - (factor - 1)
 
     Raises:
-        ValueError: length is no whole number of at least 2, the rule is another, or its factor is below 1.
+        ValueError: length is no whole number of at least 2, the rule is another, or the factor is below 1.
     """
     check_choice("rule", rule, RULES)
     ratio = stretch(geometry, length, None)
-    if rule == "natural":
-        return ratio
     growth = ratio if factor is None else factor
     check_number("factor", growth, least=1, remedy="1 is the natural rule, None takes length / trained_length")
+    if rule == "natural":
+        return ratio
     return growth * ratio - (growth - 1)
 
 
