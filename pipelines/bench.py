@@ -175,6 +175,10 @@ def documents_of(choice: Workbench, text_given: bool) -> tuple[Workbench, Docume
         return choice, Documents.of(count)
     if choice.task.get("part") is not None or choice.task.get("skip"):
         raise Refusal("task.part and task.skip: a search sets both itself; leave them out")
+    if choice.task.get("choose", "first") != "first":
+        raise Refusal(
+            f"task.choose={choice.task['choose']}: a search goes through the documents in order; leave it out"
+        )
     held = 0
     for source in [str(choice.task["text"])] if text_given else [text.PYDOC, text.STDLIB]:
         chosen = replace(choice, task={**choice.task, "text": source})
@@ -191,9 +195,9 @@ def documents_of(choice: Workbench, text_given: bool) -> tuple[Workbench, Docume
 def _held(choice: Workbench, part: str) -> int:
     cell = cell_of(replace(choice, strategy={"name": "none"}, task={**choice.task, "part": part}))
     options = {name: value for name, value in choice.task.items() if name != "name"}
-    task = Task(str(choice.task["name"]), frozen({**options, "part": part}))
+    task = Task(str(choice.task["name"]), frozen({**options, "part": part, "windows": "prefix"}))
     try:
-        found = tasks.count(task, models.load_tokenizer(cell.model), length=choice.length, limit=None)
+        found = tasks.forwards(task, models.load_tokenizer(cell.model), length=choice.length, limit=None)
     except Refusal as reason:
         if "are needed" in str(reason):  # not one document
             return 0
