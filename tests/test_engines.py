@@ -201,6 +201,17 @@ def test_vllm_and_sglang_compute_their_dynamic_at_once():
         assert (found["all"].strategy, found["all"].options) == ("ntk", {"factor": 1000.0})
 
 
+@pytest.mark.parametrize("checkpoint, strategy, options", [("plain", "yarn", {"factor": 2.0}), ("yarn", "none", {})])
+def test_vllm_is_given_lists_where_its_table_of_yarn_would_end_too_soon(checkpoint, strategy, options):
+    config = CHECKPOINTS[checkpoint]
+    for length, rope_type in ((2 * TRAINED, "yarn"), (4 * TRAINED, "longrope")):
+        length = length if checkpoint == "plain" else length // 2
+        found = deploy("vllm", config, strategy, options, geometry_of(config), length)
+        assert found.name == rope_type
+        (heard,) = read_back("vllm", found, config).values()
+        agree(plans(strategy, geometry_of(config), length, **options)[0][1], heard.plan(length))
+
+
 def test_exllama_computes_the_ramp_of_yarn_for_the_length_that_is_served():
     heard = dialects.from_exllama(["-ry", "4", "-l", "2048"], PLAIN)["all"]
     assert heard.options == {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.25}

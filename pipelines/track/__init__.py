@@ -6,7 +6,20 @@ race each other's migrations, so that is done under a lock.
 
 from pipelines.track.database import connect, tracking_uri, warm
 from pipelines.track.examinations import examination
+from pipelines.track.studies import Study, runs_of
 from pipelines.track.sweeps import Tracker, forget, frequencies, recorded
 from pipelines.track.training import Training
 
-__all__ = ["Tracker", "Training", "connect", "examination", "forget", "frequencies", "recorded", "tracking_uri", "warm"]
+__all__ = [
+    "Study",
+    "Tracker",
+    "Training",
+    "connect",
+    "examination",
+    "forget",
+    "frequencies",
+    "recorded",
+    "runs_of",
+    "tracking_uri",
+    "warm",
+]

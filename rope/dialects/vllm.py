@@ -1,9 +1,10 @@
 """A plan in the words of vLLM: `--hf-overrides` over the checkpoint's config.json, and `--max-model-len`; and back.
 
 Read in vLLM 0.33.0, model_executor/layers/rotary_embedding and config/model.py. It takes transformers v5's
-rope_parameters, and differs in three ways: its cosines are tabulated once, so nothing follows the length of a sequence;
-longrope takes its attention factor from short_mscale and long_mscale alone; and it has a type of its own, `ntk`, which
-is Su's (ntk_fixed, and ntk_mixed with mixed_b).
+rope_parameters, and differs in four ways: its cosines are tabulated once, so nothing follows the length of a sequence;
+under yarn the table ends at the original length times the factor, whatever is served; longrope takes its attention
+factor from short_mscale and long_mscale alone; and it has a type of its own, `ntk`, which is Su's (ntk_fixed, and
+ntk_mixed with mixed_b).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from rope.config import LENGTH_KEYS, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.transformers_v5 import config_with, kept, name_in, words_of
+from rope.dialects.transformers_v5 import config_with, kept, longrope, name_in, words_of
 from rope.dialects.words import Case, Deployment, Unsayable, Words, as_json, cases_of, running_note
 from rope.geometry import ALL_LAYERS, Geometry
 
@@ -74,6 +75,11 @@ def words_of_vllm(case: Case) -> Words:
             **mixed,
         }
     words = words_of(case if case.native else settled)
+    if (
+        words["rope_type"] == "yarn"
+        and words["factor"] * words["original_max_position_embeddings"] < case.length - 1e-6
+    ):
+        words = {**kept(case), "rope_theta": case.own["rope_theta"], **longrope(case)}  # its table would end before
     if words["rope_type"] == "longrope":
         words |= {"short_mscale": case.plan.attention_factor, "long_mscale": case.plan.attention_factor}
     return words
