@@ -21,6 +21,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
   ropewalk grid [OVERRIDES]     measure: every combination of strategy x length x task, in a table and in MLflow
   ropewalk doctor model=...     diagnose: why a model fails beyond its trained length, what is mis-set, what to try
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
+  ropewalk tune [OVERRIDES]     search: a strategy's options for a model and a length, and judge them (tune --help)
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
   ropewalk reproduce published=NAME    check: a published table's protocol, ours beside theirs (reproduce --list)
   ropewalk export CELL --to ENGINE   deploy: a cell in the words of transformers, vLLM, SGLang, llama.cpp, ExLlamaV2
@@ -192,6 +193,18 @@ def _reproduce(arguments: list[str]) -> int:
     return reproduce.main(tables, base, {**own, "task": given}, command)
 
 
+def _tune(arguments: list[str]) -> int:
+    from pipelines import tune
+
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(tune.HELP, end="")
+        return 0
+    if flags := [a for a in arguments if a.startswith("-")]:
+        return _refuse(f"ropewalk tune takes overrides, ranges and tune.SETTING=VALUE; given: {' '.join(flags)}")
+    asked = tune.Asked.of(arguments)
+    return tune.main(_choices(list(asked.overrides)), asked, shlex.join(["ropewalk", "tune", *arguments]))
+
+
 def _ui(arguments: list[str]) -> int:
     from pipelines import ui
 
@@ -211,7 +224,7 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "doctor": _doctor, "export": _export,
+    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "doctor": _doctor, "export": _export,
     "reproduce": _reproduce, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
 
@@ -226,12 +239,18 @@ def rewritten(arguments: list[str]) -> list[str]:
 
 
 def located(arguments: list[str]) -> list[str]:
-    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME."""
+    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME,
+    and a strategy's FILE.yaml a name that Hydra knows."""
     names = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in ("model", "task")}
     done: list[str] = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if group not in names or "," in value or value in names[group] or not value:
+        if group == "strategy" and ".yaml" in value:
+            from pipelines import config
+
+            files = [config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in value.split(",")]
+            done.append(f"strategy={','.join(files)}")
+        elif group not in names or "," in value or value in names[group] or not value:
             done.append(argument)
         elif group == "model":
             done += ["model=local", *(f"model.{key}='{told}'" for key, told in _located(value).items())]

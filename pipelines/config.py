@@ -5,6 +5,7 @@ Owns omegaconf and Hydra's ConfigStore.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipelines.cells import Refusal
 
@@ -88,6 +90,34 @@ class Workbench:
 
 
 ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
+
+
+_FILES: dict[str, Path] = {}
+
+
+def strategy_file(path: Path) -> str:
+    """Make a file like those of conf/strategy known to Hydra; returns the name under which it is.
+
+    Raises:
+        Refusal: it is not there, or no such file.
+    """
+    such = "give a file such as conf/strategy/yarn.yaml"
+    try:
+        body = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        raise Refusal(f"strategy={path}: {str(error).splitlines()[0]}; {such}") from error
+    if not isinstance(body, dict) or "name" not in body:
+        raise Refusal(f"strategy={path}: it says no name of a strategy; {such}")
+    name = re.sub(r"[^\w-]", "_", f"{path.resolve().parent.name}-{path.stem}")
+    _FILES[name] = path.resolve()
+    ConfigStore.instance().store(group="strategy", name=name, node=body, provider="ropewalk")
+    return name
+
+
+def typed(override: str) -> str:
+    """An override as it can be typed again: a strategy out of a file by its path."""
+    key, _, name = override.partition("=")
+    return f"strategy={_FILES[name]}" if key == "strategy" and name in _FILES else override
 
 
 def choices(config: DictConfig) -> Workbench:

@@ -80,11 +80,14 @@ def compute(
 
 def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:
     """Compute cells as conf/cluster says."""
-    device = cells[0].device if cells else "cpu"
-    workers = pool.Workers(
+    return pool.run(cells, workers(cluster, cells[0].device if cells else "cpu"))
+
+
+def workers(cluster: Any, device: str) -> pool.Workers:
+    """What conf/cluster says of workers on a device."""
+    return pool.Workers(
         device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries, cluster.timeout
     )
-    return pool.run(cells, workers)
 
 
 def _here(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:

@@ -77,7 +77,7 @@ class GridSweeper(BasicSweeper):
             launch.planned = plan.of(chosen, store)
             return []
         experiment = self.config.hydra.runtime.choices.get("experiment") or "ropewalk"
-        commands = tuple(shlex.join(["ropewalk", "grid", *job]) for job in jobs)
+        commands = tuple(shlex.join(["ropewalk", "grid", *map(config.typed, job)]) for job in jobs)
         sweep = Sweep(experiment, tuple(cells_of(chosen)), launch.command, commands)
         run = self.launcher.stream if isinstance(self.launcher, PoolLauncher) else self._stock(sweep, jobs, store)
         launch.results = grid.run(sweep, store, run, force=chosen[0].force)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Work = Callable[[Iterable[Cell]], Iterator[Result]]
 """What a worker does with cells: pipelines.evaluate.evaluate, or a test's own."""
 
+Results = Iterator[tuple[Cell, Result]]
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -67,25 +69,43 @@ class Workers:
         return alone and "RAY_ADDRESS" not in os.environ
 
 
-def run(cells: Sequence[Cell], workers: Workers, work: Work | None = None) -> Iterator[tuple[Cell, Result]]:
+def run(cells: Sequence[Cell], workers: Workers, work: Work | None = None) -> Results:
     """Yield every cell with its result, in the order of finishing.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the cells that were running are finished and yielded; after another, or
             SIGTERM, at once.
     """
-    if not cells:
-        return
-    with _interruptible() as interrupted:
-        if workers.in_process:
-            yield from _here(cells, work or _evaluate, interrupted)
-        else:
-            yield from _on_ray(cells, workers, work or _evaluate, interrupted)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
+    with standing(workers, work) as batch:
+        yield from batch(cells)
 
 
-def _here(cells: Sequence[Cell], work: Work, interrupted: threading.Event) -> Iterator[tuple[Cell, Result]]:
+@contextmanager
+def standing(workers: Workers, work: Work | None = None) -> Iterator[Callable[[Sequence[Cell]], Results]]:
+    """`run` for batches of cells that come one after another: its workers, and their models, stay in between."""
+    kept: list[_Pool] = []
+
+    def batch(cells: Sequence[Cell]) -> Results:
+        if not cells:
+            return
+        with _interruptible() as interrupted:
+            if workers.in_process:
+                yield from _here(cells, work or _evaluate, interrupted)
+            else:
+                if not kept:
+                    kept.append(_Pool(_connected(workers), workers, work or _evaluate))
+                yield from _on_ray(cells, kept[0], interrupted)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+
+    try:
+        yield batch
+    finally:
+        for pool in kept:
+            pool.close()
+
+
+def _here(cells: Sequence[Cell], work: Work, interrupted: threading.Event) -> Results:
     for queue in _queues(cells).values():
         for cell in queue:
             if interrupted.is_set():
@@ -183,8 +203,8 @@ class _Landing:
 class _Pool:
     """The actors, and what each has in hand."""
 
-    def __init__(self, ray: Any, workers: Workers, work: Work, schedule: _Schedule) -> None:
-        self.ray, self.workers, self.schedule = ray, workers, schedule
+    def __init__(self, ray: Any, workers: Workers, work: Work) -> None:
+        self.ray, self.workers, self.schedule = ray, workers, _Schedule({})
         gpus = workers.gpus if workers.device == "cuda" else 0
         actor = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_restarts=0)(_Worker)
         self.start: Callable[[], Any] = partial(actor.remote, work)
@@ -205,6 +225,13 @@ class _Pool:
         self.actors[worker] = self.start()
         # A cell's time runs from when there is a worker: a cluster may take minutes to have room for one.
         self.flying[self.actors[worker].ready.remote()] = _Flight(worker)
+
+    def engage(self, worker: int) -> None:
+        """Have a worker at work: a new one, or the one that the batch before left waiting."""
+        if worker not in self.actors:
+            self.hire(worker)
+        elif all(flight.worker != worker for flight in self.flying.values()):
+            self.give(worker)
 
     def give(self, worker: int) -> None:
         """Hand the worker its next cell, if there is one."""
@@ -246,40 +273,34 @@ class _Pool:
             self.ray.kill(actor)
 
 
-def _on_ray(
-    cells: Sequence[Cell], workers: Workers, work: Work, interrupted: threading.Event
-) -> Iterator[tuple[Cell, Result]]:
-    ray = _connected(workers)
-    schedule = _Schedule(_queues(cells))
-    pool = _Pool(ray, workers, work, schedule)
-    stillborn = 0
-    try:
-        for worker in range(min(workers.count or _room(ray, workers), len(cells))):
-            pool.hire(worker)
-        while pool.running or any(schedule.queues.values()):
-            if interrupted.is_set():
-                schedule.drain()
-            if not pool.flying:
-                return
-            landing = pool.landed()
-            if landing is None:
-                _say_what_lacks(ray, pool)
+def _on_ray(cells: Sequence[Cell], pool: _Pool, interrupted: threading.Event) -> Results:
+    schedule, stillborn = pool.schedule, 0
+    schedule.queues = _queues(cells)
+    pool.attempts.clear()
+    for worker in range(min(pool.workers.count or _room(pool.ray, pool.workers), len(cells))):
+        pool.engage(worker)
+    while pool.running or any(schedule.queues.values()):
+        if interrupted.is_set():
+            schedule.drain()
+        if not pool.flying:
+            return
+        landing = pool.landed()
+        if landing is None:
+            _say_what_lacks(pool.ray, pool)
+            continue
+        worker, cell = landing.flight.worker, landing.flight.cell
+        if cell is not None:
+            yield from _settled(pool, cell, landing.result)
+        else:
+            stillborn = 0 if landing.usable else stillborn + 1
+            if stillborn >= STARTS:
+                error = f"{STARTS} workers in a row died as they started: see the logs of Ray"
+                yield from ((cell, Result(cell.id, "failed", error=error)) for cell in schedule.drain())
                 continue
-            worker, cell = landing.flight.worker, landing.flight.cell
-            if cell is not None:
-                yield from _settled(pool, cell, landing.result)
-            else:
-                stillborn = 0 if landing.usable else stillborn + 1
-                if stillborn >= STARTS:
-                    error = f"{STARTS} workers in a row died as they started: see the logs of Ray"
-                    yield from ((cell, Result(cell.id, "failed", error=error)) for cell in schedule.drain())
-                    continue
-            pool.give(worker) if landing.usable else pool.hire(worker)
-    finally:
-        pool.close()
+        pool.give(worker) if landing.usable else pool.hire(worker)
 
 
-def _settled(pool: _Pool, cell: Cell, result: Result | None) -> Iterator[tuple[Cell, Result]]:
+def _settled(pool: _Pool, cell: Cell, result: Result | None) -> Results:
     """A cell that has its result; or whose worker died, to be tried again as often as allowed."""
     times = pool.attempts[cell.id]
     if result is not None:

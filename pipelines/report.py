@@ -50,11 +50,11 @@ def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: S
     """The end of a sweep: a table a model and task, what failed and where its log lies, and how to see it all."""
     rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
     for shown in tables(rows):
-        _print(console, shown.title, shown.header, shown.rows)
+        table(console, shown.title, shown.header, shown.rows)
         if shown.legend:
             console.print(shown.legend)
         if shown.longest:
-            _print(console, "Differences at the longest length", DIFFERENCES, shown.differences[-shown.longest :])
+            table(console, "Differences at the longest length", DIFFERENCES, shown.differences[-shown.longest :])
     for cell, result in _failures(rows):
         console.print(
             f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
@@ -67,7 +67,7 @@ def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: S
     console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
 
 
-def _print(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+def table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
@@ -110,7 +110,7 @@ def _table(model: str, task: str, rows: Results) -> Shown:
         body = [[*row, "" if (share := alike[row[0]]) is None else number(share)] for row in body]
     told = sorted((v for v in compared if v.difference is not None), key=lambda v: v.cell.length)
     longest = [v for v in told if v.cell.length == told[-1].cell.length] if _enough(compared) else []
-    lines = tuple(_line(v, v.difference) for v in told if v.difference is not None)
+    lines = tuple(difference_line(v, v.difference) for v in told if v.difference is not None)
     return Shown(title, header, body, _legend(compared), lines, len(longest))
 
 
@@ -165,7 +165,7 @@ def _legend(compared: Sequence[Versus]) -> str:
     )
 
 
-def _line(versus: Versus, found: Difference) -> tuple[str, ...]:
+def difference_line(versus: Versus, found: Difference) -> tuple[str, ...]:
     spread = "all alike" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
     return (
         f"{versus.cell.length:,}",

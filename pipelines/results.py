@@ -69,6 +69,21 @@ class Store:
         _write_checked(path, sweep)
         return path
 
+    def study(self, study_id: str) -> Path:
+        """Where a search keeps what it found."""
+        return self.root / "tune" / study_id
+
+    def save_study(self, study: dict[str, Any]) -> Path:
+        path = self.study(study["id"]) / "study.json"
+        _write_checked(path, study)
+        return path
+
+    def studies(self) -> Iterator[dict[str, Any]]:
+        """Every search that came to its end, by id."""
+        for path in sorted(self.root.glob("tune/*/study.json")):
+            if (study := _read(path)) is not None:
+                yield study
+
     def sweeps(self) -> Iterator[dict[str, Any]]:
         """Every sweep that is whole, oldest first."""
         for path in sorted(self.root.glob("sweeps/*/sweep.json")):

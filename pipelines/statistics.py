@@ -113,13 +113,12 @@ def against_baseline(rows: Sequence[tuple[Cell, Result]], metric: str | None) ->
         for row in asked.values()
         if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
     ]
-    adjusted = dict(zip(*_adjusted(found), strict=True))
-    return [
-        replace(versus, difference=replace(versus.difference, adjusted=adjusted.get(versus.cell.id)))
-        if versus.difference is not None
-        else versus
-        for versus in found
-    ]
+    return _with_adjusted(found)
+
+
+def family(pairs: Iterable[tuple[tuple[Cell, Result], tuple[Cell, Result]]]) -> list[Versus]:
+    """Each first result against the second, p adjusted over all of them."""
+    return _with_adjusted([_versus(ours, theirs, None) for ours, theirs in pairs])
 
 
 def compare(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str | None = None) -> Difference:
@@ -238,10 +237,20 @@ def needed(comparisons: int) -> int:
     return math.floor(1 + math.log2(comparisons / ALPHA)) + 1
 
 
-def _adjusted(found: Iterable[Versus]) -> tuple[list[str], list[float]]:
-    """Cell ids with a p, each once, and these p adjusted."""
-    values = {v.cell.id: v.difference.p for v in found if v.difference is not None and v.difference.p is not None}
-    return list(values), holm(list(values.values()))
+def _with_adjusted(found: Sequence[Versus]) -> list[Versus]:
+    """These, with every p adjusted; a pair of cells that stands among them twice is one comparison."""
+    values = {
+        (v.cell.id, v.baseline.id): v.difference.p
+        for v in found
+        if v.difference is not None and v.difference.p is not None
+    }
+    adjusted = dict(zip(values, holm(list(values.values())), strict=True))
+    return [
+        replace(v, difference=replace(v.difference, adjusted=adjusted.get((v.cell.id, v.baseline.id))))
+        if v.difference is not None
+        else v
+        for v in found
+    ]
 
 
 def _versus(row: tuple[Cell, Result], baseline: tuple[Cell, Result], metric: str | None) -> Versus:

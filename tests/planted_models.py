@@ -22,6 +22,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 64, "factor": 4.0,
+    "short_factor": [1.0] * 8, "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}  # fmt: skip
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 
 
@@ -126,7 +130,7 @@ def seeing(model: Any) -> None:
 
 BEHAVIOUR: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
     "F01": lambda: [(built(LLAMA3, low_precision), built(LLAMA3))],
-    "F02": lambda: [(built(DYNAMIC), built(YARN))],
+    "F02": lambda: [(built(DYNAMIC), built(YARN)), (built(LONGROPE), built(LINEAR))],
     "F03": lambda: [(built(DYNAMIC), built(YARN))],
     "D01": lambda: [(built(PLAIN, maskless), built(PLAIN))],
     "D02": lambda: [(built(PLAIN, seeing), built(PLAIN))],

@@ -29,7 +29,9 @@ def profile(
     context = {64: near + 2 * gain, 128: near + gain, 256: near + CHANCE.normal(0, 0.01, 64)}
     scaled = None if cost is None else CHANCE.normal(cost, 0.02, 64)
     files = of({**PLAIN, "rope_scaling": LLAMA3_BLOCK}, target=target)
-    return Profile(files, trained, edge, long, reference, VOCABULARY, context, scaled, "planted")
+    near = edge * 5 // 4 if edge == trained else edge * 2
+    reference[:, near:-64] = np.nan
+    return Profile(files, trained, edge, near, long, reference, VOCABULARY, context, scaled, "planted")
 
 
 PROFILES: dict[str, Any] = {

@@ -24,6 +24,8 @@ ORDER = [
     "pipelines.estimate", "pipelines.statistics", "pipelines.drawing", "pipelines.report", "pipelines.theory",
     "pipelines.export",
     "pipelines.track", "pipelines.plan", "pipelines.grid", "pipelines.launcher",
+    "pipelines.space", "pipelines.search", "pipelines.bench", "pipelines.verdict", "pipelines.study",
+    "pipelines.tune",
     "pipelines.doctor",
     "pipelines.derived", "pipelines.published", "pipelines.needs", "pipelines.claims", "pipelines.reproduce",
     "pipelines.transfer",
@@ -54,6 +56,7 @@ OWNERS = {
     "accelerate": {"pipelines.descent", "pipelines.train"},
     "datasets": {"pipelines.text", "pipelines.tasks"},
     "scipy": {"pipelines.statistics"},
+    "optuna": {"pipelines.search"},
     "gguf": {"pipelines.copies"},  # transformers imports it too; headers we read ourselves
     "huggingface_hub": {"pipelines.models"},
 }

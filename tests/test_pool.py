@@ -155,3 +155,14 @@ def test_a_cluster_is_sent_code_and_the_embedded_model_and_no_results(tmp_path):
     for name in ("rope", "pipelines", "conf", "models/tiny", "models/mine", "mlruns/cells", ".venv/lib", "notes.txt"):
         (tmp_path / name).mkdir(parents=True)
     assert sorted(pool._left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
+
+
+def test_standing_workers_stay_from_one_batch_to_the_next(ray_workers, tmp_path):
+    with pool.standing(ray_workers, work) as batch:
+        first = list(batch([a_cell(length=length, seconds=0.2) for length in (32, 64, 128)]))
+        died = list(batch([a_cell(length=256, die_until=1, folder=str(tmp_path))]))
+        after = list(batch([a_cell(length=length, seconds=0.2) for length in (33, 65, 129)]))
+        assert list(batch([])) == []
+    assert [result.status for _, result in [*first, *died, *after]] == ["ok"] * 7
+    before, later = ({result.provenance["pid"] for _, result in batch} for batch in (first, after))
+    assert len(before) == len(later) == 2 and len(before & later) == 1  # the one that died was replaced

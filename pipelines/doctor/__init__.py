@@ -13,8 +13,8 @@ from rich.console import Console
 
 from pipelines.cells import Refusal
 from pipelines.config import Workbench
-from pipelines.doctor import behaviour, cliff, fix, keys, lineage, numeric, record, show, values
-from pipelines.doctor.examine import Order, examine
+from pipelines.doctor import behaviour, cliff, examine, fix, keys, lineage, numeric, record, show, values
+from pipelines.doctor.examine import Order
 from pipelines.doctor.profile import BUDGET
 from pipelines.doctor.rules import RULES, STAGES
 from pipelines.results import Store
@@ -61,7 +61,7 @@ def main(choice: Workbench, asked: Asked) -> int:
     Raises:
         Refusal: the model is not there, or --fix cannot be done.
     """
-    found = examine(_order(choice, asked), _aside)
+    found = examine.examine(_order(choice, asked), _aside)
     made = fix.write(found.files, found.order.model, found.verdict.findings, asked.fix) if asked.fix else []
     if asked.as_json:
         print(show.as_json(found))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines import estimate, statistics
@@ -14,6 +15,7 @@ from pipelines.doctor.files import Files
 from pipelines.text import PYDOC
 from rope import dialects
 from rope.geometry import Geometry
+from rope.strategies import bounded
 
 UNTUNED, TUNED = "as it is", "after fine-tuning"
 
@@ -66,6 +68,8 @@ def of(
 ) -> Advice:
     """Advice for a model that was found to hold to `holds` tokens. word: what names the model on a command line."""
     geometry = files.global_geometry
+    if holds != geometry.trained_length:
+        word = f"{word} model.trained_length={holds}"
     factor = target / holds
     found = candidates(files, geometry, target, holds)
     shape = estimate.Shape.of(files.config)
@@ -87,18 +91,17 @@ def candidates(files: Files, geometry: Geometry, target: int, holds: int) -> tup
     s, d, base = target / holds, geometry.rotated, geometry.base
     told = [Candidate("none", "the trained frequencies", UNTUNED)]
     if s <= 1:
-        return _with_engines(told, files, target)
+        return _with_engines(told, files, target, holds)
     on_top = f", on top of the native {kind}" if (kind := _native(files)) else ""
-    given = {} if holds == geometry.trained_length else {"factor": s}
     reach = s ** (d / (d - 2)) if d > 2 else s
     told += [
         Candidate(
             "yarn", f"factor {s:g}{on_top}; cos and sin times 0.1 ln(factor) + 1 = {0.1 * math.log(s) + 1:.4g}",
-            UNTUNED, given, (s, 1.5 * s), note="some weights want another strategy.attention_factor",
+            UNTUNED, {}, (s, 1.5 * s), note="some weights want another strategy.attention_factor",
         ),
         Candidate(
             "ntk", f"theta {base:,.0f} x {s:g}^(d/(d-2)) = {base * reach:,.0f}{on_top}", UNTUNED,
-            given, tuple(s * more for more in OVERSHOOT),
+            {}, tuple(s * more for more in OVERSHOOT),
             note="acts per frequency pair, not per layer: pair i is slowed by factor^(2i/(d-2)), in every layer alike",
         ),
         Candidate(
@@ -107,7 +110,7 @@ def candidates(files: Files, geometry: Geometry, target: int, holds: int) -> tup
             note="not with a KV cache: cached keys keep the old base; vLLM's `dynamic` is a static one",
         ),
         Candidate(
-            "linear", f"all frequencies / {s:g}{on_top}", TUNED, given,
+            "linear", f"all frequencies / {s:g}{on_top}", TUNED, {},
             note="is position interpolation (2306.15595): one thing. Llama at 8192 (exllama#118): untuned perplexity "
             "10.1 against NTK's 5.4, tuned for it 5.8 against 7.5",
         ),
@@ -125,7 +128,7 @@ def candidates(files: Files, geometry: Geometry, target: int, holds: int) -> tup
             {"theta": float(f"{base * reach**2:.3g}")},
         )
     )  # fmt: skip
-    return _with_engines(told, files, target)
+    return _with_engines(told, files, target, holds)
 
 
 def _native(files: Files) -> str:
@@ -133,11 +136,16 @@ def _native(files: Files) -> str:
     return ", ".join(sorted(kinds))
 
 
-def _with_engines(told: Sequence[Candidate], files: Files, target: int) -> tuple[Candidate, ...]:
+def _with_engines(told: Sequence[Candidate], files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
+    geometries = {
+        layers: geometry if bounded(layers) else replace(geometry, trained_length=holds)
+        for layers, geometry in files.geometries.items()
+    }
+
     def said(one: Candidate) -> Iterator[str]:
         for engine in dialects.ENGINES:
             try:
-                how = dialects.deploy(engine, files.config, one.strategy, one.options, files.geometries, target)
+                how = dialects.deploy(engine, files.config, one.strategy, one.options, geometries, target)
             except ValueError:
                 continue
             yield f"{engine}{'*' if how.notes else ''}"
@@ -162,9 +170,8 @@ def commands(found: Sequence[Candidate], word: str, target: int, holds: int, dev
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
     # Both tasks: perplexity alone does not show what is found far back. As many documents as a comparison takes.
     limit = statistics.needed(len(untuned) - 1)
-    given = f" factor={target / holds:g}" if any("factor" in one.options for one in untuned) else ""
     lengths = ",".join(map(str, dict.fromkeys([holds, target])))
-    decide = f"{start} strategy={names} length={lengths}{given} limit={limit}{end} task="
+    decide = f"{start} strategy={names} length={lengths} limit={limit}{end} task="
     factors = ",".join(f"{value:g}" for one in found if one.strategy == "ntk" for value in one.sweep)
     sweep = f"{start} strategy=ntk,yarn factor={factors} length={target} task=perplexity limit={limit}{end}{own}"
     tasks = [f"perplexity{own}", "passkey"] if own else ["perplexity,passkey"]
@@ -173,4 +180,4 @@ def commands(found: Sequence[Candidate], word: str, target: int, holds: int, dev
 
 def word_of(model: Model) -> str:
     """What names a model on a command line: its name in conf/model, or its path."""
-    return model.name if (CONF / "model" / f"{model.name}.yaml").is_file() else str(model.path)
+    return model.name if (CONF / "model" / f"{model.name}.yaml").is_file() else shlex.quote(model.path)

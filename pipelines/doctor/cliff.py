@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +19,11 @@ EXPLOSION = 2.0
 EARLY = 0.9
 """Share of the declared length; a cliff before it means that the declaration is wrong."""
 
-WORTH = 0.005
-"""Nats that context must gain to count as help, and scaling cost to count as harm."""
+WORTH = 0.02
+"""Nats: context helps that may gain as much."""
+
+HARM = 0.005
+"""Nats that a scaling must cost at least."""
 
 
 def manner(profile: Profile, cliff: Bucket) -> tuple[str, float | None]:
@@ -37,8 +41,7 @@ def manner(profile: Profile, cliff: Bucket) -> tuple[str, float | None]:
     "unsloth#7028; paired differences over the same tokens, interval of Yuen (1974, doi 10.1093/biomet/61.1.165)",
 )  # fmt: skip
 def cliff(profile: Profile) -> Iterator[Finding]:
-    found = buckets(profile)
-    broken = first_broken(found)
+    found, broken = buckets(profile), first_broken(profile)
     if broken is None:
         return
     how, last = manner(profile, broken)
@@ -59,7 +62,7 @@ def cliff(profile: Profile) -> Iterator[Finding]:
         cause="the config declares more than the model was trained for, or a scaling that is not in force"
         if early
         else "beyond the trained length slow pairs take angles never seen in training",
-        fix=f"trained_length: {broken.start} (conf/model), and a strategy from there on; first look at N01 and S10"
+        fix=f"model.trained_length={broken.start} and a strategy from there on; but first look at N01 and S10"
         if early
         else "a strategy: see the advice below. Perplexity alone does not show what is found far back, and wikitext "
         "word perplexity shows nothing at all: its documents end before any cliff; add task=passkey",
@@ -74,27 +77,38 @@ def far_context(profile: Profile) -> Iterator[Finding]:
     gains = context_gains(profile)
     if not gains:
         raise NotJudged("the model is too short for several lengths of context")
-    last = gains[-1]
-    if last[2] is not None and last[2] > WORTH:
+    if gains[-1].high is None or gains[-1].high > WORTH:
         return
-    helps = [context for context, mean, low in gains if low is not None and low > WORTH]
+    helps = [one.context for one in gains if one.low is not None and one.low > 0]
     yield Finding(
         symptom="flat perplexity that says nothing about retrieval",
-        measured={f"gain from {context // 2:,} to {context:,} tokens": mean for context, mean, _ in gains}
+        measured={f"gain from {one.context // 2:,} to {one.context:,} tokens": one.nats for one in gains}
+        | {"at most": gains[-1].high}
         | {"helps up to": max(helps, default=0)},
         cause="on this text the model takes nothing measurable from the first half of its context",
         fix="judge strategies by task=passkey and RULER as well, or give text with far references (task.text=...)",
     )
 
 
-def context_gains(profile: Profile) -> list[tuple[int, float, float | None]]:
-    """(tokens of context, nats that they gain over half as many, the lower end of its interval), ascending."""
-    told = sorted(profile.context)
+@dataclass(frozen=True)
+class Gain:
+    """What `context` tokens gain over half as many, in nats a token, with the 95 % interval."""
+
+    context: int
+    nats: float
+    low: float | None = None
+    high: float | None = None
+
+
+def context_gains(profile: Profile) -> list[Gain]:
+    """What ever more context gains, ascending."""
     gains = []
-    for less, more in pairwise(told):
+    for less, more in pairwise(sorted(profile.context)):
         difference = profile.context[less] - profile.context[more]
-        mean, low, _ = statistics.trimmed(difference) if len(difference) > 2 else (float(difference.mean()), None, None)
-        gains.append((more, mean, low))
+        if len(difference) > 2:
+            gains.append(Gain(more, *statistics.trimmed(difference)))
+        elif len(difference):
+            gains.append(Gain(more, float(difference.mean())))
     return gains
 
 
@@ -106,7 +120,7 @@ def short_cost(profile: Profile) -> Iterator[Finding]:
     if profile.scaled is None or len(profile.scaled) < 3:
         raise NotJudged("no scaling is declared")
     mean, low, high = statistics.trimmed(profile.scaled)
-    if low > WORTH:
+    if low > HARM:
         yield Finding(
             symptom="short prompts are worse than they need be",
             measured={

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import models
 from pipelines.cells import Model, Refusal
 from pipelines.doctor.files import Files
+from pipelines.doctor.keys import FLAT_MEANS_FULL
 from pipelines.doctor.rules import Finding
 from rope.config import LENGTH_KEYS, rope_parameters, text_config
 from rope.geometry import ALL_LAYERS
@@ -63,21 +64,22 @@ def corrected(config: Mapping[str, Any], findings: Iterable[Finding]) -> dict[st
 
 
 def both(text: dict[str, Any]) -> None:
-    """Write rope parameters in both vocabularies, in place. Those by layer type have no words in v4, and get its
-    flat ones: theta and scaling of the full-attention layers, with rope_local_base_freq for the others."""
-    parameters = rope_parameters(text)
-    flat = parameters.get(ALL_LAYERS)
-    full = flat or parameters.get("full_attention") or next(value for value in parameters.values() if value)
+    """Write rope parameters in both vocabularies, in place. Of those by layer type v4 knows Gemma 3's and Olmo 3's
+    alone, which it has flat: theta and scaling of the full-attention layers, rope_local_base_freq of the others."""
+    parameters = {key: value and {**value} for key, value in rope_parameters(text).items()}
+    flat, full = parameters.get(ALL_LAYERS), parameters.get("full_attention")
     text["rope_parameters"] = flat if flat is not None else parameters
-    text["rope_theta"] = full["rope_theta"]
-    scaling = {key: value for key, value in full.items() if key != "rope_theta"}
-    if full["rope_type"] == "default":
-        text.pop("rope_scaling", None)
-    elif flat is not None:
+    for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+        text.pop(key, None)
+    one = flat or (full if text.get("model_type") in FLAT_MEANS_FULL else None)
+    if one is None:
+        return
+    text["rope_theta"] = one["rope_theta"]
+    if one["rope_type"] != "default":
         # transformers 5 lets rope_scaling win over rope_parameters, so it must say all of it
-        text["rope_scaling"] = scaling | {"type": full["rope_type"], "rope_theta": full["rope_theta"]}
-    else:
-        text.pop("rope_scaling", None)
+        text["rope_scaling"] = {**one, "type": one["rope_type"]}
+    if flat is None and (local := parameters.get("sliding_attention")):
+        text["rope_local_base_freq"] = local["rope_theta"]
 
 
 def _tokenizer(files: Files, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,12 +54,15 @@ def lost_in_v4(files: Files) -> Iterator[Finding]:
     if flat is not None and flat["rope_theta"] == DEFAULT_THETA and flat["rope_type"] == "default":
         return  # which is what v4 takes by itself
     told = {kind: (one["rope_theta"], one["rope_type"]) for kind, one in files.parameters.items()}
+    sayable = flat is not None or files.text.get("model_type") in FLAT_MEANS_FULL
     yield Finding(
         symptom="right here, garbage on long texts (or on all) where transformers 4 reads it, or a program built on it",
         measured={"declared": told, "v4 takes": (DEFAULT_THETA, "default"), "here": f"transformers {_here()}"},
         cause="only rope_parameters is written; transformers 4 reads rope_theta and rope_scaling and takes defaults",
-        fix="write both: `--fix OUT` does; or load with transformers 5 everywhere",
-        mend=mends.nothing(),
+        fix="write both: `--fix OUT` does; or load with transformers 5 everywhere"
+        if sayable
+        else "transformers 5 everywhere: v4 has no words for layer types of this family",
+        mend=mends.nothing() if sayable else None,
     )
 
 

@@ -28,8 +28,9 @@ from rope.strategies import bounded
 BLOCK = 16
 """Tokens that are averaged before documents are compared: neighbours are not independent."""
 
-EIGHTHS = (8, 9, 10)
-"""Where reference windows end, in eighths of the edge; each is seven eighths long, and tells of its last eighth."""
+EIGHTHS = 2
+"""Eighths of the edge beyond it to which documents go. Reference windows end at every eighth from the edge on; each is
+seven eighths long, and tells of its last eighth."""
 
 PARTS = 32
 """Buckets an edge has: a cliff is told to one of them."""
@@ -37,8 +38,11 @@ PARTS = 32
 MOST, FEWEST = 16, 2
 """Documents."""
 
-SEARCHED = 4
+SEARCHED = 16
 """Windows of a document in which a break is looked for that comes before the declared length."""
+
+SUSTAINED = 3
+"""Buckets after a broken one that must, taken together, be broken too."""
 
 SHORT = 512
 """Tokens at most of the short texts on which the declared scaling is compared with none."""
@@ -55,14 +59,16 @@ class Profile:
     """NLL in nats a token; nan where it was not measured.
 
     trained: tokens as declared. edge: tokens up to which the model was found to hold in the search, at most trained.
-    nll: (documents, tokens). reference: the same with context within the edge. context: tokens of context -> (units,)
-    of the same tokens. scaled: (units,) under the declared scaling minus without it, on short texts; None where none is
-    declared. vocabulary: tokens; ln of it is chance. note: what was left out, and why.
+    near: tokens up to which all of them have a reference; beyond, few do. nll: (documents, tokens). reference: the same
+    with context within the edge. context: tokens of context -> (units,) of the same tokens. scaled: (units,) under the
+    declared scaling minus without it, on short texts; None where none is declared. vocabulary: tokens; ln of it is
+    chance. note: what was left out, and why.
     """
 
     files: Files
     trained: int
     edge: int
+    near: int
     nll: Array
     reference: Array
     vocabulary: int
@@ -94,20 +100,22 @@ class Bucket:
         return self.low is not None and self.low > 0
 
 
-def buckets(profile: Profile, width: int | None = None) -> list[Bucket]:
-    """NLL by position; with the paired excess wherever there is a reference."""
-    width = width or max(BLOCK, profile.edge // PARTS // BLOCK * BLOCK)
-    found = []
-    near = profile.edge * EIGHTHS[-1] // 8  # beyond, documents are few, and buckets wide
+def buckets(profile: Profile) -> list[Bucket]:
+    """NLL by position; with the paired excess wherever there is a reference. Buckets are wide beyond `near`."""
+    width, near = max(BLOCK, profile.edge // PARTS // BLOCK * BLOCK), min(profile.near, profile.length)
     edges = [*range(0, near, width), *range(near, profile.length, profile.edge // 8), profile.length]
+    found = []
     for start, end in pairwise(edges):
         values = profile.nll[:, start:end]
-        if np.isnan(values).all():
-            continue
-        excess = blocks(values - profile.reference[:, start:end])
-        told = statistics.trimmed(excess) if len(excess) > 2 else (None, None, None)
-        found.append(Bucket(start, end, float(np.nanmean(values)), *told))
+        if not np.isnan(values).all():
+            found.append(Bucket(start, end, float(np.nanmean(values)), *_excess(profile, start, end)))
     return found
+
+
+def _excess(profile: Profile, start: int, end: int) -> tuple[float | None, float | None, float | None]:
+    """Mean excess of some tokens, and its interval; None where there is no reference for enough of them."""
+    excess = blocks(profile.nll[:, start:end] - profile.reference[:, start:end])
+    return statistics.trimmed(excess) if len(excess) > 2 else (None, None, None)
 
 
 def blocks(values: Array) -> Array:
@@ -117,12 +125,18 @@ def blocks(values: Array) -> Array:
     return np.asarray(means[~np.isnan(means)])
 
 
-def first_broken(found: Sequence[Bucket]) -> Bucket | None:
-    """The first bucket whose excess has an interval above 0, and whose successor does not say otherwise."""
-    told = [one for one in found if one.excess is not None]
-    for one, after in zip(told, [*told[1:], None], strict=True):
-        if one.broken and (after is None or (after.excess or 0) > 0):
+def first_broken(profile: Profile) -> Bucket | None:
+    """The first bucket whose excess has an interval above 0, and of whose successors together that is true as well:
+    among so many buckets one in forty is above 0 by chance."""
+    told = [one for one in buckets(profile) if one.excess is not None]
+    for number, one in enumerate(told):
+        after = told[number + 1 : number + 1 + SUSTAINED]
+        if one.broken and not after:
             return one
+        if one.broken:
+            _, low, _ = _excess(profile, after[0].start, after[-1].end)
+            if low is not None and low > 0:
+                return one
     return None
 
 
@@ -149,7 +163,7 @@ def measure(
     start = time.monotonic()
     score = _Scorer(built, model)
     trained = built.files.global_geometry.trained_length
-    zone = trained * 5 // 4
+    zone = trained + trained * EIGHTHS // 8
     ids = [window.ids for window in text.windows(source, score.encode, zone)]
     far = _far(source, score, target or 4 * trained, 2 * trained)
     speed = score.seconds_a_unit(trained)
@@ -163,12 +177,12 @@ def measure(
         nll = np.full((len(rows), width), np.nan)
         for row, told in zip(nll, score.all(rows), strict=True):
             row[1 : 1 + len(told)] = told
-        edge = _edge(score, chosen[: work.searched], nll, trained)
-        reference = _reference(score, rows, edge, width)
+        edge, near = _edge(score, chosen[: work.searched], nll, trained)
+        reference = _reference(score, rows, edge, near, width)
         context = _context(score, rows[: len(chosen)], nll, edge)
         scaled = _scaled(score, built, chosen, min(SHORT, trained // 4))
     return Profile(
-        built.files, trained, edge, nll, reference, score.vocabulary, context, scaled, source, note,
+        built.files, trained, edge, near, nll, reference, score.vocabulary, context, scaled, source, note,
         time.monotonic() - start,
     )  # fmt: skip
 
@@ -201,7 +215,7 @@ def planned(trained: int, available: int, far: int, units: float) -> Work:
 
     units: tokens, each weighed by estimate.growth of its forward's length.
     """
-    zone, searched = trained * 5 // 4, min(4 if trained < 4096 else FEWEST, available)
+    zone, searched = trained + trained * EIGHTHS // 8, min(4 if trained < 4096 else FEWEST, available)
     fewest = min(FEWEST, available)
     while far and cost(Work(trained, zone, fewest, far, searched)) > units:
         far = far // 2 if far // 2 >= 2 * trained else 0
@@ -213,9 +227,9 @@ def planned(trained: int, available: int, far: int, units: float) -> Work:
 
 def cost(work: Work) -> float:
     """Units that it takes."""
-    window, rows = work.trained * 7 // 8, len(EIGHTHS) * work.documents
+    window, rows = work.trained * 7 // 8, (EIGHTHS + 1) * work.documents
     long = work.documents * _units(work.zone) + _units(work.far)
-    search = work.searched * work.zone // (work.trained // SEARCHED) * _units(work.trained // SEARCHED)
+    search = work.searched * work.trained * estimate.growth(work.trained // SEARCHED)
     contexts = work.documents * sum(_units(work.trained // part) for part in (2, 4, 8))
     return long + search + rows * _units(window) + 2 * _units(window) * bool(work.far) + contexts
 
@@ -224,32 +238,36 @@ def _units(length: int) -> float:
     return length * estimate.growth(length)
 
 
-def _edge(score: _Scorer, rows: Sequence[tuple[int, ...]], nll: Array, trained: int) -> int:
-    """The declared length, or how far the model holds where that is shorter: the search compares NLL far into a
-    document with that at the end of windows of a quarter of the length."""
-    window = trained // SEARCHED
-    half = window // 2
-    found = []
+def _edge(score: _Scorer, rows: Sequence[tuple[int, ...]], nll: Array, trained: int) -> tuple[int, int]:
+    """Up to where the model holds, and from where on it surely does not: the declared length and a quarter more, or
+    less where it breaks before. The search compares NLL in the document with that at the end of short windows."""
+    window = max(2 * BLOCK, trained // SEARCHED)
+    half, broken = window // 2, list[bool]()
     for start in range(0, trained - window + 1, window):
         short = np.stack(score.tails([row[start : start + window] for row in rows], window - half))
         excess = blocks(nll[: len(rows), start + half : start + window] - short)
-        _, low, _ = statistics.trimmed(excess) if len(excess) > 2 else (0.0, 0.0, 0.0)
-        found.append((start + half, low > 0))
-    # Three quarters of a short model's windows are cheap; a break must go on to the end to count
-    for number, (position, broken) in enumerate(found):
-        if broken and all(b for _, b in found[number:]) and position < trained * 7 // 8 and number:
-            return int(found[number - 1][0])
-    return trained
+        broken.append(len(excess) > 2 and statistics.trimmed(excess)[1] > 0)
+    for number in range(1, len(broken)):  # the first window is the document itself
+        if (number + 1) * window <= EARLY * trained and broken[number] and np.mean(broken[number:]) > MOSTLY:
+            return number * window, (number + 1) * window
+    return trained, trained + trained * EIGHTHS // 8
 
 
-def _reference(score: _Scorer, rows: Sequence[tuple[int, ...]], edge: int, width: int) -> Array:
-    """(documents, width): NLL of tokens around the edge, and half way and at the end of a far document."""
+EARLY = 7 / 8
+"""Share of the declared length; what breaks later is looked for with references around that length."""
+
+MOSTLY = 0.8
+"""Share of the windows after a break that must be broken, for it to be one."""
+
+
+def _reference(score: _Scorer, rows: Sequence[tuple[int, ...]], edge: int, near: int, width: int) -> Array:
+    """(documents, width): NLL of tokens from an eighth before the edge to `near`, and half way and at the end of a far
+    document, each within seven eighths of the edge."""
     reference = np.full((len(rows), width), np.nan)
     eighth, window = edge // 8, edge * 7 // 8
     for number, row in enumerate(rows):
-        ends = [edge * part // 8 for part in EIGHTHS if edge * part // 8 <= len(row)]
-        if len(row) > edge * EIGHTHS[-1] // 8:
-            ends += [end for end in (len(row) // 2, len(row)) if end > ends[-1] + eighth]
+        ends = [end for end in range(edge, near + 1, eighth) if end <= len(row)]
+        ends += [end for end in (len(row) // 2, len(row)) if end > ends[-1] + eighth]
         for end, told in zip(ends, score.tails([row[end - window : end] for end in ends], eighth), strict=True):
             reference[number, end - eighth : end] = told
     return reference

@@ -75,7 +75,7 @@ def positions(profile: Profile, model: str, path: Path) -> Path:
         "the document so far as context": [((one.start + one.end) / 2, one.nll, None) for one in told],
         "context within the trained length": reference,
     }
-    first = first_broken(told)
+    first = first_broken(profile)
     breaks = f"breaks at {first.start:,}" if first else "does not break"
     title = f"{model}, {profile.text}: {breaks}"
     return drawing.lines(curves, path, Axes("position (tokens)", "NLL (nats a token)", title, profile.trained))

@@ -23,6 +23,9 @@ from pipelines.theory import Outlook
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 WIDTH = 9
+THREADS = """
+NAME#NUMBER is a thread on GitHub: hf is huggingface/transformers, lm-eval EleutherAI/lm-evaluation-harness, vllm
+vllm-project/vllm, and so on; the file of a program is named where its code says so."""
 ROWS = 14
 GIB = 2**30
 
@@ -37,6 +40,7 @@ def rules(console: Console) -> None:
                 line.append(f"{one.level:<8}", STYLES[one.level]).append(f" {one.looks_for}\n")
                 line.append(f"                {one.source}", "dim")
                 console.print(line)
+    console.print(THREADS)
 
 
 def findings(console: Console, verdict: Verdict) -> None:
@@ -102,7 +106,7 @@ def report(console: Console, found: Examination) -> None:
 def _profile(console: Console, profile: Profile) -> None:
     told = [one for one in buckets(profile) if one.excess is not None]
     if len(told) > ROWS:
-        first = first_broken(told)
+        first = first_broken(profile)
         at = told.index(first) if first in told else ROWS // 2
         start = max(0, min(at - ROWS // 2 + 2, len(told) - ROWS))
         told = sorted({*told[start : start + ROWS], told[0], told[-1]}, key=lambda one: one.start)
@@ -120,9 +124,7 @@ def _profile(console: Console, profile: Profile) -> None:
         table.add_row(*row, f"{one.low:+.3f} to {one.high:+.3f}")
     console.print()
     console.print(table)
-    gains = "; ".join(
-        f"{mean:+.3f} from {context // 2:,} to {context:,}" for context, mean, _ in context_gains(profile)
-    )
+    gains = "; ".join(f"{one.nats:+.3f} from {one.context // 2:,} to {one.context:,}" for one in context_gains(profile))
     if gains:
         console.print(f"nats that twice the context gains, just before {profile.edge:,}: {gains}")
     if profile.note:
@@ -186,9 +188,7 @@ def whole(found: Examination) -> dict[str, Any]:
             "trained": profile.trained,
             "edge": profile.edge,
             "buckets": [asdict(one) for one in buckets(profile)],
-            "context_gains": [
-                {"context": context, "nats": mean, "low": low} for context, mean, low in context_gains(profile)
-            ],
+            "context_gains": [asdict(one) for one in context_gains(profile)],
             "left_out": profile.note,
             "seconds": profile.seconds,
         },

@@ -10,7 +10,18 @@ beyond its formula stands above it, as `Promise`s.
 # In the order in which a user is told of them: from the simplest to those that go over others.
 # isort: off
 from rope.strategies import uniform, bases, ramps, lists, masks, over
-from rope.strategies.registry import ALIASES, EVERY, PROMISES, STRATEGIES, Promise, Strategy, named, options_of, plan
+from rope.strategies.registry import (
+    ALIASES,
+    EVERY,
+    PROMISES,
+    STRATEGIES,
+    Promise,
+    Strategy,
+    kinds_of,
+    named,
+    options_of,
+    plan,
+)
 from rope.strategies.layers import bounded, plans
 from rope.strategies.scaling import stretch
 # isort: on
@@ -24,6 +35,7 @@ __all__ = [
     "Strategy",
     "bases",
     "bounded",
+    "kinds_of",
     "lists",
     "masks",
     "named",

@@ -68,6 +68,16 @@ def options_of(strategy: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def kinds_of(strategy: str) -> dict[str, str]:
+    """What each option of a strategy takes: number, whole (number), flag, word, list (of numbers) or mapping."""
+    words = {"float": "number", "int": "whole", "bool": "flag", "str": "word", "Sequence[float]": "list"}
+    parameters = inspect.signature(EVERY[named(strategy)]).parameters
+    return {
+        option: words.get(str(parameters[option].annotation).removesuffix(" | None"), "mapping")
+        for option in options_of(strategy)
+    }
+
+
 def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan:
     """The plan of a strategy by name or alias; ValueError for an unknown name, an unknown option or a bad value."""
     name = named(strategy)
