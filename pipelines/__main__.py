@@ -23,6 +23,7 @@ HELP = """ropewalk: which RoPE scaling keeps a model useful beyond its trained l
   ropewalk theory [OVERRIDES]   foresee: wavelengths, stretch and unseen angles of every plan, in tables and a figure
   ropewalk tune [OVERRIDES]     search: a strategy's options for a model and a length, and judge them (tune --help)
   ropewalk plan [OVERRIDES]     before: the same grid, not run: cells done, to do and invalid, time, memory (--json)
+  ropewalk reproduce published=NAME    check: a published table's protocol, ours beside theirs (reproduce --list)
   ropewalk export CELL --to ENGINE   deploy: a cell in the words of transformers, vLLM, SGLang, llama.cpp, ExLlamaV2
   ropewalk ui [PORT]            look: the MLflow UI on the results
   ropewalk sync                 rebuild MLflow from the results on disk
@@ -173,6 +174,25 @@ def _doctor(arguments: list[str]) -> int:
     return doctor.main(choices[0], asked)
 
 
+def _reproduce(arguments: list[str]) -> int:
+    from pipelines import needs, reproduce, transfer
+
+    if any(argument in ("-h", "--help") for argument in arguments) or not arguments:
+        print(reproduce.HELP, end="")
+        return 0
+    if arguments == ["--list"]:
+        needs.show(reproduce.console)
+        return 0
+    tables, own, rest = reproduce.parsed(arguments)
+    [base, *others] = _choices([*rest, "length=2"])
+    if others:
+        return _refuse("ropewalk reproduce takes one value each, but of published, rows and columns; no other commas")
+    command, given = shlex.join(["ropewalk", "reproduce", *arguments]), reproduce.task_options(rest, base)
+    if own.pop("transfer"):
+        return transfer.main(tables, base, given, command)
+    return reproduce.main(tables, base, {**own, "task": given}, command)
+
+
 def _tune(arguments: list[str]) -> int:
     from pipelines import tune
 
@@ -204,8 +224,8 @@ def _train(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "doctor": _doctor, "export": _export, "ui": _ui,
-    "sync": _sync, "train": _train,
+    "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "doctor": _doctor, "export": _export,
+    "reproduce": _reproduce, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
 
 

@@ -167,3 +167,31 @@ def pareto(
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
     return path
+
+
+def beside(
+    rows: Mapping[str, Sequence[tuple[int, float | None, float | None]]], columns: Sequence[str], title: str, path: Path
+) -> Path:
+    """A published table and ours over it: (column, theirs, ours) of every row; theirs hollow, ours crosses."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    values = []
+    for number, (name, row) in enumerate(rows.items()):
+        color = f"C{number % 10}"
+        theirs = [(column, value) for column, value, _ in row if value is not None]
+        ours = [(column, value) for column, _, value in row if value is not None]
+        axes.plot(*zip(*theirs, strict=True), marker="o", fillstyle="none", color=color, label=name, linewidth=0.8)
+        if ours:
+            axes.plot(*zip(*ours, strict=True), marker="x", color=color, linestyle=":", linewidth=0.8)
+        values += [value for _, value in (*theirs, *ours)]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set(title=title, ylabel="published: circles; ours: crosses")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path

@@ -216,6 +216,13 @@ def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
     return shape.parameters * size + max(forward, head) + PROCESS_BYTES[cell.device]
 
 
+def rough(shape: Shape, length: int, tokens: int) -> tuple[float, float]:
+    """(bytes, seconds) on one data-centre GPU in 16 bits, of a model that is not here: weights, the largest forward,
+    and a guess at the speed."""
+    forward = 2 * shape.elements(length, 1, fused=True)
+    return shape.parameters * 2 + forward + PROCESS_BYTES["cuda"], tokens * shape.flop(length) / FLOPS["cuda"]
+
+
 def largest(shape: Shape, cell: Cell, room: int) -> int:
     """The largest length whose forward fits into `room` bytes, to three digits downwards; 0 where none does."""
     low, high = 0, 2**40

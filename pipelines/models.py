@@ -196,6 +196,13 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
 
 
+def cached(repository: str, kind: str = "model") -> bool:
+    """Whether a repository of the hub (kind: model or dataset) was fetched to this machine before; asks no network."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE, f"{kind}s--{repository.replace('/', '--')}", "snapshots").is_dir()
+
+
 # ---------------------------------------------------------------------------------------------- below here: torch
 
 

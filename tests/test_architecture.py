@@ -27,6 +27,8 @@ ORDER = [
     "pipelines.space", "pipelines.search", "pipelines.bench", "pipelines.verdict", "pipelines.study",
     "pipelines.tune",
     "pipelines.doctor",
+    "pipelines.derived", "pipelines.published", "pipelines.needs", "pipelines.claims", "pipelines.reproduce",
+    "pipelines.transfer",
     "pipelines.recipe", "pipelines.corpus", "pipelines.retrieval", "pipelines.batches", "pipelines.descent",
     "pipelines.train", "pipelines.ui", "pipelines.sync", "pipelines.__main__",
 ]  # fmt: skip

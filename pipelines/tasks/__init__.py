@@ -18,7 +18,7 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "forwards", "prepare", "score", "told", "versions"]
+__all__ = ["VERSIONS", "Scores", "forwards", "options_of", "prepare", "score", "told", "versions"]
 
 VERSIONS = {"perplexity": 1, "passkey": 1}
 """A task's version goes up whenever a change can change its documents or its metrics."""
@@ -47,7 +47,7 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
     Raises:
         Refusal: an unknown task or option, text that is not there or too short, packages that are missing.
     """
-    options = _options(task, limit)
+    options = options_of(task, limit)
     if task.name in _RECIPES:
         _RECIPES[task.name].check(options, Encoder.of(tokenizer), length)
     else:
@@ -63,7 +63,7 @@ def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | Non
     Raises:
         Refusal: as `prepare`.
     """
-    options = _options(task, limit)
+    options = options_of(task, limit)
     encode = None if tokenizer is None else Encoder.of(tokenizer)
     if task.name in _RECIPES:
         if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
@@ -85,7 +85,7 @@ def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) 
     Raises:
         Refusal: as `prepare`; or a task of lm-eval has a request longer than `length`, or data that cannot be loaded.
     """
-    options = _options(task, limit)
+    options = options_of(task, limit)
     lm.max_length = length
     if task.name in _RECIPES:
         return _score_own(lm, task.name, options, length, limit, seed)
@@ -138,7 +138,12 @@ def _documents(
     return _RECIPES[name].build(dict(options), encode, length=length, limit=limit, seed=seed)
 
 
-def _options(task: Task, limit: int | None) -> Mapping[str, Any]:
+def options_of(task: Task, limit: int | None) -> Mapping[str, Any]:
+    """Every option of a task, defaults included.
+
+    Raises:
+        Refusal: an unknown option, or a limit below 1.
+    """
     if limit is not None and limit < 1:
         raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
     known = _RECIPES[task.name].OPTIONS if task.name in _RECIPES else named.OPTIONS

@@ -111,8 +111,10 @@ def _pieces(
 ) -> list[text.Window]:
     """The documents before a BOS is put to them: of prefix cut to the length, of the others to `document`."""
     room = length - len(encode.beginning(options["bos"]))
-    least = max(room, options["at_least"] or 0)
     prefix = options["windows"] == "prefix"
+    # Windows slide over a document that is shorter than one, where it is said that it may be.
+    shorter = options["windows"] in ("sliding", "means")
+    least = options["at_least"] if shorter and options["at_least"] else max(room, options["at_least"] or 0)
     cut = text.Cut(
         least=max(least, options["document"] or 0) if prefix else least,
         most=room if prefix else options["document"],

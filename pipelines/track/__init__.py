@@ -6,6 +6,7 @@ race each other's migrations, so that is done under a lock.
 
 from pipelines.track.database import connect, tracking_uri, warm
 from pipelines.track.examinations import examination
+from pipelines.track.reproductions import reproduced
 from pipelines.track.studies import Study, runs_of
 from pipelines.track.sweeps import Tracker, forget, frequencies, recorded
 from pipelines.track.training import Training
@@ -19,6 +20,7 @@ __all__ = [
     "forget",
     "frequencies",
     "recorded",
+    "reproduced",
     "runs_of",
     "tracking_uri",
     "warm",

@@ -185,14 +185,25 @@ def _kept_by_rotations(geometry: Geometry, native: Plan, beta_fast: float, beta_
 
 
 def _kept_by_index(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float, truncate: bool) -> Array:
+    low, high = correction_range(geometry, native, beta_fast, beta_slow, truncate)
+    if low == high:
+        high += 0.001  # the published code's guard against a ramp of no width
+    return np.asarray(1 - np.clip((np.arange(geometry.pairs) - low) / (high - low), 0.0, 1.0))
+
+
+def correction_range(
+    geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float, truncate: bool
+) -> tuple[float, float]:
+    """The pairs, counted from 0, between which the index ramp lies.
+
+    Source:
+        jquesnelle/yarn, scaled_rope/LlamaYaRNScaledRotaryEmbedding.py, find_correction_range
+    """
     low, high = _pair_of(geometry, native, beta_fast), _pair_of(geometry, native, beta_slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     # The upper clamp is the published code's: it counts dimensions, though low and high count pairs.
-    low, high = max(low, 0), min(high, geometry.rotated - 1)
-    if low == high:
-        high += 0.001  # the published code's guard against a ramp of no width
-    return np.asarray(1 - np.clip((np.arange(geometry.pairs) - low) / (high - low), 0.0, 1.0))
+    return max(low, 0), min(high, geometry.rotated - 1)
 
 
 def _pair_of(geometry: Geometry, native: Plan, rotations: float) -> float:

@@ -1,0 +1,278 @@
+"""`ropewalk reproduce`: a published protocol run anew, ours beside theirs; or its claims asked of another model."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Drawn
+
+from pipelines import derived, drawing, grid, needs, published, report, track
+from pipelines.cells import Cell, Refusal, Result
+from pipelines.config import Dtype, ModelChoice, Workbench
+from pipelines.published import Column, Row, Table, Value
+from pipelines.results import Store
+from pipelines.sweep import Sweep, cell_of
+
+HELP = """ropewalk reproduce published=NAME[,NAME] [rows=...] [columns=...] [OVERRIDES]
+ropewalk reproduce published=NAME --transfer model=MODEL [OVERRIDES]
+ropewalk reproduce --list
+
+Runs a published table's own protocol (conf/published/NAME.yaml) and shows ours beside theirs with a verdict: reproduced
+(within rounding and the table's tolerance), close, not reproduced, or not run and why. What it takes is said before.
+--list       every table, what it needs, and whether that is here
+--transfer   the same protocol on another model and text: not the numbers but the claims, with paired tests
+Overrides are those of ropewalk grid: cluster=gpu, limit=10, dtype=float32, task.text=FOLDER, force=true, store=FOLDER.
+  ropewalk reproduce published=men_base_bound columns=1k,2k,4k,8k
+  ropewalk reproduce published=longrope_table1 cluster=gpu
+  ropewalk reproduce published=yarn_v3_table5,dynamic_ntk,pi_table3,lceg_table9 --transfer model=tiny
+Exit codes: 0 all that could run is reproduced or close, or all claims hold; 1 not so; 2 nothing could run.
+"""
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One published value and ours. ours: in the published unit; None where it was not run, for the reason given."""
+
+    row: str
+    column: str
+    theirs: str
+    ours: float | None
+    difference: float | None
+    verdict: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One value that is to be measured: its place, and its cell or the reason why there is none."""
+
+    row: Row
+    column: Column
+    value: Value
+    cell: Cell | None
+    reason: str = ""
+
+
+def main(names: Sequence[str], base: Workbench, given: Mapping[str, Any], command: str) -> int:
+    """Reproduce tables one after another.
+
+    names: of tables. base: the command line's other choices, composed. given: rows, columns, and task: the options
+    that were given, which go over the published protocol.
+    """
+    store = Store.at(base.store)
+    tables = [published.chosen(published.table(name), given.get("rows"), given.get("columns")) for name in names]
+    return max(_reproduce(table, base, given.get("task", {}), store, command) for table in tables)
+
+
+def _reproduce(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> int:
+    introduce(table)
+    if table.derived:
+        compared = list(_derived(table))
+    elif table.rows:
+        compared = _measured(table, base, task, store, command)
+    else:
+        raise Refusal(f"published={table.name} has no values, only claims: add --transfer model=MODEL")
+    _show(table, compared)
+    counts = {verdict: sum(one.verdict == verdict for one in compared) for verdict in published.VERDICTS}
+    folder = store.root / "published" / table.name
+    files = [write(folder / "comparison.json", {"table": table.name, "values": [asdict(one) for one in compared]})]
+    files.append(drawing.beside(*_figure(table, compared), folder / "comparison.png"))
+    if any(one.ours is not None for one in compared):
+        track.reproduced(
+            store,
+            table.name,
+            {"title": table.title, "source": table.source, "sure": table.sure, "command": command},
+            {f"values/{name}": float(count) for name, count in counts.items()},
+            files,
+            {"status": ", ".join(f"{count} {name}" for name, count in counts.items() if count)},
+        )
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count) + f"; drawn: {files[-1]}")
+    if counts["not run"] == len(compared):
+        return 2
+    return 1 if counts["not reproduced"] else 0
+
+
+def introduce(table: Table) -> None:
+    console.print(f"\n{table.title}\n  {table.source}; {published.SURE[table.sure]}", style=None)
+    for note in table.notes:
+        console.print(f"  note: {note}")
+
+
+# ------------------------------------------------------------------------------------------------ formulas
+
+
+def _derived(table: Table) -> Iterator[Compared]:
+    assert table.compute is not None
+    function = derived.DERIVED[table.compute]
+    for row, number, value in table.values():
+        column = table.columns[number]
+        arguments = {**row.arguments, **({table.argument: column.value} if table.argument else {})}
+        start = time.monotonic()
+        ours = function(**arguments)
+        if (spent := time.monotonic() - start) > 5:
+            console.print(f"  {row.name}, {column.label}: {ours:.4g} in {report.duration(spent)}")
+        yield _compared(table, row, column, value, ours)
+
+
+def _compared(table: Table, row: Row, column: Column, value: Value, ours: float) -> Compared:
+    difference = ours - value.number if value.number is not None and math.isfinite(ours) else None
+    told = ours if math.isfinite(ours) else None
+    verdict = value.verdict(ours, table.tolerance)
+    reason = "" if told is not None else "ours is not finite"
+    return Compared(row.name, column.label, value.text, told, difference, verdict, reason)
+
+
+# ------------------------------------------------------------------------------------------------ measurements
+
+
+def _measured(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> list[Compared]:
+    console.print(needs.told(table))
+    asked = list(_asked(table, base, task))
+    results = run([one.cell for one in asked if one.cell is not None], base, store, command)
+    compared = []
+    for one in asked:
+        result = results.get(one.cell.id) if one.cell is not None else None
+        if result is None or not result.finished:
+            reason = one.reason or (result.error_line if result is not None else "it did not finish")
+            compared.append(Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason))
+            continue
+        metric = one.column.metric or table.metric
+        ours = result.metrics.get(metric, math.inf if result.status == "diverged" else None)
+        if ours is None:
+            reason = f"status {result.status}, and no {metric}"
+            compared.append(Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason))
+        else:
+            compared.append(_compared(table, one.row, one.column, one.value, ours * table.scale))
+    return compared
+
+
+def run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> dict[str, Result]:
+    """The cells through the grid: those finished before are taken from the store, all are recorded as its own."""
+    if not cells:
+        return {}
+    sweep = Sweep("published", tuple(cells), command)
+    results = grid.run(sweep, store, lambda todo: grid.pooled(todo, base.cluster), force=base.force)
+    return {result.cell_id: result for result in results}
+
+
+def _asked(table: Table, base: Workbench, task: Mapping[str, Any]) -> Iterator[Asked]:
+    refused: dict[Any, str] = {}  # a model or a text that is not here is looked for once
+    for row, number, value in table.values():
+        column = table.columns[number]
+        length = row.length or column.length
+        reason = table.missing or row.missing or column.missing
+        if reason or row.model is None or length is None:
+            yield Asked(row, column, value, None, reason or "its length is not said")
+            continue
+        choice = _choice(table, base, row, number, length, task)
+        where = (row.model, str(choice.task.get("text")))
+        try:
+            if where in refused:
+                raise Refusal(refused[where])
+            yield Asked(row, column, value, cell_of(choice))
+        except Refusal as sentence:
+            told = str(sentence)
+            if where not in refused:
+                told = refused[where] = f"{told}; {needs.to_get(row.model, choice.task)}"
+            yield Asked(row, column, value, None, told)
+
+
+def _choice(table: Table, base: Workbench, row: Row, number: int, length: int, task: Mapping[str, Any]) -> Workbench:
+    assert row.model is not None
+    column, checkpoint = table.columns[number], published.checkpoints()[row.model]
+    return replace(
+        base,
+        model=ModelChoice(row.model, checkpoint.path, None, checkpoint.trained_length),
+        strategy=dict(published.strategy_at(row, number)),
+        factor=None,
+        task={**table.task_of(column), **task},
+        length=length,
+        limit=base.limit if base.limit is not None else column.limit or table.limit,
+        dtype=Dtype[table.dtype] if base.dtype is Dtype.auto else base.dtype,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ ours beside theirs
+
+
+def _show(table: Table, compared: Sequence[Compared]) -> None:
+    drawn = Drawn(title=f"{table.name}: ours beside theirs", title_justify="left")
+    for number, name in enumerate(("row", "column", "theirs", "ours", "difference", "verdict")):
+        drawn.add_column(name, justify="right" if 2 <= number <= 4 else "left")
+    for one in compared:
+        if one.verdict != "not run":
+            digits = max(5, sum(map(str.isdigit, one.theirs.partition("e")[0])) + 1)
+            ours = "not finite" if one.ours is None else f"{one.ours:.{digits}g}"
+            off = "" if one.difference is None else f"{one.difference:+.3g}"
+            drawn.add_row(one.row, one.column, one.theirs, ours, off, one.verdict)
+    if drawn.row_count:
+        console.print(drawn)
+        told = f"{table.tolerance:.2%} and" if table.tolerance else "the"
+        console.print(f"reproduced: within {told} rounding of what was printed")
+    reasons: dict[str, list[str]] = {}
+    for one in compared:
+        if one.verdict == "not run":
+            reasons.setdefault(one.reason, []).append(f"{one.row} at {one.column}")
+    for reason, places in reasons.items():
+        shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        console.print(f"not run  {shown}\n         {reason}")
+
+
+def _figure(
+    table: Table, compared: Sequence[Compared]
+) -> tuple[dict[str, list[tuple[int, float | None, float | None]]], list[str], str]:
+    labels = [column.label for column in table.columns]
+    rows: dict[str, list[tuple[int, float | None, float | None]]] = {}
+    for one in compared:
+        value = Value.of(one.theirs)
+        theirs = value.number if value is not None else None
+        rows.setdefault(one.row, []).append((labels.index(one.column), theirs, one.ours))
+    return rows, labels, table.title
+
+
+def write(path: Path, body: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body, indent=1), encoding="utf-8")
+    return path
+
+
+def parsed(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """(tables, our own keys, overrides for Hydra) of a command line.
+
+    Raises:
+        Refusal: no table is named, or a flag is unknown.
+    """
+    flags = [a for a in arguments if a.startswith("-")]
+    unknown = sorted(set(flags) - {"--transfer", "--list"})
+    if unknown:
+        raise Refusal(f"ropewalk reproduce has no {' '.join(unknown)}; its flags: --list, --transfer, --help")
+    own = {key: a.partition("=")[2].split(",") for a in arguments for key in ("published", "rows", "columns")
+           if a.startswith(f"{key}=")}  # fmt: skip
+    rest = [a for a in arguments if not a.startswith("-") and a.partition("=")[0] not in own]
+    tables = own.pop("published", [])
+    if not tables:
+        raise Refusal(f"published=NAME is missing: give one of {', '.join(published.names())} (--list tells of each)")
+    transfer = "--transfer" in flags
+    named = [a.partition("=")[0] for a in rest]
+    for key in ("strategy", "length", "factor", "task"):
+        if any(name == key or (name.startswith(f"{key}.") and key != "task") for name in named):
+            raise Refusal(f"{key}=... is the table's own: ropewalk reproduce takes it from conf/published")
+    if not transfer and any(name == "model" or name.startswith("model.") for name in named):
+        raise Refusal("model=... is the table's own; to ask its claims of another model, add --transfer")
+    return tables, {**own, "transfer": transfer}, rest
+
+
+def task_options(rest: Sequence[str], base: Workbench) -> dict[str, Any]:
+    """Of the composed task, the options that the command line gave: they go over the published protocol."""
+    given = [a.partition("=")[0].removeprefix("task.") for a in rest if a.startswith("task.")]
+    return {name: base.task[name] for name in given}
