@@ -73,7 +73,7 @@ def positions(profile: Profile, model: str, path: Path) -> Path:
             reference.append((middle, one.nll - one.excess, None))
     curves = {
         "the document so far as context": [((one.start + one.end) / 2, one.nll, None) for one in told],
-        "context within the trained length": reference,
+        f"context within {profile.edge:,} tokens": reference,
     }
     first = first_broken(profile)
     breaks = f"breaks at {first.start:,}" if first else "does not break"
