@@ -470,3 +470,26 @@ def test_planning_loads_neither_torch_nor_the_harness():
 def test_scoring_prints_nothing(lm, capfd):
     scores(lm, a_task("passkey", keys=1), 500)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_pi_protocol_asks_ten_keys_at_each_of_32_distances(encode):
+    built = prompts(encode, 700, protocol="pi")
+    assert len(built) == 320 and len({document.fact("depth") for document in built}) == 32
+    assert all(document.scored == 0 and len(document.ids) + passkey.NEW_TOKENS <= 700 for document in built)
+    found = ["" if document.fact("depth") < 0.5 else f" {document.fact('key')}." for document in built]
+    told, _ = passkey.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
+    assert told["effective_length"] == pytest.approx(max(len(d.ids) for d in built) / 2)
+
+
+def test_the_yarn_protocol_hides_any_number_at_any_character(encode):
+    built = prompts(encode, 800, protocol="yarn", limit=10)
+    keys = [document.fact("key") for document in built]
+    assert len(built) == 10 and all(1 <= key <= 50_000 for key in keys) and min(keys) < 10_000
+    assert len({document.fact("depth") for document in built}) == 10
+    for document in built:
+        said = encode.text(document.ids)
+        assert said.count(f" {document.fact('key')}") == 2 and said.endswith(passkey.QUESTION)
+        assert len(document.ids) + passkey.NEW_TOKENS == 800, "a character is a token here: it fills the length"
+    assert passkey.passkey_context([(1, 1.0), (2, 0.8), (3, 0.5)]) == (2, pytest.approx(0.9))
+    with pytest.raises(Refusal, match="protocol=lambada of the task passkey: give grid, pi or yarn"):
+        prompts(encode, 800, protocol="lambada")

@@ -18,11 +18,28 @@ import numpy as np
 from pipelines.cells import Refusal
 from pipelines.tasks.documents import Document, Encoder
 
-OPTIONS: Mapping[str, Any] = {"depths": (0.1, 0.35, 0.65, 0.9), "keys": 2, "answer": "loglikelihood"}
+OPTIONS: Mapping[str, Any] = {
+    "depths": (0.1, 0.35, 0.65, 0.9),
+    "keys": 2,
+    "answer": "loglikelihood",
+    "protocol": "grid",
+}
 """depths: shares of the filler that come before the key. keys: at every depth, or as many as `limit` says if those are
 fewer. answer: loglikelihood or generate."""
 
-LATER: Mapping[str, Any] = {}
+LATER: Mapping[str, Any] = {"protocol": "grid"}
+"""protocol: grid, as above; or as published: pi or yarn, which set depths, keys and answer themselves."""
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "pi": {"depths": tuple(n / 32 for n in range(32)), "keys": 10, "answer": "generate"},
+    "yarn": {"depths": (None,), "keys": 20, "answer": "generate"},
+}
+"""pi: 32 distances from the end, evenly spaced, ten trials at each (Chen et al. 2023, https://arxiv.org/abs/2306.15595,
+section 3.4). yarn: a key from 1 to 50000 at a random character of the filler, 20 times (jquesnelle/yarn,
+eval/passkey.py; its paper says 10, which is limit=10)."""
+
+FOUND = {"pi": 0.2, "yarn": 0.8}
+"""Share of keys from which on a context counts as one in which they are found."""
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -35,8 +52,16 @@ NEW_TOKENS = 10
 """Room for a generated answer; passkey_generate.yaml asks for as many."""
 
 
+def _settled(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options with those that a published protocol sets."""
+    if options["protocol"] not in ("grid", *PUBLISHED):
+        raise Refusal(f"protocol={options['protocol']} of the task passkey: give grid, {' or '.join(PUBLISHED)}")
+    return {**options, **PUBLISHED.get(options["protocol"], {})}
+
+
 def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
     """Refuse options out of range, and a length that the shortest prompt does not fit into."""
+    options = _settled(options)
     _validate(options)
     least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
     if length < least:
@@ -45,7 +70,7 @@ def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
 
 def forwards(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
     """A forward for a key at every depth."""
-    return len(_asked(options, limit, seed=0))
+    return len(_asked(_settled(options), limit, seed=0))
 
 
 def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
@@ -54,6 +79,7 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
     Raises:
         Refusal: the shortest prompt does not fit, or an option is out of its range.
     """
+    options = _settled(options)
     _validate(options)
     documents, words = [], 0
     for number, key, depth in _asked(options, limit, seed):
@@ -69,6 +95,8 @@ def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: in
 
 def _validate(options: Mapping[str, Any]) -> None:
     depths, keys, answer = options["depths"], options["keys"], options["answer"]
+    if options["protocol"] == "yarn":
+        return
     if not depths or not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
         raise Refusal(f"depths={list(depths)} of the task passkey: give different shares from 0 to 1")
     if keys < 1:
@@ -80,14 +108,21 @@ def _validate(options: Mapping[str, Any]) -> None:
 def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
     # A limit takes keys, so that every depth is asked as often as any other.
     count = options["keys"] if limit is None else min(options["keys"], limit)
+    if options["protocol"] == "yarn":
+        draws = (random.Random(f"passkey/yarn/{seed}/{number}") for number in range(count))
+        return [(number, dice.randint(1, 50_000), dice.random()) for number, dice in enumerate(draws)]
     keys = [random.Random(f"passkey/{seed}/{number}").randint(10_000, 99_999) for number in range(count)]
     return [(number, key, depth) for number, key in enumerate(keys) for depth in options["depths"]]
 
 
-def prompt(key: int, depth: float, words: int) -> str:
-    """The published prompt with that many words of filler, a share `depth` of them before the key."""
-    before = round(words * depth)
-    return "\n".join([TASK, _filler(before), NEEDLE.format(key=key), _filler(words - before), QUESTION])
+def prompt(key: int, depth: float, words: int, protocol: str = "grid") -> str:
+    """The published prompt with that many words of filler (of yarn: characters), a share `depth` before the key."""
+    before, filler = round(words * depth), _characters if protocol == "yarn" else _filler
+    return "\n".join([TASK, filler(before), NEEDLE.format(key=key), filler(words - before), QUESTION])
+
+
+def _characters(count: int) -> str:
+    return (f"{FILLER} " * (count // (len(FILLER) + 1) + 1))[:count]
 
 
 def _filler(words: int) -> str:
@@ -98,7 +133,7 @@ def _tokens(
     encode: Encoder, options: Mapping[str, Any], key: int, depth: float, words: int
 ) -> tuple[tuple[int, ...], int]:
     """All ids of a document, and how many of the last are the answer."""
-    asked = prompt(key, depth, words)
+    asked = prompt(key, depth, words, options["protocol"])
     context, beginning = encode(asked), encode.beginning(None)
     if options["answer"] == "generate":
         return (*beginning, *context), 0
@@ -144,7 +179,7 @@ def most(cost: Callable[[int], int], budget: int, guess: int = 0) -> int:
 
 def yaml(options: Mapping[str, Any]) -> str:
     """Name of the lm-eval task that scores the documents."""
-    return "passkey_generate" if options["answer"] == "generate" else "passkey"
+    return "passkey_generate" if _settled(options)["answer"] == "generate" else "passkey"
 
 
 def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
@@ -170,7 +205,38 @@ def finish(
     share = consistency(list(keys.values()))
     if share is not None:
         metrics["consistency"] = share
+    if options["protocol"] == "pi":
+        length = max(len(document.ids) for document in documents)
+        curve = [((1 - depth) * length, float(np.mean(row))) for depth, row in depths.items()]
+        metrics["effective_length"] = effective_length(curve, FOUND["pi"])
     return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
+
+
+def effective_length(curve: Sequence[tuple[float, float]], share: float) -> float:
+    """The largest distance at which, and at every smaller one, at least this share of the keys is found; 0: at none.
+
+    curve: (tokens, share found).
+
+    >>> effective_length([(64, 1.0), (128, 0.3), (192, 0.1), (256, 0.9)], share=0.2)
+    128
+    """
+    reached: float = 0
+    for tokens, found in sorted(curve):
+        if found < share:
+            break
+        reached = tokens
+    return reached
+
+
+def passkey_context(curve: Sequence[tuple[float, float]], share: float = FOUND["yarn"]) -> tuple[float, float]:
+    """YaRN's two numbers: the largest length at which this share is found, and the mean share up to it; 0, 0: at none.
+
+    >>> passkey_context([(8192, 1.0), (16384, 0.7), (32768, 0.8), (65536, 0.1)])[0]
+    32768
+    """
+    reached = max((tokens for tokens, found in curve if found >= share), default=0)
+    below = [found for tokens, found in curve if tokens <= reached]
+    return reached, float(np.mean(below)) if below else 0.0
 
 
 def consistency(verdicts: Sequence[Sequence[bool]]) -> float | None:
