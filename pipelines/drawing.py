@@ -129,10 +129,13 @@ def slices(drawn: Sequence[Slice], ys: Sequence[float], far: Sequence[int], labe
         axes = grid[number // columns][number % columns]
         words = any(isinstance(x, (str, bool)) for x in one.xs)
         xs = [str(one.xs[n]) if words else one.xs[n] for n in order]
-        dots = axes.scatter(xs, [ys[n] for n in order], c=[far[n] for n in order], cmap="Blues", vmin=-max(far) / 2,
-                            edgecolors="tab:blue", linewidths=0.5, s=28)  # fmt: skip
+        colours = {"c": [far[n] for n in order], "cmap": "viridis_r", "vmin": 0, "vmax": max(far)}
+        dots = axes.scatter(xs, [ys[n] for n in order], s=28, **colours)
         if one.log and not words:
             axes.set_xscale("log")
+            axes.set_xticks([float(f"{x:.2g}") for x in _by_ratios(min(one.xs), max(one.xs))])
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.4g}")
+            axes.minorticks_off()
         if one.start is not None:
             axes.axvline(one.start, color="gray", linestyle=":", label="default")
             axes.legend(fontsize=8)
@@ -144,6 +147,10 @@ def slices(drawn: Sequence[Slice], ys: Sequence[float], far: Sequence[int], labe
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
     return path
+
+
+def _by_ratios(low: float, high: float, count: int = 4) -> list[float]:
+    return [low * (high / low) ** (n / (count - 1)) for n in range(count)]
 
 
 def pareto(

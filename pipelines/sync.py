@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines import track
 from pipelines.cells import Refusal, Result, distinct
@@ -25,8 +27,8 @@ def main(arguments: list[str]) -> int:
     if set(options) - {"store", "force"} or options.get("force", "false") not in ("true", "false"):
         raise Refusal(f"ropewalk sync takes store=FOLDER and force=true; given: {' '.join(arguments)}")
     store = Store.at(options.get("store"))
-    specs = list(store.sweeps())
-    if not specs:
+    specs, studies = list(store.sweeps()), list(store.studies())
+    if not specs and not studies:
         raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
     start, client = time.monotonic(), track.connect(store)
     for number, spec in enumerate(specs, 1):
@@ -34,7 +36,25 @@ def main(arguments: list[str]) -> int:
         done = _synced(client, sweep, store, force=options.get("force") == "true")
         left = (time.monotonic() - start) / number * (len(specs) - number)
         print(f"{number}/{len(specs)}  {sweep.label}: {done}" + (f"  left {left:.0f} s" if left else ""), flush=True)
+    for study in studies:
+        done = _study(client, study, store, force=options.get("force") == "true")
+        print(f"{study['label']}, a search: {done}", flush=True)
     return 0
+
+
+def _study(client: object, study: Mapping[str, Any], store: Store, *, force: bool) -> str:
+    """Record one search unless MLflow has all of it; says in a few words what was done."""
+    runs = track.runs_of(client, study["id"])
+    if any(run.info.status == "RUNNING" for run in runs):
+        return "runs right now, left alone"
+    trials = study["trials"]
+    if len(runs) == len(trials) + 1 and not force:
+        return f"in MLflow already, {len(trials)} trials"
+    with track.Study.open(store, study, client) as tracked:
+        for trial in trials:
+            tracked.record(trial, None)
+        tracked.conclude(study, store.study(study["id"]))
+    return f"recorded, {len(trials)} trials"
 
 
 def _synced(client: object, sweep: Sweep, store: Store, *, force: bool) -> str:

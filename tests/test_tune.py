@@ -128,6 +128,18 @@ def test_mlflow_has_the_study_with_its_trials_below_it(found):
     assert set(trials[0].data.params) == {"factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "ramp"}
 
 
+def test_sync_rebuilds_a_search_that_mlflow_lacks(found, tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    _, _, store = found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    assert run(["sync", f"store={store.root}"]) == 0 and "recorded, 6 trials" in capsys.readouterr().out
+    assert run(["sync", f"store={store.root}"]) == 0 and "in MLflow already, 6 trials" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}")
+    experiment = client.get_experiment_by_name("tune")
+    assert len(client.search_runs([experiment.experiment_id])) == 7
+
+
 def test_a_search_that_is_killed_goes_on_where_it_was_and_finds_the_same(found, tmp_path, monkeypatch):
     _, whole, _ = found
     root = tmp_path / "killed"
