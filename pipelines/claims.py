@@ -5,7 +5,8 @@ Kinds of claim, of strategies s at lengths in trained lengths:
     order     at every length, each strategy is better than the next one
     best      at the i-th length the winners[i]-th strategy is better than every other
     same      at every length, the strategies do not differ
-    breaks    each strategy's last tokens are worse at its nominal length (its factor) than at the trained length
+    breaks    each strategy's last tokens are worse than at the first length at the last one below its nominal length (its
+              factor)
     gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
 """
 
@@ -103,7 +104,7 @@ def asked(claims: Sequence[Claim]) -> dict[tuple[str, float], tuple[Mapping[str,
     for claim in claims:
         for strategy in claim.strategies:
             for length in claim.lengths:
-                if claim.kind != "breaks" or length <= strategy["factor"]:
+                if claim.kind != "breaks" or length < strategy["factor"]:
                     found.setdefault((key(strategy), length), (strategy, length))
     return found
 
@@ -166,11 +167,10 @@ def _same(claim: Claim, measured: Measured) -> Iterator[Comparison]:
 
 def _breaks(claim: Claim, measured: Measured) -> Iterator[Comparison]:
     for strategy in claim.strategies:
-        nominal = float(strategy["factor"])
-        for length in claim.lengths[1:]:
-            if length <= nominal:
-                says = f"{named(strategy)}: last tokens worse at {length:g}x than at 1x"
-                yield replace(_change(measured, says, strategy, length, claim.lengths[0]), aside=length != nominal)
+        first, *below = (length for length in claim.lengths if length < strategy["factor"])
+        for length in below:
+            says = f"{named(strategy)}: last tokens worse at {length:g}x than at {first:g}x"
+            yield replace(_change(measured, says, strategy, length, first), aside=length != below[-1])
 
 
 def _change(measured: Measured, says: str, strategy: Mapping[str, Any], length: float, start: float) -> Comparison:
