@@ -71,8 +71,8 @@ def run(arguments: list[str]) -> int:
     except Refusal as reason:
         return _refuse(str(reason))
     except KeyboardInterrupt:
-        command = shlex.join(["ropewalk", *arguments])
-        print(f"\nstopped; what was finished is kept, and this goes on from there:\n  {command}", file=sys.stderr)
+        again = "; what was finished is kept, and this goes on from there:\n  " + shlex.join(["ropewalk", *arguments])
+        print(f"\nstopped{again if verb in RESUMED else ''}", file=sys.stderr)
         return 130
 
 
@@ -227,6 +227,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "grid": _grid, "plan": _plan, "theory": _theory, "tune": _tune, "doctor": _doctor, "export": _export,
     "reproduce": _reproduce, "ui": _ui, "sync": _sync, "train": _train,
 }  # fmt: skip
+
+RESUMED = frozenset({"grid", "tune", "reproduce", "sync", "train"})
+"""Verbs that, asked for again, go on from where they were stopped."""
 
 
 def rewritten(arguments: list[str]) -> list[str]:

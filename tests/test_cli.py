@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.__main__ import rewritten
+from pipelines.__main__ import RESUMED, VERBS, rewritten, run
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -93,3 +93,15 @@ def test_another_package_called_rope_is_named(tmp_path):
     script = f"import sys; sys.path[:0] = {folders!r}; from pipelines.__main__ import run; run(['--help'])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ran.returncode == 2 and "not ours" in ran.stderr
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_ctrl_c_tells_what_goes_on_only_where_something_does(monkeypatch, capsys, verb):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, verb, stopped)
+    assert run([verb, "x=a b"]) == 130
+    told = capsys.readouterr().err
+    assert "stopped" in told and (f"ropewalk {verb} 'x=a b'" in told) == (verb in {*RESUMED})
+    assert {"grid", "tune"} <= RESUMED and "doctor" not in RESUMED
