@@ -5,8 +5,7 @@ Kinds of claim, of strategies s at lengths in trained lengths:
     order     at every length, each strategy is better than the next one
     best      at the i-th length the winners[i]-th strategy is better than every other
     same      at every length, the strategies do not differ
-    breaks    each strategy's last tokens are worse than at the first length at the last one below its nominal length (its
-              factor)
+    breaks    each strategy's last tokens are worse at the last length below its factor than at the first length
     gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
 """
 
