@@ -53,7 +53,8 @@ def needs_of(table: Table) -> Needs:
     """What a table's values need, without asking any network."""
     found: dict[str, bool] = {}
     texts: dict[str, bool] = {}
-    peaks, seconds, runnable = [0.0], [0.0], 0
+    peaks, runnable = [0.0], 0
+    seconds: dict[object, float] = {}  # of each run: several values may be read off the same
     known = True
     for row, number, _ in table.values():
         column = table.columns[number]
@@ -73,10 +74,15 @@ def needs_of(table: Table) -> Needs:
         if shape is not None:
             peak, spent = estimate.rough(shape, length, (passes or 0) * length)
             peaks.append(peak)
-            seconds.append(spent)
+            seconds[row.name, frozen(published.strategy_at(row, number)), length, task, column.limit] = spent
     here = frozenset(one for one, there in (*found.items(), *texts.items()) if there)
     return Needs(
-        tuple(found), tuple(texts), here, max(peaks) or None, sum(seconds) if known and runnable else None, runnable
+        tuple(found),
+        tuple(texts),
+        here,
+        max(peaks) or None,
+        sum(seconds.values()) if known and runnable else None,
+        runnable,
     )
 
 
@@ -123,8 +129,9 @@ def _listed(table: Table) -> tuple[str, str, str, str]:
     if not found.runnable:
         return table.missing or "only claims", "", "", f"no{star}"
     short = f"{len(found.models)} model{'s' if len(found.models) > 1 else ''}"
-    short += (
-        f", {len(found.texts)} data set{'s' if len(found.texts) > 1 else ''}" if found.texts else ", lm-eval's data"
-    )
+    if found.texts:
+        short += f", {len(found.texts)} data set{'s' if len(found.texts) > 1 else ''}"
+    elif any(table.task_of(column).get("name") not in tasks.VERSIONS for column in table.columns):
+        short += ", lm-eval's data"
     lacking = f"no: {len(found.lacking)} of these not here" if found.lacking else "yes"
     return short, _size(found.peak), _time(found.seconds), f"{lacking}{star}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import random
+import re
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines import tasks, text
 from pipelines.cells import Refusal, Task, frozen
 from pipelines.scorer import LongLM
-from pipelines.tasks import perplexity
+from pipelines.tasks import passkey, perplexity
 from pipelines.tasks.documents import Encoder
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -239,3 +243,162 @@ def test_options_that_came_later_leave_the_default_cells_as_they_were():
     assert told == {"text": "pydoc", "bos": None, "last": 256, "buckets": 16}
     assert tasks.told("perplexity", {"windows": "means", "stride": 256}) == {"windows": "means"}
     assert tasks.told("gsm8k", {"num_fewshot": None}) == {"num_fewshot": None}
+
+
+# ---------------------------------------------------------------------------------------------- passkeys as published
+
+ROOM = 10
+PROSE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+
+
+def hidden(key, before, after):
+    """The prompt as Landmark Attention printed it, with filler on both sides of the key."""
+    return (
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+        f"I will quiz you about the important information there.\n{before}\n"
+        f"The pass key is {key}. Remember it. {key} is the pass key.\n{after}\n"
+        "What is the pass key? The pass key is"
+    )
+
+
+def pi_prompt(key, depth, count):
+    words = (PROSE.split() * (count // 18 + 1))[:count]
+    return hidden(key, " ".join(words[: round(count * depth)]), " ".join(words[: count - round(count * depth)]))
+
+
+def yarn_prompt(key, depth, count):
+    garbage, before = (PROSE + " ") * (count // 50 + 1), round(count * depth)
+    return hidden(key, garbage[:before], garbage[: count - before])
+
+
+@cache
+def short_functions():
+    """Functions of at most twelve lines at the margin of a module, found line by line."""
+    found, block = [], None
+    for line in next(text.documents(text.STDLIB)).split("\n"):
+        if block is not None and (not line.strip("\r") or line[0] in " \t"):
+            block.append(line)
+            continue
+        if block is not None:
+            found.append("\n".join(block).rstrip())
+        block = [line] if line.startswith("def ") else None
+    return list(dict.fromkeys(one for one in found if one.count("\n") < 12 and compiles(one)))
+
+
+def compiles(code):
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
+
+
+def code_prompt(key, depth, count):
+    known = short_functions()
+    code = [known[(key + number) % len(known)] for number in range(count)]
+    code.insert(round(count * depth), f"def my_function():\n    return {key}")
+    return "\n\n\n".join([*code, "assert my_function() == "])
+
+
+def five_digits(number):
+    return random.Random(f"passkey/0/{number}").randint(10_000, 99_999)
+
+
+def pi_examples(trials):
+    return [(five_digits(n), d / 32) for n in range(trials) for d in range(32)]
+
+
+def yarn_examples(trials):
+    dice = [random.Random(f"passkey/yarn/0/{n}") for n in range(trials)]
+    return [(die.randint(1, 50_000), die.random()) for die in dice]
+
+
+def code_examples(trials):
+    return [(five_digits(n), depth) for n in range(trials) for depth in (0, 0.2, 0.4)]
+
+
+def fullest(encode, write, room):
+    """The longest prompt of at most so many tokens, by adding filler until one no longer fits."""
+    count = 0
+    while len(encode(write(count + 1))) <= room:
+        count += 1
+    return encode(write(count))
+
+
+def greedy(model, ids):
+    """Ten tokens, each the likeliest after all before it, by whole forwards; an end of text ends them."""
+    ids = torch.tensor([ids])
+    with torch.no_grad():
+        for _ in range(ROOM):
+            ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    said = ids[0, -ROOM:].tolist()
+    return said[: said.index(END)] if END in said else said
+
+
+@pytest.mark.parametrize(
+    "protocol, write, examples, trials, length",
+    [
+        ("pi", pi_prompt, pi_examples, 1, 256),
+        ("yarn", yarn_prompt, yarn_examples, 6, 320),
+        ("codellama", code_prompt, code_examples, 4, 384),
+    ],
+)
+def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
+    tiny, monkeypatch, protocol, write, examples, trials, length
+):
+    plain = AutoTokenizer.from_pretrained(TINY)
+    heard = []
+    finish = passkey.finish
+
+    def overheard(metrics, documents, answers, options):
+        heard.extend(zip(documents, answers, strict=True))
+        return finish(metrics, documents, answers, options)
+
+    monkeypatch.setattr(passkey, "finish", overheard)
+    task = Task("passkey", frozen({"protocol": protocol}))
+    told = tasks.score(LongLM(tiny, plain, max_length=length), task, length=length, limit=trials, seed=0)
+    asked = examples(trials)
+    assert len(heard) == len(asked) == len(told.documents)
+    found = []
+    for (key, depth), (document, answer), row in zip(asked, heard, told.documents, strict=True):
+        ids = fullest(
+            lambda written: plain.encode(written, add_special_tokens=False), partial(write, key, depth), length - ROOM
+        )
+        assert list(document.ids) == ids and document.fact("key") == key
+        said = plain.decode(greedy(tiny, ids))
+        assert answer.strip() == said.strip()
+        first = re.search(r"\d+", said)
+        found.append((depth, bool(first) and int(first[0]) == key))
+        assert row["acc"] == found[-1][1]
+    assert told.metrics["acc"] == np.mean([right for _, right in found])
+    if protocol != "codellama":
+        assert told.metrics["acc"] > 0, "a loop that never finds a key shows nothing"
+    if protocol == "pi":
+        near = sorted(((1 - depth) * max(row["tokens"] for row in told.documents), right) for depth, right in found)
+        reached = [tokens for n, (tokens, _) in enumerate(near) if all(right for _, right in near[: n + 1])]
+        assert told.metrics["effective_length"] == pytest.approx(max(reached, default=0))
+
+
+def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(encode):
+    options = {**passkey.OPTIONS, "protocol": "codellama"}
+    made = passkey.build(options, encode, length=700, limit=2, seed=0)
+    assert passkey.forwards(options, encode, length=700, limit=None) == 3 * 64
+    for document in made:
+        said, key = encode.text(document.ids), document.fact("key")
+        *functions, question = ast.parse(f"{said}{key}").body
+        assert all(isinstance(one, ast.FunctionDef) for one in functions) and isinstance(question, ast.Assert)
+        names = [one.name for one in functions]
+        assert names.index("my_function") == round((len(names) - 1) * document.fact("depth")) and len(names) > 5
+    answers = [
+        f"{document.fact('key')}\n\ndef f(): return 7" if document.fact("depth") else f"7 or {document.fact('key')}"
+        for document in made
+    ]
+    told, _ = passkey.finish({}, made, answers, options)
+    assert {name: told[name] for name in told if name.startswith("acc_at")} == {
+        "acc_at_0": 0, "acc_at_0.2": 1, "acc_at_0.4": 1,
+    }  # fmt: skip
+
+
+def test_a_passkey_that_is_not_as_published_leaves_the_default_cells_as_they_were():
+    assert "protocol" not in tasks.told("passkey", dict(passkey.OPTIONS))
+    assert tasks.told("passkey", {"protocol": "codellama"}) == {"protocol": "codellama"}

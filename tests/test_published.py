@@ -314,3 +314,11 @@ def test_the_list_tells_of_every_table(capsys):
     for name in ("yarn_table2", "men_base_bound", "pi_table3"):
         assert name in told
     assert tasks.forwards(Task("perplexity"), None, length=64, limit=3) == 3
+
+
+def test_values_read_off_one_run_are_estimated_once():
+    table = published.table("codellama_table17")
+    one_each = published.chosen(table, None, ["8k at 0", "16k at 0", "24k at 0"])
+    assert needs.needs_of(table).seconds == pytest.approx(needs.needs_of(one_each).seconds)
+    assert needs.needs_of(table).runnable == 27 and needs.needs_of(one_each).runnable == 9
+    assert "lm-eval" not in needs._listed(table)[0] and "lm-eval" in needs._listed(published.table("pi_table5"))[0]

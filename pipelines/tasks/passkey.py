@@ -6,15 +6,17 @@ and YaRN's evaluation uses them. Ours: five digits always, depths on a grid, the
 
 from __future__ import annotations
 
+import ast
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 
+from pipelines import text
 from pipelines.cells import Refusal
 from pipelines.tasks.documents import Document, Encoder
 
@@ -28,15 +30,22 @@ OPTIONS: Mapping[str, Any] = {
 fewer. answer: loglikelihood or generate."""
 
 LATER: Mapping[str, Any] = {"protocol": "grid"}
-"""protocol: grid, as above; or as published: pi or yarn, which set depths, keys and answer themselves."""
+"""protocol: grid, as above; or as published: pi, yarn or codellama, which set depths, keys and answer themselves."""
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "pi": {"depths": tuple(n / 32 for n in range(32)), "keys": 10, "answer": "generate"},
     "yarn": {"depths": (None,), "keys": 20, "answer": "generate"},
+    "codellama": {"depths": (0.0, 0.2, 0.4), "keys": 64, "answer": "generate"},
 }
 """pi: 32 distances from the end, evenly spaced, ten trials at each (Chen et al. 2023, https://arxiv.org/abs/2306.15595,
 section 3.4). yarn: a key from 1 to 50000 at a random character of the filler, 20 times (jquesnelle/yarn,
-eval/passkey.py; its paper says 10, which is limit=10)."""
+eval/passkey.py; its paper says 10, which is limit=10).
+
+codellama: key retrieval in Python, 64 examples at each of three positions: a function that returns an integer, asked
+for by CODE_QUESTION (Rozière et al. 2023, https://arxiv.org/abs/2308.12950, table 17). Ours, where our transcription of
+that protocol is silent: the code that surrounds it (_functions), CODE_NEEDLE's layout, that a position is a share of
+those functions, five digits, and that the first number of the greedy answer must be the key.
+"""
 
 FOUND = {"pi": 0.2, "yarn": 0.8}
 """Share of keys from which on a context counts as one in which they are found."""
@@ -48,6 +57,10 @@ TASK = (
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
+CODE_NEEDLE = "def my_function():\n    return {key}"
+CODE_QUESTION = "assert my_function() == "
+CODE_LINES = 12
+"""Of the longest function that surrounds the key in code: short ones fill a length almost to the token."""
 NEW_TOKENS = 10
 """Room for a generated answer; passkey_generate.yaml asks for as many."""
 
@@ -55,7 +68,7 @@ NEW_TOKENS = 10
 def _settled(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options with those that a published protocol sets."""
     if options["protocol"] not in ("grid", *PUBLISHED):
-        raise Refusal(f"protocol={options['protocol']} of the task passkey: give grid, {' or '.join(PUBLISHED)}")
+        raise Refusal(f"protocol={options['protocol']} of the task passkey: give {', '.join(['grid', *PUBLISHED])}")
     return {**options, **PUBLISHED.get(options["protocol"], {})}
 
 
@@ -116,7 +129,12 @@ def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tup
 
 
 def prompt(key: int, depth: float, words: int, protocol: str = "grid") -> str:
-    """The published prompt with that many words of filler (of yarn: characters), a share `depth` before the key."""
+    """The published prompt with that many words of filler, a share `depth` before the key.
+
+    words: of yarn, characters; of codellama, functions.
+    """
+    if protocol == "codellama":
+        return _code(key, round(words * depth), words)
     before, filler = round(words * depth), _characters if protocol == "yarn" else _filler
     return "\n".join([TASK, filler(before), NEEDLE.format(key=key), filler(words - before), QUESTION])
 
@@ -127,6 +145,29 @@ def _characters(count: int) -> str:
 
 def _filler(words: int) -> str:
     return " ".join(islice(cycle(FILLER.split()), words))
+
+
+def _code(key: int, before: int, count: int) -> str:
+    # Every key lies in code of its own: the functions from the key's place in their list on.
+    functions, start = _functions(), key % len(_functions())
+    code = list(islice(cycle(functions), start, start + count))
+    return "\n\n\n".join([*code[:before], CODE_NEEDLE.format(key=key), *code[before:], CODE_QUESTION])
+
+
+@lru_cache(maxsize=1)
+def _functions() -> tuple[str, ...]:
+    """The short functions of the standard library's modules, each once: code that belongs to this version of Python."""
+    (sources,) = text.documents(text.STDLIB)
+    blocks = (block.rstrip() for block in re.findall(r"^def .*\n(?:(?:[ \t].*)?\n)*", sources, re.MULTILINE))
+    return tuple(dict.fromkeys(block for block in blocks if block.count("\n") < CODE_LINES and _whole(block)))
+
+
+def _whole(block: str) -> bool:
+    # A string or a parenthesis that goes on at the margin ends the block too early.
+    try:
+        return bool(ast.parse(block))
+    except SyntaxError:
+        return False
 
 
 def _tokens(
@@ -209,6 +250,8 @@ def finish(
         length = max(len(document.ids) for document in documents)
         curve = [((1 - depth) * length, float(np.mean(row))) for depth, row in depths.items()]
         metrics["effective_length"] = effective_length(curve, FOUND["pi"])
+    if options["protocol"] == "codellama":
+        metrics.update({f"acc_at_{depth:g}": float(np.mean(row)) for depth, row in depths.items()})
     return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
 
 
