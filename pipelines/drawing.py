@@ -11,6 +11,11 @@ from typing import Any
 Curve = Sequence[tuple[float, float, float | None]]
 """(x, y, standard error or None), ascending in x."""
 
+CROWD = 10
+"""More curves than this are named beside their figure, not in it."""
+
+DASHES = ("-", "--", "-.", ":")
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -27,12 +32,14 @@ def lines(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     """A line with its standard errors for each curve, as a PNG. Returns its file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    many = len(curves) > CROWD  # their names stand beside the axes, where they hide nothing
+    figure = Figure(figsize=(13, max(5.0, 0.6 + 0.17 * len(curves))) if many else (8, 5), layout="constrained")
     axes = figure.subplots()
-    for strategy, curve in curves.items():
+    for number, (strategy, curve) in enumerate(curves.items()):
         if curve:
             xs, ys, errors = zip(*curve, strict=True)
-            [drawn] = axes.plot(xs, ys, marker="o", markersize=4, label=strategy)
+            style = DASHES[number // 10 % len(DASHES)]  # there are ten colours
+            [drawn] = axes.plot(xs, ys, marker="o", markersize=4, linestyle=style, label=strategy)
             if any(error is not None for error in errors):
                 bars = [error or 0.0 for error in errors]  # a bar of no height is not drawn
                 axes.errorbar(xs, ys, yerr=bars, fmt="none", capsize=2, color=drawn.get_color())
@@ -50,7 +57,10 @@ def lines(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
         axes.axvline(told.trained, color="gray", linestyle=":", label=f"trained length {told.trained:,}")
     axes.set(xlabel=told.x, ylabel=told.y, title=told.title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if many:
+        figure.legend(loc="outside right upper", fontsize=7)
+    else:
+        axes.legend()
     figure.savefig(path, dpi=130)
     return path
 
@@ -70,11 +80,11 @@ def spectra(drawn: Sequence[Spectrum], marks: Mapping[str, float], title: str, p
 
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     speeds, lengths = figure.subplots(1, 2)
-    for number_, one in enumerate(drawn):
+    for number, one in enumerate(drawn):
         turning = [pair for pair, speed in enumerate(one.inv_freq) if speed > 0]
         still = len(one.inv_freq) - len(turning)
         label = f"{one.label} ({still} pairs stand still)" if still else one.label
-        style = {"linestyle": ("-", "--", "-.", ":")[number_ % 4], "marker": ".", "markersize": 3}
+        style = {"linestyle": DASHES[number % 4], "marker": ".", "markersize": 3}
         speeds.plot(turning, [one.inv_freq[pair] for pair in turning], label=label, **style)
         lengths.plot(turning, [one.wavelengths[pair] for pair in turning], **style)
     for name, tokens in marks.items():

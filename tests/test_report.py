@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_cells import CELL
 
-from pipelines import report, sweep
+from pipelines import drawing, report, sweep
 from pipelines.cells import Result, Task
 from rope.geometry import ALL_LAYERS, Plan
 
@@ -142,3 +142,10 @@ def test_durations_are_told_as_people_say_them(seconds, told):
 @pytest.mark.parametrize(("value", "told"), [(0.125, "0.125"), (10.2681, "10.27"), (1969.3, "1969"), (0.0, "0")])
 def test_numbers_have_the_digits_that_tell(value, told):
     assert report.number(value) == told
+
+
+def test_fifty_curves_leave_room_for_the_axes(tmp_path):
+    curves = {f"yarn factor={n} beta_fast={3 * n} truncate=False": [(512.0, 20.0 + n, 1.0)] for n in range(50)}
+    told = drawing.Axes("length", "ppl", "tiny", trained=512, doubling=True)
+    # matplotlib warns where the names leave no room, and warnings of ours are errors here
+    assert drawing.lines(curves, tmp_path / "many.png", told).stat().st_size > 0
