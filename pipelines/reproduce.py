@@ -30,7 +30,7 @@ Runs a published table's own protocol (conf/published/NAME.yaml) and shows ours 
 --list       every table, what it needs, and whether that is here
 --transfer   the same protocol on another model and text: not the numbers but the claims, with paired tests
 Overrides are those of ropewalk grid: cluster=gpu, limit=10, dtype=float32, task.text=FOLDER, force=true, store=FOLDER.
-  ropewalk reproduce published=men_base_bound columns=1k,2k,4k,8k
+  ropewalk reproduce published=men_base_bound,yarn_constants
   ropewalk reproduce published=longrope_table1 cluster=gpu
   ropewalk reproduce published=yarn_v3_table5,dynamic_ntk,pi_table3,lceg_table9 --transfer model=tiny
 Exit codes: 0 all that could run is reproduced or close, or all claims hold; 1 not so; 2 nothing could run.

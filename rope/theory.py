@@ -15,11 +15,11 @@ from rope.geometry import Array, Plan, check_integer
 SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Bits of a floating-point format's significand, the hidden one included."""
 
-BLOCK = 2048
-"""Distances that are summed at a time."""
+BLOCKS = (4096, 2**20)
+"""Distances that are summed at a time, at first and at most."""
 
-NEARBY = (8, 512)
-"""Distances before and behind one at which a base failed, where the next base is tried first."""
+CANDIDATES = 64
+"""Bases that are asked at a time whether they fail where the last one did."""
 
 
 def wavelengths(plan: Plan) -> Array:
@@ -122,11 +122,7 @@ def long_range_sum(plan: Plan, distances: Array) -> Array:
     Source:
         Men et al. 2024, Base of RoPE bounds context length, https://arxiv.org/abs/2405.14591
     """
-    return _sums(np.array(plan.inv_freq), distances)
-
-
-def _sums(speeds: Array, distances: Array) -> Array:
-    return np.asarray(np.cos(np.outer(distances, speeds)).sum(axis=1))
+    return np.asarray(np.cos(np.outer(distances, np.array(plan.inv_freq))).sum(axis=1))
 
 
 def first_negative(plan: Plan, limit: int) -> int | None:
@@ -139,12 +135,27 @@ def first_negative(plan: Plan, limit: int) -> int | None:
 
 
 def _first_negative(speeds: Array, among: range) -> int | None:
-    for start in range(among.start, among.stop, BLOCK):
-        distances = np.arange(start, min(start + BLOCK, among.stop), dtype=np.float64)
-        negative = np.flatnonzero(_sums(speeds, distances) < 0)
+    start, block = among.start, BLOCKS[0]
+    while start < among.stop:
+        stop = min(start + block, among.stop)
+        negative = np.flatnonzero(_sums(speeds, range(start, stop)) < 0)
         if negative.size:
             return start + int(negative[0])
+        start, block = stop, min(4 * block, BLOCKS[1])
     return None
+
+
+def _sums(speeds: Array, among: range) -> Array:
+    """The long-range sum at every distance of a range.
+
+    cos((a + b) f) = cos(a f) cos(b f) - sin(a f) sin(b f), so a table of rows a and columns b is two matrix products,
+    and a million distances take the cosines of two thousand.
+    """
+    row = math.isqrt(len(among)) + 1
+    rows = np.outer(np.arange(among.start, among.stop, row, dtype=np.float64), speeds)
+    columns = np.outer(np.arange(row, dtype=np.float64), speeds)
+    table = np.cos(rows) @ np.cos(columns).T - np.sin(rows) @ np.sin(columns).T
+    return np.asarray(table.ravel()[: len(among)])
 
 
 def first_base(candidates: Iterable[float], length: int, head_dim: int = 128) -> float | None:
@@ -165,14 +176,20 @@ def first_base(candidates: Iterable[float], length: int, head_dim: int = 128) ->
     """
     check_integer("length", length, least=2)
     exponents = -np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    failed: int | None = None
-    for base in candidates:
-        speeds = base**exponents
-        # Where one base fails, the next fails mostly close by, which is cheap to ask before all distances are.
-        around = (range(max(0, failed - n), min(failed + n, length)) for n in NEARBY) if failed else ()
-        failed = next((m for near in (*around, range(length)) if (m := _first_negative(speeds, near))), None)
-        if failed is None:
-            return float(base)
+    tried, failed = np.array(list(candidates), dtype=np.float64), 0
+    while tried.size:
+        # Where one base fails, the next ones mostly fail too, or close by: that is cheap to ask before all distances.
+        able = np.cos(failed * tried[:CANDIDATES, None] ** exponents).sum(axis=1) >= 0
+        if not able.any():
+            tried = tried[CANDIDATES:]
+            continue
+        tried = tried[int(able.argmax()) :]
+        speeds = tried[0] ** exponents
+        near = range(max(0, failed - BLOCKS[0] // 2), min(failed + BLOCKS[0] // 2, length))
+        found = next((m for among in (near, range(length)) if (m := _first_negative(speeds, among)) is not None), None)
+        if found is None:
+            return float(tried[0])
+        tried, failed = tried[1:], found
     return None
 
 
@@ -184,7 +201,7 @@ def smallest_base(length: int, head_dim: int = 128, refinements: int = 5) -> flo
     Args:
         length: tokens of context; at least 2.
         head_dim: rotated dimensions per head; even.
-        refinements: grids; each takes up to ten times as long as the one before. At least 1.
+        refinements: grids, each ten times as fine as the one before; at least 1. Five take half a minute at 2**20.
 
     Returns:
         A base. Men et al. publish others for some lengths: the answer depends on the grid, and theirs is not said.

@@ -103,9 +103,15 @@ def test_a_verdict_knows_how_many_digits_were_printed(text, ours, tolerance, ver
     assert Value.of(text).verdict(ours, tolerance) == verdict
 
 
-DEAR = {"men_base_bound": ["1k", "2k", "4k", "8k"], "su_base_bound": ["1k", "2k"]}
-BEYOND = {("abf_factors", "88.6")}
-"""Known not to follow from the formula."""
+DEAR = {"su_base_bound": ["1k", "2k", "4k", "8k", "16k", "32k"]}
+"""Columns that take seconds, of tables whose others take longer."""
+
+BEYOND = {
+    ("abf_factors", "88.6"): "not reproduced",
+    **{("men_base_bound", theirs): "close" for theirs in ("3.1e5", "6.4e5", "6.4e7")},
+    **{("men_base_bound", theirs): "not reproduced" for theirs in ("3.6e7", "5.1e8")},
+}
+"""Known not to follow from the formula, or from a grid of bases that was not published."""
 
 
 @pytest.mark.parametrize("name", [name for name in published.names() if published.table(name).derived])
@@ -114,8 +120,7 @@ def test_formulas_reproduce_what_is_published_to_the_digit(name):
     found = list(reproduce._derived(table))
     assert found
     for one in found:
-        wanted = "not reproduced" if (name, one.theirs) in BEYOND else "reproduced"
-        assert one.verdict == wanted, one
+        assert one.verdict == BEYOND.get((name, one.theirs), "reproduced"), one
 
 
 def test_following_a_failing_distance_finds_the_same_base_as_trying_all():

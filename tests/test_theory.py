@@ -101,9 +101,15 @@ def test_of_scaled_plans_too(strategy, geometry, options, first):
     assert theory.first_negative(plan(strategy, geometry, 4096, **options), 100_000) == first
 
 
+def test_sums_of_a_range_are_those_of_its_distances():
+    plan = plain(5e5)
+    for among in (range(1), range(7, 9), range(5000), range(100_000, 104_097)):
+        one_by_one = theory.long_range_sum(plan, np.arange(among.start, among.stop, dtype=np.float64))
+        np.testing.assert_allclose(theory._sums(np.array(plan.inv_freq), among), one_by_one, atol=1e-8)
+
+
 @pytest.mark.parametrize("length, base", [(1024, 4.3e3), (2048, 1.2e4), (4096, 2.7e4)])
 def test_smallest_bases_are_those_of_su(length, base):
-    # his table goes on, and so do we: 8.4e4, 2.3e5 and 6.3e5 for 8, 16 and 32 times 1024, in minutes
     assert float(f"{theory.smallest_base(length, refinements=4):.1e}") == base
 
 
