@@ -5,7 +5,8 @@ Kinds of claim, of strategies s at lengths in trained lengths:
     order     at every length, each strategy is better than the next one
     best      at the i-th length the winners[i]-th strategy is better than every other
     same      at every length, the strategies do not differ
-    breaks    each strategy's last tokens are worse at the last length below its factor than at the first length
+    breaks    at every length, the first strategy's last tokens are worse than the second's: the same tokens of both,
+              for the ends of windows of two lengths are other texts
     gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
 """
 
@@ -31,14 +32,14 @@ class Comparison:
     """One difference that a claim is about, and whether it is on the claimed side.
 
     says: what should be. difference: below 0 where it is so; None where there is none, for the reason given.
-    settled: what is known without statistics, as of equal plans.
+    settled: what is known without statistics, as of equal plans. note: what is seen besides, and not tested.
     """
 
     says: str
     difference: Difference | None = None
     reason: str = ""
     settled: str | None = None
-    aside: bool = False
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -58,7 +59,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        found = {comparison.verdict for comparison in self.comparisons if not comparison.aside}
+        found = {comparison.verdict for comparison in self.comparisons}
         return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
 
 
@@ -103,8 +104,7 @@ def asked(claims: Sequence[Claim]) -> dict[tuple[str, float], tuple[Mapping[str,
     for claim in claims:
         for strategy in claim.strategies:
             for length in claim.lengths:
-                if claim.kind != "breaks" or length < strategy["factor"]:
-                    found.setdefault((key(strategy), length), (strategy, length))
+                found.setdefault((key(strategy), length), (strategy, length))
     return found
 
 
@@ -165,19 +165,30 @@ def _same(claim: Claim, measured: Measured) -> Iterator[Comparison]:
 
 
 def _breaks(claim: Claim, measured: Measured) -> Iterator[Comparison]:
-    for strategy in claim.strategies:
-        first, *below = (length for length in claim.lengths if length < strategy["factor"])
-        for length in below:
-            says = f"{named(strategy)}: last tokens worse at {length:g}x than at {first:g}x"
-            yield replace(_change(measured, says, strategy, length, first), aside=length != below[-1])
+    breaking, other = claim.strategies
+    for length in claim.lengths:
+        says = f"{named(breaking)}: last tokens worse than {named(other)}'s at {length:g}x"
+        try:
+            rise = measured.tail(other, length) - measured.tail(breaking, length)
+            note = _worse_from(breaking, other, length, measured)
+            yield Comparison(says, statistics.difference(_TAIL, rise), note=note)
+        except Refusal as reason:
+            yield Comparison(says, reason=str(reason))
 
 
-def _change(measured: Measured, says: str, strategy: Mapping[str, Any], length: float, start: float) -> Comparison:
-    try:
-        fall = measured.tail(strategy, start) - measured.tail(strategy, length)
-        return Comparison(says, statistics.difference(_TAIL, fall))
-    except Refusal as reason:
-        return Comparison(says, reason=str(reason))
+def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, measured: Measured) -> str:
+    """From which position on every bucket of the window is worse, on average over the documents."""
+    (cell, result), (_, beside) = measured.at(breaking, length), measured.at(other, length)
+    curves = (result.series.get("nll_by_position", ()), beside.series.get("nll_by_position", ()))
+    start = cell.length
+    for (_, ours), (_, theirs), (before, _) in reversed(list(zip(*curves, [(0, 0.0), *curves[0][:-1]], strict=True))):
+        if ours <= theirs:
+            break
+        start = int(before)
+    if start == cell.length:
+        return ""
+    where = f"from token {start:,} on, {start / cell.length:.0%} of the window"
+    return f"{named(breaking)} at {length:g}x: worse than {named(other)} {where}"
 
 
 def _gentler(claim: Claim, measured: Measured) -> Iterator[Comparison]:

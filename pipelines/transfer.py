@@ -29,7 +29,8 @@ def main(names: Sequence[str], base: Workbench, task: Mapping[str, Any], command
     silent = [table.name for table in tables if not table.claims]
     if silent:
         raise Refusal(f"published={silent[0]} states no claims; those that do: {', '.join(_with_claims())}")
-    cells = {table.name: _transferred(table, base, task) for table in tables}
+    longest = max(length for table in tables for _, length in claims.asked(table.claims).values())
+    cells = {table.name: _transferred(table, longest, base, task) for table in tables}
     results = reproduce.run([cell for asked in cells.values() for _, _, cell in asked], base, store, command)
     held = [_judged(table, cells[table.name], results, base.model.name, store, command) for table in tables]
     return 0 if all(held) else 1
@@ -70,19 +71,24 @@ def _with_claims() -> list[str]:
     return [name for name in published.names() if published.table(name).claims]
 
 
-def _transferred(table: Table, base: Workbench, task: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], float, Cell]]:
-    """The cells that the claims take: the published protocol, over the same documents at every length."""
+def _transferred(
+    table: Table, longest: float, base: Workbench, task: Mapping[str, Any]
+) -> list[tuple[Mapping[str, Any], float, Cell]]:
+    """The cells that the claims take: the published protocol, over the same documents at every length.
+
+    longest: of all lengths that are asked of any table, in trained lengths; every document is as long at least.
+    """
     first = cell_of(replace(base, length=2, strategy={"name": "none"}, task={"name": "perplexity"}))
     trained = trained_length(first)
     asked = claims.asked(table.claims).values()
-    longest = int(trained * max(length for _, length in asked))
+    whole = int(trained * max(length for _, length in asked))
     protocol = {name: value for name, value in table.task.items() if name not in ("text", "document", "choose", "bos")}
-    options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol, **task}
+    options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
+    options |= {"at_least": int(trained * longest), **task}
     if options.get("windows", "prefix") == "prefix":  # of one window nothing of this says anything
         options = {name: value for name, value in options.items() if name not in ("windows", "stride", "bos_at")}
-        options["at_least"] = longest
     else:
-        options |= {"document": longest, "at_least": longest}
+        options.setdefault("document", whole)
     return [
         (
             strategy,
@@ -113,19 +119,20 @@ def _tell(findings: Sequence[claims.Finding], model: str) -> None:
         for one in finding.comparisons:
             drawn.add_row(*_line(one))
         reproduce.console.print(drawn)
+        for note in filter(None, (one.note for one in finding.comparisons)):
+            reproduce.console.print(f"  {note}")
     reproduce.console.print(
         "difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)"
     )
 
 
 def _line(one: claims.Comparison) -> list[str]:
-    verdict = f"({one.verdict})" if one.aside else one.verdict
     if one.difference is None:
-        return [one.says, one.reason, "", "", "", verdict]
+        return [one.says, one.reason, "", "", "", one.verdict]
     found = one.difference
     spread = "" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
     p = f"{found.adjusted:.2g}" if found.adjusted is not None else "too few documents"
-    return [one.says, f"{found.mean:+.4g}", spread, p, f"{found.count} {found.measure.units}", verdict]
+    return [one.says, f"{found.mean:+.4g}", spread, p, f"{found.count} {found.measure.units}", one.verdict]
 
 
 def _plain(findings: Sequence[claims.Finding]) -> list[dict[str, Any]]:

@@ -164,7 +164,9 @@ def measured(nll):
             for n in range(12)
         ]
         cell = a_cell(strategy, length)
-        rows[(claims.key(strategy), length)] = (cell, Result(cell.id, "ok", documents=documents, digest="d"))
+        series = {"nll_by_position": [(cell.length / 2, 1.0), (float(cell.length), value)]}
+        result = Result(cell.id, "ok", series=series, documents=documents, digest="d")
+        rows[(claims.key(strategy), length)] = (cell, result)
     return claims.Measured(rows)
 
 
@@ -185,12 +187,20 @@ def test_an_order_holds_fails_or_is_not_shown():
     assert verdict(ORDER, nll) == "not shown"
 
 
-def test_a_strategy_breaks_where_its_last_tokens_get_worse_before_its_nominal_length():
-    claim = Claim("breaks", "breaks", ({"name": "ntk", "factor": 4.0},), (1.0, 2.0, 3.5, 4.0, 8.0))
-    nll = {("ntk", 4.0, 1.0): 1.0, ("ntk", 4.0, 2.0): 0.9, ("ntk", 4.0, 3.5): 2.0}
-    assert verdict(claim, nll) == "holds"
-    assert verdict(claim, {**nll, ("ntk", 4.0, 3.5): 0.5}) == "fails"
-    assert {length for _, length in claims.asked([claim]).values()} == {1.0, 2.0, 3.5}
+def test_a_strategy_breaks_where_its_last_tokens_are_worse_than_anothers():
+    claim = Claim("breaks", "breaks", ({"name": "ntk"}, {"name": "yarn"}), (2.0, 4.0))
+    nll = {("ntk", None, 2.0): 1.2, ("yarn", None, 2.0): 1.0, ("ntk", None, 4.0): 3.0, ("yarn", None, 4.0): 1.1}
+    [finding] = claims.judge([claim], measured(nll))
+    assert finding.verdict == "holds"
+    assert [one.note for one in finding.comparisons] == [
+        "ntk at 2x: worse than yarn from token 64 on, 50% of the window",
+        "ntk at 4x: worse than yarn from token 128 on, 50% of the window",
+    ]
+    assert verdict(claim, {**nll, ("ntk", None, 4.0): 0.5}) == "fails"
+    [finding] = claims.judge([claim], measured({**nll, ("ntk", None, 2.0): 0.5, ("ntk", None, 4.0): 1.1}))
+    assert not finding.comparisons[0].note and finding.verdict == "fails"
+    del nll[("yarn", None, 2.0)]
+    assert verdict(claim, nll) == "not shown"
 
 
 def test_every_alpha_must_win_at_its_own_length():
