@@ -196,6 +196,10 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
 
 
+class Unreachable(Refusal):
+    """A model is not here, and the hub did not answer: nothing else can be had from it for now."""
+
+
 def cached(repository: str, kind: str = "model") -> bool:
     """Whether a repository of the hub (kind: model or dataset) was fetched to this machine before; asks no network."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -309,7 +313,7 @@ def _hub_file(repository: str, file: str, revision: str | None) -> tuple[Path, s
         raise Refusal(f"model {repository}: neither a file here nor a hub id (OWNER/NAME)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise Refusal(
+        raise (Unreachable if isinstance(error, LocalEntryNotFoundError) else Refusal)(
             f"model {repository}{at} is neither a folder here nor to be had from the hub ({_first_line(error)}); "
             "check the name and the network, or give a folder or GGUF file with model=PATH"
         ) from error

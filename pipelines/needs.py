@@ -58,8 +58,7 @@ def needs_of(table: Table) -> Needs:
     known = True
     for row, number, _ in table.values():
         column = table.columns[number]
-        length = row.length or column.length
-        if table.missing or row.missing or column.missing or row.model is None or length is None:
+        if table.missing_of(row, column) or row.model is None:
             continue
         runnable += 1
         checkpoint, options = published.checkpoints()[row.model], dict(table.task_of(column))
@@ -68,13 +67,14 @@ def needs_of(table: Table) -> Needs:
             texts[str(options["text"])] = _text_here(str(options["text"]))
         shape = estimate.Shape.of(checkpoint.shape)
         task = Task(str(options.pop("name")), frozen(options))
-        passes = tasks.forwards(task, None, length=length, limit=column.limit or table.limit)
-        if shape is None or passes is None:
-            known = False
-        if shape is not None:
-            peak, spent = estimate.rough(shape, length, (passes or 0) * length)
-            peaks.append(peak)
-            seconds[row.name, frozen(published.strategy_at(row, number)), length, task, column.limit] = spent
+        for length in table.lengths_of(row, column):
+            passes = tasks.forwards(task, None, length=length, limit=column.limit or table.limit)
+            if shape is None or passes is None:
+                known = False
+            if shape is not None:
+                peak, spent = estimate.rough(shape, length, (passes or 0) * length)
+                peaks.append(peak)
+                seconds[row.name, frozen(published.strategy_at(row, number)), length, task, column.limit] = spent
     here = frozenset(one for one, there in (*found.items(), *texts.items()) if there)
     return Needs(
         tuple(found),

@@ -34,6 +34,9 @@ VERDICTS = ("reproduced", "close", "not reproduced", "not run")
 CLOSE = 4
 """What lies within so many tolerances is close."""
 
+ERRORS = (2.0, 3.0)
+"""Standard errors within which two shares of random trials count as the same, and as close."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -65,13 +68,20 @@ class Value:
         digits, _, exponent = self.text.removeprefix(">").lower().partition("e")
         return 0.5 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
 
-    def verdict(self, ours: float, tolerance: float) -> str:
-        """ours: in the published unit; infinite where the model broke down. tolerance: relative, beyond rounding."""
+    def verdict(self, ours: float, tolerance: float, error: float = 0.0) -> str:
+        """Reproduced, close or not.
+
+        ours: in the published unit; infinite where the model broke down. tolerance: relative, beyond rounding.
+        error: standard error of the difference of two such values, in their unit; 0 where no chance is in them.
+        """
         if self.number is None:
             return "reproduced" if not math.isfinite(ours) else "not reproduced"
         if self.above:
             return "reproduced" if ours > self.number else "close" if ours > self.number / 2 else "not reproduced"
         off = abs(ours - self.number)
+        if error:
+            same, near = (self.half + errors * error for errors in ERRORS)
+            return "reproduced" if off <= same else "close" if off <= near else "not reproduced"
         # What is printed was rounded from a binary number: a hair beyond half a digit is still its rounding.
         allowed = self.half * (1 + 1e-9) + tolerance * abs(self.number)
         close = max(CLOSE * allowed, 0.05 * abs(self.number)) if tolerance == 0 else CLOSE * allowed
@@ -80,17 +90,23 @@ class Value:
 
 @dataclass(frozen=True)
 class Column:
-    """length: tokens under test. value: of a derived table, what the column's argument is.
+    """One column of a table.
 
-    task, limit, metric: where they differ from the table's. missing: why it cannot be run.
+    length: tokens under test; lengths: where one value is of several (tasks.OVER). value: of a derived table, what the
+        column's argument is.
+
+    task, limit, metric, scale, trials: where they differ from the table's. missing: why it cannot be run.
     """
 
     label: str
     length: int | None = None
+    lengths: tuple[int, ...] = ()
     value: Any = None
     task: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     metric: str | None = None
+    scale: float | None = None
+    trials: int | None = None
     missing: str | None = None
 
 
@@ -132,6 +148,7 @@ class Table:
     """A published table: where it stands, how it was measured, what it says.
 
     metric: ours that answers it; scale: times which it is theirs. tolerance: relative, beyond the rounding of a print.
+    trials: of shares found, out of how many random trials each is: they are compared as two draws.
     compute: of a derived table, a function of pipelines/derived.py; argument: its parameter that the columns are.
     missing: why nobody can run it. claims: what it is cited for.
     """
@@ -149,6 +166,7 @@ class Table:
     length: int | None = None
     dtype: str = "bfloat16"
     tolerance: float = 0.005
+    trials: int | None = None
     compute: str | None = None
     argument: str | None = None
     missing: str | None = None
@@ -167,6 +185,29 @@ class Table:
 
     def task_of(self, column: Column) -> Mapping[str, Any]:
         return {**self.task, **column.task}
+
+    def metric_of(self, column: Column) -> str:
+        return column.metric or self.metric
+
+    def lengths_of(self, row: Row, column: Column) -> tuple[int, ...]:
+        """Every length that a value takes, tokens; none: it is not said."""
+        length = row.length or column.length
+        return column.lengths or (() if length is None else (length,))
+
+    def missing_of(self, row: Row, column: Column) -> str | None:
+        """Why a value cannot be run by anybody; None: it can."""
+        told = self.missing or row.missing or column.missing
+        return told or (None if row.model and self.lengths_of(row, column) else "its length is not said")
+
+    def judged(self, column: Column, value: Value, ours: float) -> str:
+        """The verdict on ours, in the table's own unit."""
+        trials = column.trials or self.trials
+        if not trials or value.number is None:
+            return value.verdict(ours, self.tolerance)
+        # Of both draws together, one more found and one more missed: no share of 0 or 1 is without error.
+        scale = self.scale if column.scale is None else column.scale
+        share = ((ours + value.number) / scale * trials + 1) / (2 * trials + 2)
+        return value.verdict(ours, self.tolerance, scale * math.sqrt(2 * share * (1 - share) / trials))
 
 
 @dataclass(frozen=True)
@@ -230,7 +271,8 @@ def _table(name: str, given: Mapping[str, Any]) -> Table:
 def _column(entry: Any) -> Column:
     if isinstance(entry, Mapping):
         _known(Column, entry)
-        return Column(**{**entry, "label": str(entry.get("label", entry.get("length", entry.get("value"))))})
+        label = str(entry.get("label", entry.get("length", entry.get("value"))))
+        return Column(**{**entry, "label": label, "lengths": tuple(entry.get("lengths", ()))})
     return Column(str(entry), length=entry if isinstance(entry, int) else None, value=entry)
 
 
@@ -278,9 +320,7 @@ def _check(told: Table) -> None:
             raise ValueError(f"compute={told.compute}: there are {', '.join(derived.DERIVED)}")
         return
     for column in told.columns:
-        options = dict(told.task_of(column))
-        if options:
-            tasks.options_of(Task(str(options.pop("name")), frozen(options)), column.limit or told.limit)
+        _measurable(told, column)
     for row in told.rows:
         if row.model is not None and row.model not in checkpoints():
             raise ValueError(f"model {row.model} of row {row.name} is not in {CHECKPOINTS.name}")
@@ -291,6 +331,14 @@ def _check(told: Table) -> None:
     for claim in told.claims:
         for strategy in claim.strategies:
             _buildable(strategy, 2)
+
+
+def _measurable(told: Table, column: Column) -> None:
+    metric, options = told.metric_of(column), dict(told.task_of(column))
+    if bool(column.lengths) != (metric in tasks.OVER):
+        raise ValueError(f"column {column.label}: lengths go with the metrics {', '.join(tasks.OVER)}, not {metric}")
+    if options:
+        tasks.options_of(Task(str(options.pop("name")), frozen(options)), column.limit or told.limit)
 
 
 def strategy_at(row: Row, column: int) -> Mapping[str, Any]:

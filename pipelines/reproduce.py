@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from pipelines import derived, drawing, grid, needs, published, report, track
+from pipelines import derived, drawing, grid, models, needs, published, report, tasks, track
 from pipelines.cells import Cell, Refusal, Result
 from pipelines.config import Dtype, ModelChoice, Workbench
 from pipelines.published import Column, Row, Table, Value
@@ -54,12 +54,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Asked:
-    """One value that is to be measured: its place, and its cell or the reason why there is none."""
+    """One value that is to be measured: its place, and its cells (one a length) or the reason why there is none."""
 
     row: Row
     column: Column
     value: Value
-    cell: Cell | None
+    cells: tuple[Cell, ...] = ()
     reason: str = ""
 
 
@@ -127,7 +127,7 @@ def _derived(table: Table) -> Iterator[Compared]:
 def _compared(table: Table, row: Row, column: Column, value: Value, ours: float) -> Compared:
     difference = ours - value.number if value.number is not None and math.isfinite(ours) else None
     told = ours if math.isfinite(ours) else None
-    verdict = value.verdict(ours, table.tolerance)
+    verdict = table.judged(column, value, ours)
     reason = "" if told is not None else "ours is not finite"
     return Compared(row.name, column.label, value.text, told, difference, verdict, reason)
 
@@ -138,22 +138,36 @@ def _compared(table: Table, row: Row, column: Column, value: Value, ours: float)
 def _measured(table: Table, base: Workbench, task: Mapping[str, Any], store: Store, command: str) -> list[Compared]:
     console.print(needs.told(table))
     asked = list(_asked(table, base, task))
-    results = run([one.cell for one in asked if one.cell is not None], base, store, command)
-    compared = []
-    for one in asked:
-        result = results.get(one.cell.id) if one.cell is not None else None
-        if result is None or not result.finished:
-            reason = one.reason or (result.error_line if result is not None else "it did not finish")
-            compared.append(Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason))
-            continue
-        metric = one.column.metric or table.metric
-        ours = result.metrics.get(metric, math.inf if result.status == "diverged" else None)
-        if ours is None:
-            reason = f"status {result.status}, and no {metric}"
-            compared.append(Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason))
-        else:
-            compared.append(_compared(table, one.row, one.column, one.value, ours * table.scale))
-    return compared
+    results = run([cell for one in asked for cell in one.cells], base, store, command)
+    return [_beside(table, one, results) for one in asked]
+
+
+def _beside(table: Table, one: Asked, results: Mapping[str, Result]) -> Compared:
+    reason = one.reason
+    for cell in one.cells:
+        result = results.get(cell.id)
+        if not reason and (result is None or not result.finished):
+            reason = result.error_line if result is not None else "it did not finish"
+    if not reason:
+        try:
+            return _compared(table, one.row, one.column, one.value, _ours(table, one, results))
+        except KeyError as metric:
+            reason = f"status {results[one.cells[0].id].status}, and no {metric.args[0]}"
+    return Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason)
+
+
+def _ours(table: Table, one: Asked, results: Mapping[str, Result]) -> float:
+    """Our value in the published unit; infinite where the model broke down.
+
+    Raises:
+        KeyError: a result lacks the metric.
+    """
+    name, scale = table.metric_of(one.column), table.scale if one.column.scale is None else one.column.scale
+    found = [(cell, results[cell.id]) for cell in one.cells]
+    if name in tasks.OVER:
+        return tasks.OVER[name]([(cell.length, result.metrics["acc"]) for cell, result in found]) * scale
+    [(_, result)] = found
+    return (math.inf if result.status == "diverged" and name not in result.metrics else result.metrics[name]) * scale
 
 
 def run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> dict[str, Result]:
@@ -167,24 +181,24 @@ def run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> d
 
 def _asked(table: Table, base: Workbench, task: Mapping[str, Any]) -> Iterator[Asked]:
     refused: dict[Any, str] = {}  # a model or a text that is not here is looked for once
+    unreachable = False
     for row, number, value in table.values():
-        column = table.columns[number]
-        length = row.length or column.length
-        reason = table.missing or row.missing or column.missing
-        if reason or row.model is None or length is None:
-            yield Asked(row, column, value, None, reason or "its length is not said")
+        column, reason = table.columns[number], table.missing_of(row, table.columns[number])
+        if reason or row.model is None:
+            yield Asked(row, column, value, reason=reason or "")
             continue
-        choice = _choice(table, base, row, number, length, task)
-        where = (row.model, str(choice.task.get("text")))
-        try:
-            if where in refused:
-                raise Refusal(refused[where])
-            yield Asked(row, column, value, cell_of(choice))
-        except Refusal as sentence:
-            told = str(sentence)
-            if where not in refused:
-                told = refused[where] = f"{told}; {needs.to_get(row.model, choice.task)}"
-            yield Asked(row, column, value, None, told)
+        choices = [_choice(table, base, row, number, length, task) for length in table.lengths_of(row, column)]
+        where = (row.model, str(choices[0].task.get("text")))
+        if where not in refused:
+            try:
+                if unreachable and not models.cached(choices[0].model.path):
+                    raise models.Unreachable(f"model {choices[0].model.path} is not here, and the hub does not answer")
+                yield Asked(row, column, value, tuple(map(cell_of, choices)))
+                continue
+            except Refusal as sentence:
+                unreachable |= isinstance(sentence, models.Unreachable)
+                refused[where] = f"{sentence}; {needs.to_get(row.model, choices[0].task)}"
+        yield Asked(row, column, value, reason=refused[where])
 
 
 def _choice(table: Table, base: Workbench, row: Row, number: int, length: int, task: Mapping[str, Any]) -> Workbench:
@@ -218,6 +232,8 @@ def _show(table: Table, compared: Sequence[Compared]) -> None:
     if drawn.row_count:
         console.print(drawn)
         told = f"{table.tolerance:.2%} and" if table.tolerance else "the"
+        if table.trials:
+            told = f"two standard errors of two draws of {table.trials} trials and the"
         console.print(f"reproduced: within {told} rounding of what was printed")
     reasons: dict[str, list[str]] = {}
     for one in compared:

@@ -103,6 +103,25 @@ def test_a_verdict_knows_how_many_digits_were_printed(text, ours, tolerance, ver
     assert Value.of(text).verdict(ours, tolerance) == verdict
 
 
+@pytest.mark.parametrize(
+    "theirs, ours, verdict",
+    [
+        ("0.54", 0.36, "reproduced"),  # 27 and 18 of 50: two standard errors are 0.20
+        ("0.54", 0.26, "close"),
+        ("0.54", 0.2, "not reproduced"),
+        ("1.0", 0.92, "reproduced"),
+        ("1.0", 0.7, "not reproduced"),
+        ("0.0", 0.0, "reproduced"),
+    ],
+)
+def test_shares_of_random_trials_are_compared_as_two_draws(theirs, ours, verdict):
+    table = replace(published.table("yarn_csv_passkey"), scale=1.0)
+    assert table.trials == 50
+    assert table.judged(table.columns[0], Value.of(theirs), ours) == verdict
+    per_cent = replace(table, scale=100.0)
+    assert per_cent.judged(table.columns[0], Value.of(f"{100 * float(theirs):g}"), 100 * ours) == verdict
+
+
 DEAR = {"su_base_bound": ["1k", "2k", "4k", "8k", "16k", "32k"]}
 """Columns that take seconds, of tables whose others take longer."""
 
@@ -237,6 +256,7 @@ def test_what_is_not_here_ends_in_a_sentence_and_no_result(tmp_path):
     )
     assert "hf download --repo-type dataset emozilla/proofpile-test-tokenized" in done.stdout
     assert "7 not run" in done.stdout and "GiB of GPU memory" in done.stdout
+    assert done.stdout.count("hub does not answer") > 1, "a hub that did not answer is asked once"
     assert not (tmp_path / "cells").exists() and not (tmp_path / "mlflow.db").exists()
 
 
@@ -267,6 +287,29 @@ def test_a_measured_table_is_run_and_judged(tiny_folder, tmp_path, monkeypatch, 
     assert told[0]["ours"] == pytest.approx(ppl, rel=1e-5) and told[4]["reason"] == "nobody has it"
     assert (tmp_path / "store" / "published" / "mine" / "comparison.png").stat().st_size > 5000
     assert len(list((tmp_path / "store" / "cells").glob("*/result.json"))) == 1, "equal cells are one"
+
+
+def test_one_value_may_be_of_several_lengths(tiny_folder, tmp_path, monkeypatch):
+    here = published.Checkpoint("here", str(tiny_folder), 256, shape={})
+    monkeypatch.setattr(published, "checkpoints", lambda: {"here": here})
+    columns = tuple(
+        published.Column(metric, lengths=(512, 640), metric=metric, scale=scale)
+        for metric, scale in (("passkey_context", 1 / 128), ("passkey_accuracy", 100.0))
+    )
+    row = published.Row("a row", (Value.of("0"), Value.of("0")), model="here")
+    table = published.Table(
+        "mine", "t", "s", "read", columns, (row,), limit=2, task={"name": "passkey", "protocol": "yarn"}
+    )
+    monkeypatch.setattr(published, "table", lambda name: table)
+    assert needs.needs_of(table).runnable == 2
+    base = bench(tiny_folder, tmp_path / "store")
+    assert reproduce.main(["mine"], base, {}, "ropewalk reproduce published=mine") == 0, "a random model finds no key"
+    assert len(list((tmp_path / "store" / "cells").glob("*/result.json"))) == 2
+    [asked, share] = reproduce._asked(table, base, {})
+    found = {cell.id: Result(cell.id, "ok", {"acc": acc}) for cell, acc in zip(asked.cells, (1.0, 0.8), strict=True)}
+    assert reproduce._ours(table, asked, found) == 5 and reproduce._ours(table, share, found) == pytest.approx(90)
+    del found[asked.cells[1].id]
+    assert reproduce._beside(table, asked, found).verdict == "not run", "half of the lengths are no result"
 
 
 @pytest.fixture

@@ -490,6 +490,8 @@ def test_the_yarn_protocol_hides_any_number_at_any_character(encode):
         said = encode.text(document.ids)
         assert said.count(f" {document.fact('key')}") == 2 and said.endswith(passkey.QUESTION)
         assert len(document.ids) + passkey.NEW_TOKENS == 800, "a character is a token here: it fills the length"
-    assert passkey.passkey_context([(1, 1.0), (2, 0.8), (3, 0.5)]) == (2, pytest.approx(0.9))
+    curve = [(1, 1.0), (2, 0.8), (3, 0.5)]
+    assert passkey.passkey_context(curve) == 2 and passkey.passkey_accuracy(curve) == pytest.approx(0.9)
+    assert passkey.passkey_context([(1, 0.5)]) == 0 == passkey.passkey_accuracy([(1, 0.5)])
     with pytest.raises(Refusal, match="protocol=lambada of the task passkey: give grid, pi, yarn, codellama"):
         prompts(encode, 800, protocol="lambada")

@@ -6,7 +6,7 @@ Importing this loads neither torch nor lm-eval; `score` does.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,19 @@ from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
 if TYPE_CHECKING:
     from pipelines.scorer import LongLM
 
-__all__ = ["VERSIONS", "Scores", "forwards", "options_of", "prepare", "score", "told", "versions"]
+__all__ = ["OVER", "VERSIONS", "Scores", "forwards", "options_of", "prepare", "score", "told", "versions"]
 
-VERSIONS = {"perplexity": 1, "passkey": 1}
+VERSIONS = {"perplexity": 1, "passkey": 2}
 """A task's version goes up whenever a change can change its documents or its metrics."""
 
 _SCORER = 1
 """scorer.SCORER_VERSION, which takes an import of torch to read; a test holds the two together."""
+
+OVER: Mapping[str, Callable[[Sequence[tuple[float, float]]], float]] = {
+    "passkey_context": passkey.passkey_context,
+    "passkey_accuracy": passkey.passkey_accuracy,
+}
+"""Metrics that are of a task's `acc` at several lengths: (tokens, acc) of each -> one number."""
 
 _RECIPES: dict[str, Recipe] = {"perplexity": perplexity, "passkey": passkey}
 

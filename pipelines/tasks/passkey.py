@@ -39,7 +39,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 }
 """pi: 32 distances from the end, evenly spaced, ten trials at each (Chen et al. 2023, https://arxiv.org/abs/2306.15595,
 section 3.4). yarn: a key from 1 to 50000 at a random character of the filler, 20 times (jquesnelle/yarn,
-eval/passkey.py; its paper says 10, which is limit=10).
+eval/passkey.py; its paper says 10 and its data/passkey-32k.csv shows 50: any number by limit=N).
 
 codellama: key retrieval in Python, 64 examples at each of three positions: a function that returns an integer, asked
 for by CODE_QUESTION (Rozière et al. 2023, https://arxiv.org/abs/2308.12950, table 17). Ours, where our transcription of
@@ -120,10 +120,10 @@ def _validate(options: Mapping[str, Any]) -> None:
 
 def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
     # A limit takes keys, so that every depth is asked as often as any other.
-    count = options["keys"] if limit is None else min(options["keys"], limit)
-    if options["protocol"] == "yarn":
-        draws = (random.Random(f"passkey/yarn/{seed}/{number}") for number in range(count))
+    if options["protocol"] == "yarn":  # every trial is a draw of its own, so there may be as many as are asked
+        draws = (random.Random(f"passkey/yarn/{seed}/{number}") for number in range(limit or options["keys"]))
         return [(number, dice.randint(1, 50_000), dice.random()) for number, dice in enumerate(draws)]
+    count = options["keys"] if limit is None else min(options["keys"], limit)
     keys = [random.Random(f"passkey/{seed}/{number}").randint(10_000, 99_999) for number in range(count)]
     return [(number, key, depth) for number, key in enumerate(keys) for depth in options["depths"]]
 
@@ -228,7 +228,7 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     (answer,) = results
     if isinstance(answer, str):
         said = re.search(r"\d+", answer)
-        return {"acc": float(said is not None and said[0] == str(row["document"].fact("key")))}
+        return {"acc": float(said is not None and int(said[0]) == row["document"].fact("key"))}
     likelihood, greedy = answer
     return {"acc": float(greedy), "nll_key": -float(likelihood) / len(likelihood.tokens)}
 
@@ -271,15 +271,26 @@ def effective_length(curve: Sequence[tuple[float, float]], share: float) -> floa
     return reached
 
 
-def passkey_context(curve: Sequence[tuple[float, float]], share: float = FOUND["yarn"]) -> tuple[float, float]:
-    """YaRN's two numbers: the largest length at which this share is found, and the mean share up to it; 0, 0: at none.
+def passkey_context(curve: Sequence[tuple[float, float]]) -> float:
+    """YaRN's passkey context: the largest length at which four of five keys are found, tokens; 0: at none.
 
-    >>> passkey_context([(8192, 1.0), (16384, 0.7), (32768, 0.8), (65536, 0.1)])[0]
+    curve: (tokens, share found).
+
+    >>> passkey_context([(8192, 1.0), (16384, 0.7), (32768, 0.8), (65536, 0.1)])
     32768
     """
-    reached = max((tokens for tokens, found in curve if found >= share), default=0)
+    return max((tokens for tokens, found in curve if found >= FOUND["yarn"]), default=0)
+
+
+def passkey_accuracy(curve: Sequence[tuple[float, float]]) -> float:
+    """YaRN's passkey accuracy: the mean share found over all lengths up to the passkey context; 0 where there is none.
+
+    >>> passkey_accuracy([(8192, 1.0), (16384, 0.5), (32768, 0.9), (65536, 0.1)])
+    0.8
+    """
+    reached = passkey_context(curve)
     below = [found for tokens, found in curve if tokens <= reached]
-    return reached, float(np.mean(below)) if below else 0.0
+    return float(np.mean(below)) if below else 0.0
 
 
 def consistency(verdicts: Sequence[Sequence[bool]]) -> float | None:
