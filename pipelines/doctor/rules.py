@@ -118,7 +118,7 @@ def judge(stage: Stage, subject: Any, only: Collection[str] | None = None) -> Ve
         except NotJudged as reason:
             unjudged[one.id] = str(reason)
             continue
-        except Exception as error:
+        except Exception as error:  # rules read what users' files hold, which nobody foresees: the others still judge
             unjudged[one.id] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             continue
         found += told

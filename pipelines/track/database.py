@@ -58,6 +58,30 @@ def experiment_id(client: Any, name: str, store: Store) -> str:
 
 
 @contextmanager
+def closing(client: Any, run: str) -> Iterator[None]:
+    """A run that ends with the block: FINISHED, or FAILED or KILLED where it raises."""
+    try:
+        yield
+    except BaseException as error:
+        client.set_terminated(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    client.set_terminated(run, "FINISHED")
+
+
+def found(client: Any, experiment: str, query: str) -> list[Any]:
+    """All runs of an experiment that a query finds, however many pages they take; none where there is no experiment."""
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return []
+    token, runs = None, []
+    while True:
+        page = client.search_runs([known.experiment_id], query, page_token=token)
+        runs += list(page)
+        if not (token := page.token):
+            return runs
+
+
+@contextmanager
 def alone(store: Store) -> Iterator[None]:
     """While no other process of this machine makes the store's database or an experiment in it."""
     with FileLock(store.root / "mlflow.lock"):

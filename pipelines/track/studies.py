@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.results import Store
-from pipelines.track.database import connect, experiment_id, now, process
+from pipelines.track.database import closing, connect, experiment_id, found, now, process
 
 EXPERIMENT = "tune"
 
@@ -30,14 +30,9 @@ class Study:
     @contextmanager
     def open(cls, store: Store, study: Mapping[str, Any], client: Any = None) -> Iterator[Study]:
         """A study whose run ends with the block: FINISHED, or FAILED or KILLED where it raises."""
-        client = client or connect(store)
-        writer = cls(client, store, study)
-        try:
+        writer = cls(client or connect(store), store, study)
+        with closing(writer.client, writer.parent):
             yield writer
-        except BaseException as error:
-            client.set_terminated(writer.parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        client.set_terminated(writer.parent, "FINISHED")
 
     def record(self, trial: Mapping[str, Any], best: float | None) -> None:
         """One trial, as Trial.spec() has it: `tuning` by documents as its step; best: of all trials so far."""
@@ -95,15 +90,7 @@ class Study:
 
 def runs_of(client: Any, study_id: str) -> list[Any]:
     """The runs of a study that MLflow has."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        return []
-    asked, token, runs = f"tags.study_id = '{study_id}'", None, []
-    while True:
-        page = client.search_runs([found.experiment_id], asked, page_token=token)
-        runs += list(page)
-        if not (token := page.token):
-            return runs
+    return found(client, EXPERIMENT, f"tags.study_id = '{study_id}'")
 
 
 def _safe(name: str) -> str:

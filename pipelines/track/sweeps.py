@@ -14,7 +14,7 @@ from pipelines import provenance, report
 from pipelines.cells import Cell, Refusal, Result, digest_of
 from pipelines.results import Store
 from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
-from pipelines.track.database import connect, experiment_id, milliseconds, now, process
+from pipelines.track.database import closing, connect, experiment_id, found, milliseconds, now, process
 from rope.geometry import layers_of
 from rope.pairwise import Pairwise
 
@@ -35,14 +35,9 @@ class Tracker:
     @contextmanager
     def open(cls, sweep: Sweep, store: Store, client: Any = None) -> Iterator[Tracker]:
         """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED or KILLED where it raises."""
-        client = client or connect(store)
-        tracker = cls(client, sweep, store)
-        try:
+        tracker = cls(client or connect(store), sweep, store)
+        with closing(tracker.client, tracker.parent):
             yield tracker
-        except BaseException as error:
-            client.set_terminated(tracker.parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        client.set_terminated(tracker.parent, "FINISHED")
 
     def record(self, cells: Sequence[Cell], result: Result, *, cached: bool) -> None:
         """One result as a run below the sweep's; where several strategies come to its plan, a run for each."""
@@ -99,8 +94,8 @@ class Tracker:
         told = _curve_of(cells[0])
         curve_id = digest_of(told)[:12]
         asked = {str(cell.length): cell.id for cell in cells}
-        found = self.client.search_runs([self.experiment_id], f"tags.curve_id = '{curve_id}'")
-        before = [json.loads(run.data.tags["cells"]) for run in found]
+        drawn = self.client.search_runs([self.experiment_id], f"tags.curve_id = '{curve_id}'")
+        before = [json.loads(run.data.tags["cells"]) for run in drawn]
         points = {length: cell_id for one in [*before, asked] for length, cell_id in one.items()}
         results = self.store.recall(points.values())
         rows = [
@@ -111,7 +106,7 @@ class Tracker:
         ]
         # Drawn as a whole and anew: a step that is written twice stays in the chart twice; and the UI's chart shows the
         # ten newest runs, which are to be the curves of the grid that was asked for last.
-        for run in found:
+        for run in drawn:
             self.client.delete_run(run.info.run_id)
         tags = {"ropewalk.kind": "curve", "curve_id": curve_id, "cells": json.dumps(points)}
         note = {"mlflow.note.content": "Score against length: each metric's step is the length in tokens."}
@@ -176,15 +171,7 @@ def forget(client: Any, sweep: Sweep) -> None:
 
 
 def _runs_of(client: Any, sweep: Sweep) -> list[Any]:
-    experiment = client.get_experiment_by_name(sweep.experiment)
-    if experiment is None:
-        return []
-    asked, token, runs = f"tags.sweep_id = '{sweep.id}' AND tags.`ropewalk.kind` != 'curve'", None, []
-    while True:
-        page = client.search_runs([experiment.experiment_id], asked, page_token=token)
-        runs += list(page)
-        if not (token := page.token):
-            return runs
+    return found(client, sweep.experiment, f"tags.sweep_id = '{sweep.id}' AND tags.`ropewalk.kind` != 'curve'")
 
 
 def _curve_of(cell: Cell) -> dict[str, Any]:

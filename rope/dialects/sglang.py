@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from rope.config import LENGTH_KEYS, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.transformers_v5 import config_with, name_in, words_of
-from rope.dialects.words import Case, Deployment, Unsayable, Words, as_json, cases_of, only, running_note
+from rope.dialects.transformers_v5 import config_with, overriding, words_of
+from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of, only
 from rope.geometry import ALL_LAYERS, Geometry
 from rope.strategies.ramps import mscale_of
 
@@ -46,19 +46,8 @@ def to_sglang(
             overrides["rope_theta"] = words["rope_theta"]  # where SGLang on transformers v4 looks for it
     if text_config(config).get(key) != text[key]:
         overrides[key] = text[key]
-    if "original_max_position_embeddings" in text:  # beside the rope parameters, where it wins
-        overrides["original_max_position_embeddings"] = text["original_max_position_embeddings"]
-    if overrides and text is not patched:
-        overrides = {"text_config": overrides}
-    told = ("--json-model-override-args", as_json(overrides)) if overrides else ()
-    return Deployment(
-        ENGINE,
-        name_in(patched, cases),
-        arguments=(*told, "--context-length", str(length)),
-        with_file=("--context-length", str(length)),
-        config=patched,
-        notes=running_note("SGLang", cases),
-    )
+    flags = ("--json-model-override-args", "--context-length")
+    return overriding(ENGINE, "SGLang", patched, cases, overrides, flags, length)
 
 
 def words_of_sglang(case: Case) -> Words:

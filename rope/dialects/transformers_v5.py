@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rope.config import LENGTH_KEYS, RUNTIME, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of, running_note
+from rope.dialects.words import Case, Deployment, Unsayable, Words, as_json, cases_of, running_note
 from rope.geometry import ALL_LAYERS, Geometry
 
 ENGINE = "transformers"
@@ -83,6 +83,31 @@ def name_in(config: Any, cases: Mapping[str, Case]) -> str:
         if parameters is not None and parameters["rope_theta"] != cases[key].geometry.base:
             return "rope_theta"
     return "default"
+
+
+def overriding(
+    engine: str, title: str, patched: Words, cases: Mapping[str, Case], overrides: Words, flags: tuple[str, str],
+    length: int,
+) -> Deployment:  # fmt: skip
+    """A patched config.json as a command line over the checkpoint's own.
+
+    overrides: keys of its text config that differ; none: nothing is overridden. flags: of the overrides, and of the
+    length that is served.
+    """
+    text, (given, served) = text_config(patched), flags
+    if "original_max_position_embeddings" in text:  # beside the rope parameters, where it wins
+        overrides = {**overrides, "original_max_position_embeddings": text["original_max_position_embeddings"]}
+    if overrides and text is not patched:
+        overrides = {"text_config": overrides}
+    told = (given, as_json(overrides)) if overrides else ()
+    return Deployment(
+        engine,
+        name_in(patched, cases),
+        arguments=(*told, served, str(length)),
+        with_file=(served, str(length)),
+        config=patched,
+        notes=running_note(title, cases),
+    )
 
 
 def config_with(

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from rope.config import LENGTH_KEYS, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.transformers_v5 import config_with, kept, longrope, name_in, words_of
-from rope.dialects.words import Case, Deployment, Unsayable, Words, as_json, cases_of, running_note
+from rope.dialects.transformers_v5 import config_with, kept, longrope, overriding, words_of
+from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of
 from rope.geometry import ALL_LAYERS, Geometry
 
 ENGINE = "vllm"
@@ -40,21 +40,10 @@ def to_vllm(
     key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
     if _reach(text_config(config), rope_parameters(patched)) < length:
         overrides[key] = text[key]
-    if "original_max_position_embeddings" in text:  # beside the rope parameters, where it wins
-        overrides["original_max_position_embeddings"] = text["original_max_position_embeddings"]
     if all(case.native for case in cases.values()) and rope_parameters(config) == rope_parameters(patched):
         del overrides["rope_parameters"]
-    if overrides and text is not patched:
-        overrides = {"text_config": overrides}
-    told = ("--hf-overrides", as_json(overrides)) if overrides else ()
-    return Deployment(
-        ENGINE,
-        name_in(patched, cases),
-        arguments=(*told, "--max-model-len", str(length)),
-        with_file=("--max-model-len", str(length)),
-        config=patched,
-        notes=running_note("vLLM", cases),
-    )
+    flags = ("--hf-overrides", "--max-model-len")
+    return overriding(ENGINE, "vLLM", patched, cases, overrides, flags, length)
 
 
 def words_of_vllm(case: Case) -> Words:
