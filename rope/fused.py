@@ -19,8 +19,11 @@ from rope.rotation import Table, query_scale, rotate
 FEWEST_QUERIES = 1024
 """With fewer, blocks of scores are small, and no kernel is worth the seconds it takes to compile."""
 
-WIDTHS = range(16, 257)
-"""Head dimensions that the kernel takes: its products need 16, and tiles of more than 256 do not fit on the chip."""
+CHIP = 160 * 1024
+"""Bytes on the chip that torch's choice of tiles may take, as on an A100 or H100; consumers' GPUs have 100 KiB."""
+
+ROW, TUNED = 256, (128, 256)
+"""Bytes of a head's row that always fit there, and head dimensions for which torch chose smaller tiles."""
 
 BLOCK = 128
 """Queries, and keys, that a kernel computes or leaves out together: its own default."""
@@ -33,8 +36,14 @@ hold all scores at once."""
 def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether the kernel can attend here, and sooner than blocks of scores would: on CUDA, without gradients."""
     learning = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
-    widths = query.shape[-1] in WIDTHS and value.shape[-1] in WIDTHS
-    return query.is_cuda and not learning and widths and query.shape[2] >= FEWEST_QUERIES
+    if not query.is_cuda or learning or query.shape[2] < FEWEST_QUERIES:
+        return False
+    chip = getattr(torch.cuda.get_device_properties(query.device), "shared_memory_per_block_optin", 0)
+    return chip >= CHIP and all(_fits(states.shape[-1], value.element_size()) for states in (query, value))
+
+
+def _fits(width: int, size: int) -> bool:
+    return width >= 16 and (width * size <= ROW or width in TUNED)  # 16: what products on the chip need
 
 
 def masks(plan: Pairwise, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
@@ -93,16 +102,16 @@ def part(
 
 
 compiled: Any = torch.compile(part, fullgraph=True)
+"""By length it is compiled twice, as torch takes a length that changed for one that may change again."""
 
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Pairwise, scaling: float,
-    tables: Mapping[Position, Table], masks: Mapping[Region, BlockMask], part: Any = compiled,
+    tables: Mapping[Position, Table], masks: Mapping[Region, BlockMask],
 ) -> torch.Tensor:  # fmt: skip
     """Causal attention over a plan's regions, each by itself, merged by their log-sum-exps.
 
     (B, H, Q, D), (B, G, K, D), (B, G, K, D) -> (B, H, Q, D) in the query's dtype.
-    part: the function above, compiled or not; where it is not, it holds all scores.
     """
     queries, length = query.shape[2], key.shape[2]
     scales = torch.full((queries,), scaling, device=query.device)
@@ -110,8 +119,8 @@ def attend(
         scales = scales * query_scale(plan.query_scale, torch.arange(length - queries, length, device=query.device))
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=VARIANTS):
         parts = [
-            part(query, key, value, scales, tuple(rows[-queries:] for rows in tables[region.query]),
-                 tables[region.key], mask)
+            compiled(query, key, value, scales, tuple(rows[-queries:] for rows in tables[region.query]),
+                     tables[region.key], mask)
             for region, mask in masks.items()
         ]  # fmt: skip
         # Every query sees itself, so that in no row all are -inf.
