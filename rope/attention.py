@@ -7,6 +7,7 @@ P rotated pairs, R queries of a block.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -170,6 +171,7 @@ class Regions(_Inside):
         self.plan = plan
         self.tables: tuple[Any, dict[Position, Table]] = (None, {})
         self.masks: tuple[Any, dict[Region, BlockMask]] = (None, {})
+        self.fuses = True
 
     def __call__(
         self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -199,10 +201,17 @@ class Regions(_Inside):
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         tables = self._tables(key.shape[2], key.device)
-        if not fused.pays(query, key, value):
-            return attend(query, key, value, self.plan, scaling, tables)
-        masks = self._masks(query.shape[2], key.shape[2], key.device)
-        return fused.attend(query, key, value, self.plan, scaling, tables, masks)
+        if self.fuses and fused.pays(query, key, value):
+            try:
+                masks = self._masks(query.shape[2], key.shape[2], key.device)
+                return fused.attend(query, key, value, self.plan, scaling, tables, masks)
+            except fused.NotCompiled as failure:  # for want of a C compiler, say
+                self.fuses = False
+                why = str(failure).strip().partition("\n")[0]
+                warnings.warn(
+                    f"attention goes by blocks of scores, which is slower: no fused kernel ({why})", stacklevel=2
+                )
+        return attend(query, key, value, self.plan, scaling, tables)
 
     def _tables(self, length: int, device: torch.device) -> dict[Position, Table]:
         # Every layer asks for the same ones, so those of the last length are kept.

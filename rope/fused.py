@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
+import torch._dynamo.exc
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from rope.pairwise import Pairwise, Position, Region
@@ -29,8 +30,11 @@ BLOCK = 128
 """Queries, and keys, that a kernel computes or leaves out together: its own default."""
 
 VARIANTS = 64
-"""Kernels compiled in a process, by shape and dtype; past torch's own 8, of which each model takes two or so, it would
-hold all scores at once."""
+"""Kernels compiled in a process, by shape and dtype; past torch's own 8, of which each model takes one or two, it would
+make none."""
+
+NotCompiled = torch._dynamo.exc.TorchDynamoException
+"""What torch raises where it cannot make a kernel."""
 
 
 def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -112,9 +116,16 @@ def attend(
     """Causal attention over a plan's regions, each by itself, merged by their log-sum-exps.
 
     (B, H, Q, D), (B, G, K, D), (B, G, K, D) -> (B, H, Q, D) in the query's dtype.
+
+    Raises:
+        NotCompiled: torch cannot make the kernel here.
+
+    Source:
+        Dong et al. 2024, Flex Attention, https://arxiv.org/abs/2412.05496; merged as Dao 2023, FlashAttention-2,
+        https://arxiv.org/abs/2307.08691, merges blocks of keys
     """
     queries, length = query.shape[2], key.shape[2]
-    scales = torch.full((queries,), scaling, device=query.device)
+    scales = torch.full((queries,), scaling, dtype=torch.float32, device=query.device)
     if plan.query_scale is not None:
         scales = scales * query_scale(plan.query_scale, torch.arange(length - queries, length, device=query.device))
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=VARIANTS):

@@ -503,6 +503,16 @@ def test_the_kernel_is_compiled_twice_for_all_lengths_and_once_more_a_model(monk
     assert len(made) <= before + 11
 
 
+def test_where_no_kernel_can_be_made_blocks_of_scores_go_on_and_it_is_said_once(monkeypatch):
+    monkeypatch.setattr(fused, "pays", lambda *states: True)
+    pairwise, given = plan("rerope", GEOMETRY, 300), states(300)
+    regions = attention.Regions(pairwise)
+    with pytest.warns(UserWarning, match="slower: no fused kernel .*on CPU") as told:  # whose log-sum-exps torch lacks
+        found = [regions(torch.nn.Module(), *given, None)[0] for _ in range(2)]
+    assert len(told) == 1
+    assert all(torch.equal(one, by_blocks(pairwise, *given)) for one in found)
+
+
 def test_the_fused_path_is_taken_where_it_can_be_and_pays(monkeypatch):
     chip = SimpleNamespace(shared_memory_per_block_optin=227 * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
@@ -539,6 +549,7 @@ def test_a_gpu_says_the_same_by_one_kernel_a_region(name, queries):
             assert found.dtype == dtype
             wanted = by_blocks(pairwise, query.float(), key.float(), value.float())
             apart = found.float() - wanted
+            assert apart.any()  # or it went by blocks, and is compared with itself
             assert apart.norm() <= off * wanted.norm()
             assert (apart.norm(dim=-1) <= 8 * off * wanted.norm(dim=-1).clip(min=0.1)).all()
 
