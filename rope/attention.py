@@ -7,17 +7,20 @@ P rotated pairs, R queries of a block.
 from __future__ import annotations
 
 import itertools
-import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
+from rope import fused
 from rope.pairwise import LogN, Pairwise, Position, Region
+from rope.rotation import Table, query_scale, rotate, table
 
 BLOCK_ELEMENTS, BLOCK_ROWS = 2**27, 256
 """Attention scores held at once (512 MiB in float32), and the most queries: with more, ragged ends cost more."""
@@ -26,8 +29,6 @@ FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What a layer may ask of its attention beside keys and values, and which no region knows."""
 
 _numbers = itertools.count()
-Table = tuple[torch.Tensor, torch.Tensor]
-"""(K, P) float32 cosines and sines, with the attention factor."""
 
 
 @contextmanager
@@ -169,6 +170,8 @@ class Regions(_Inside):
     def __init__(self, plan: Pairwise) -> None:
         self.plan = plan
         self.tables: tuple[Any, dict[Position, Table]] = (None, {})
+        self.masks: tuple[Any, dict[Region, BlockMask]] = (None, {})
+        self.fuses = True
 
     def __call__(
         self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -197,7 +200,18 @@ class Regions(_Inside):
         return found.transpose(1, 2).contiguous(), None
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        return attend(query, key, value, self.plan, scaling, self._tables(key.shape[2], key.device))
+        tables = self._tables(key.shape[2], key.device)
+        if self.fuses and fused.pays(query, key, value):
+            try:
+                masks = self._masks(query.shape[2], key.shape[2], key.device)
+                return fused.attend(query, key, value, self.plan, scaling, tables, masks)
+            except fused.NotCompiled as failure:  # for want of a C compiler, say
+                self.fuses = False
+                why = str(failure).strip().partition("\n")[0]
+                warnings.warn(
+                    f"attention goes by blocks of scores, which is slower: no fused kernel ({why})", stacklevel=2
+                )
+        return attend(query, key, value, self.plan, scaling, tables)
 
     def _tables(self, length: int, device: torch.device) -> dict[Position, Table]:
         # Every layer asks for the same ones, so those of the last length are kept.
@@ -205,6 +219,11 @@ class Regions(_Inside):
             places = {place for region in self.plan.regions for place in (region.query, region.key)}
             self.tables = ((length, device), {place: table(self.plan, place, length, device) for place in places})
         return self.tables[1]
+
+    def _masks(self, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
+        if self.masks[0] != (queries, length, device):
+            self.masks = ((queries, length, device), fused.masks(self.plan, queries, length, device))
+        return self.masks[1]
 
 
 def attend(
@@ -276,27 +295,6 @@ class _Merged:
 
 def _tensor(tokens: range, device: torch.device) -> torch.Tensor:
     return torch.arange(tokens.start, tokens.stop, device=device)
-
-
-def rotate(states: torch.Tensor, table: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """(..., D) states with pair i = dimensions (i, i + P) turned by its angle; dimensions from 2 P on stay."""
-    cos, sin = table
-    pairs = cos.shape[-1]
-    one, other, rest = states[..., :pairs], states[..., pairs : 2 * pairs], states[..., 2 * pairs :]
-    return torch.cat((one * cos - other * sin, other * cos + one * sin, rest), -1)
-
-
-def table(plan: Pairwise, place: Position, length: int, device: torch.device) -> Table:
-    """Cosines and sines of all tokens at their positions; angles in float64, so that no length blurs them."""
-    positions = place.of(torch.arange(length, dtype=torch.float64, device=device))
-    angles = positions[:, None] * torch.tensor(plan.inv_freq, dtype=torch.float64, device=device)
-    return (angles.cos() * plan.attention_factor).float(), (angles.sin() * plan.attention_factor).float()
-
-
-def query_scale(scale: LogN, positions: torch.Tensor) -> torch.Tensor:
-    """Float32 factors on the queries at these positions, which count from 0."""
-    factors = (positions.double() + 1).log() / math.log(scale.trained_length)
-    return (factors.clip(min=1) if scale.clipped else factors).float()
 
 
 def _padding(

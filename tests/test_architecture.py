@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 # The order in which data visits the files: each may import only those before it.
 ORDER = [
     "rope", "rope.geometry", "rope.pairwise", "rope.strategies", "rope.theory", "rope.config", "rope.dialects",
-    "rope.attention", "rope.patch",
+    "rope.rotation", "rope.fused", "rope.attention", "rope.patch",
     "pipelines", "pipelines.cells", "pipelines.provenance", "pipelines.config", "pipelines.results",
     "pipelines.header", "pipelines.models", "pipelines.copies", "pipelines.text",
     "pipelines.scorer", "pipelines.tasks", "pipelines.evaluate", "pipelines.pool", "pipelines.sweep",
@@ -44,6 +44,8 @@ OWNERS = {
     "hydra": {"pipelines.config", "pipelines.launcher", "pipelines.__main__"},
     "torch": {
         "pipelines.doctor",
+        "rope.rotation",
+        "rope.fused",
         "rope.attention",
         "rope.patch",
         "pipelines.models",
