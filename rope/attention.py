@@ -10,17 +10,18 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from rope import fused
 from rope.pairwise import LogN, Pairwise, Position, Region
 from rope.rotation import Table, query_scale, rotate, table
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_ELEMENTS, BLOCK_ROWS = 2**27, 256
 """Attention scores held at once (512 MiB in float32), and the most queries: with more, ragged ends cost more."""
@@ -200,6 +201,8 @@ class Regions(_Inside):
         return found.transpose(1, 2).contiguous(), None
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        from rope import fused  # and with it torch's compiler, most of a second that only these plans need
+
         tables = self._tables(key.shape[2], key.device)
         if self.fuses and fused.pays(query, key, value):
             try:
@@ -221,6 +224,8 @@ class Regions(_Inside):
         return self.tables[1]
 
     def _masks(self, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
+        from rope import fused
+
         if self.masks[0] != (queries, length, device):
             self.masks = ((queries, length, device), fused.masks(self.plan, queries, length, device))
         return self.masks[1]
