@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROPE_FREQS = "rope_freqs.weight"
+from pipelines.header import ROPE_FREQS
+
 SCALING = "rope.scaling."
 """What the keys of a scaling begin with, after the architecture."""
 

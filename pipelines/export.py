@@ -211,7 +211,7 @@ def _gguf(planned: Planned, found: Deployment, source: models.Source, folder: Pa
     told = header.read(source.gguf)
     keys = [key for key in told.keys if key.startswith(f"{told.architecture}.{copies.SCALING}")]
     if own := [*keys, *copies.LISTS.intersection(told.tensors)]:
-        lines = [f"left out, as it was of the model that was measured: {', '.join(own)} of {source.gguf.name}", *lines]
+        lines = [f"in the place of {', '.join(own)} of {source.gguf.name}, which the strategy acts on top of", *lines]
     elif not found.needs_file:
         lines = [f"with the file as it is: {found.command(*start, str(source.gguf))}", *lines]
     return lines, found.command(*start, str(file), written=True)

@@ -5,6 +5,7 @@ The package gguf maps every tensor and builds an array for every token, which ta
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,23 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 """Value types of the format: github.com/ggml-org/ggml, docs/gguf.md."""
 
+FLOAT32, ALIGNMENT = 0, 32
+"""The type of tensor that is plain floats, and what tensors begin at multiples of, unless a key says otherwise."""
+
+ROPE_FREQS = "rope_freqs.weight"
+"""The tensor that llama.cpp divides frequencies by, pair by pair; its converter writes llama3's scaling so."""
+
 SHORT = 1024
 """Of arrays of more entries only their length is kept: they are vocabularies. Lists of rotary factors are shorter."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """keys: name -> value, of long arrays their length. tensors: their names."""
+    """keys: name -> value, of long arrays their length. tensors: their names. rope_freqs: what is in that tensor."""
 
     keys: dict[str, Any]
     tensors: tuple[str, ...]
+    rope_freqs: tuple[float, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -51,14 +59,26 @@ def read(path: Path) -> Header:
             raise ValueError(f"{path.name} is no GGUF file of version 2 or 3")
         try:
             keys = {_string(file): _value(file, *_unpack(file, "<I")) for _ in range(count)}
-            names = []
-            for _ in range(tensors):
-                names.append(_string(file))
-                (dimensions,) = _unpack(file, "<I")
-                file.seek(8 * dimensions + 4 + 8, 1)
+            places = {_string(file): _place(file) for _ in range(tensors)}
+            numbers = _floats(file, keys, *places[ROPE_FREQS]) if ROPE_FREQS in places else ()
         except struct.error as error:
             raise ValueError(f"{path.name} ends within its header") from error
-    return Header(keys, tuple(names))
+    return Header(keys, tuple(places), numbers)
+
+
+def _place(file: BinaryIO) -> tuple[int, int, int]:
+    """Of a tensor: how many numbers it has, their type, and where they begin behind the header."""
+    (dimensions,) = _unpack(file, "<I")
+    return (math.prod(_unpack(file, f"<{dimensions}Q")), *_unpack(file, "<IQ"))
+
+
+def _floats(file: BinaryIO, keys: dict[str, Any], count: int, kind: int, offset: int) -> tuple[float, ...]:
+    """A tensor's numbers, the file being read up to the end of its header."""
+    if kind != FLOAT32:
+        return ()
+    step = int(keys.get("general.alignment", ALIGNMENT))
+    file.seek(-(-file.tell() // step) * step + offset)
+    return tuple(_unpack(file, f"<{count}f"))
 
 
 def _value(file: BinaryIO, kind: int) -> Any:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import header
 from pipelines.cells import Model, Refusal, digest_of
+from rope.dialects import from_llama_cpp, to_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,9 @@ BYTE_VOCABULARY = 257
 """Of a random model's tokenizer: the bytes and an end-of-text."""
 
 BYTE_END = "<|endoftext|>"
+
+CONVERSION = 2
+"""Of GGUF files, in the name of the folder they are converted into: up with whatever a conversion does otherwise."""
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 20
 
@@ -88,7 +92,9 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
     assert source.gguf is not None
     model = replace(model, fingerprint=_fingerprint(source.gguf))
     converted = _converted_folder(model)
-    return model, _json(converted / "config.json") if converted.is_dir() else gguf_config(source.gguf)
+    if converted.is_dir():
+        return model, _json(converted / "config.json")
+    return model, with_scaling(gguf_config(source.gguf), source.gguf)
 
 
 def side_file(model: Model, name: str) -> dict[str, Any]:
@@ -118,9 +124,7 @@ def materialise(model: Model) -> str:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config.
-
-    Without a scaling: transformers reads none from the file, so it is no part of the model that is measured.
+    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config: no scaling.
 
     Raises:
         Refusal: the file is not GGUF.
@@ -323,7 +327,7 @@ def _hub_file(repository: str, file: str, revision: str | None) -> tuple[Path, s
 
 def _converted_folder(model: Model) -> Path:
     cache = os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk")
-    return Path(cache).expanduser() / f"gguf-{model.fingerprint}"
+    return Path(cache).expanduser() / f"gguf-{model.fingerprint}-{CONVERSION}"
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -341,6 +345,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         fresh = type(model)(type(model.config)(**_without_quantization(model.config.to_dict())))
         fresh.load_state_dict(model.state_dict())
         fresh.save_pretrained(temporary)
+        config = temporary / "config.json"
+        config.write_text(json.dumps(with_scaling(_json(config), gguf), indent=2), encoding="utf-8")
         temporary.chmod(0o755)
         try:
             temporary.rename(folder)
@@ -349,6 +355,30 @@ def _convert(gguf: Path, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def with_scaling(config: dict[str, Any], gguf: Path) -> dict[str, Any]:
+    """The config with the scaling that a GGUF file declares, as llama.cpp runs it: transformers reads none from there.
+
+    Left out are lists of two lengths (rope_factors_long), as of Phi-3; the doctor's P02 tells of those.
+
+    Raises:
+        Refusal: the scaling is none that llama.cpp takes.
+    """
+    found = header.read(gguf)
+    own = {key.removeprefix(f"{found.architecture}."): value for key, value in found.keys.items()}
+    if not found.rope_freqs and not any(key.startswith("rope.scaling.") for key in own):
+        return config
+    try:
+        [(layers, declared)] = from_llama_cpp((), config, own, found.rope_freqs).items()
+        geometry = declared.geometry
+        scaled = to_transformers(
+            config, declared.strategy, declared.options, {layers: geometry}, geometry.trained_length
+        )
+    except ValueError as error:
+        raise Refusal(f"{gguf.name}: {error}") from error
+    # How far it was trained, or extended, is what the file says, whatever a factor comes to.
+    return {**scaled, **{name: config[name] for name in ("max_position_embeddings",) if name in config}}
 
 
 def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (scaled({"type": "linear", "factor": 0.25}), scaled({"type": "linear", "factor": 4.0})),
         (scaled({"type": "yarn", "factor": "4"}), scaled({"type": "dynamic", "factor": 1.0})),
         (scaled({"type": "linear", "factor": 1.0}), scaled({"type": "linear", "factor": 1.5})),
+        (scaled({"type": "longrope", "factor": 0.5}), scaled({"type": "longrope", "factor": 1.0})),
     ],
     "S05": [(of(scaled(YARN).config, target=1024), of(scaled(YARN).config, target=2048))],
     "S06": [

@@ -214,14 +214,16 @@ def gguf_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["yarn", "resonance", "ntk", "none"])
-def test_a_gguf_copy_says_the_plan_and_nothing_of_an_earlier_scaling(store, capsys, gguf_file, tmp_path, strategy):
+def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(
+    store, capsys, gguf_file, tmp_path, strategy
+):
     import gguf
 
     out = tmp_path / "out"
     assert run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp",
                 f"out={out}"]) == 0  # fmt: skip
     told = capsys.readouterr().out
-    assert "left out, as it was of the model that was measured: llama.rope.scaling.type" in told
+    assert "in the place of llama.rope.scaling.type" in told and "rope_freqs.weight of small.gguf" in told
     (copy,) = out.glob("*.gguf")
     assert f"llama-server -m {copy} -c 2048" in told
     found, before = gguf.GGUFReader(copy), gguf.GGUFReader(gguf_file)
@@ -232,9 +234,10 @@ def test_a_gguf_copy_says_the_plan_and_nothing_of_an_earlier_scaling(store, caps
     keys = {key.removeprefix("llama."): value for key, value in header.read(copy).keys.items() if "." in key}
     assert keys["context_length"] == 2048
     factors = tensors["rope_freqs.weight"].data.tolist() if "rope_freqs.weight" in tensors else []
-    assert bool(factors) == (strategy == "resonance")
-    config = models.gguf_config(gguf_file)
-    heard = from_llama_cpp([], config, keys, factors)["all"].plan(2048)
+    assert factors, "whatever acts on top of a list is a list"
+    _, config = models.describe(Model("small", str(gguf_file)))
+    assert geometry_of(config)["all"].native(512).inv_freq[0] == pytest.approx(1 / 6), "the file's 2 times its list's 3"
+    heard = from_llama_cpp([], models.gguf_config(gguf_file), keys, factors)["all"].plan(2048)
     expected = plan(strategy, geometry_of(config)["all"], 2048)
     np.testing.assert_allclose(heard.inv_freq, expected.inv_freq, rtol=1e-6)
     assert heard.attention_factor == pytest.approx(expected.attention_factor, rel=1e-6)

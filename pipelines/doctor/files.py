@@ -103,9 +103,10 @@ def of(model: Model, **asked: Any) -> Files:
     """
     source = models.locate(model)
     if source.gguf is not None:
-        config = models.gguf_config(source.gguf)
-        found = header.read(source.gguf)
-        return Files(model.name, config | scaling_of(found), {}, found, trained=model.trained_length, **asked)
+        config, found = models.gguf_config(source.gguf), header.read(source.gguf)
+        # The header's own words where it has some: they are what is to be judged.
+        config = models.with_scaling(config, source.gguf) if found.rope_freqs else config | scaling_of(found)
+        return Files(model.name, config, {}, found, trained=model.trained_length, **asked)
     _, config = models.describe(model)
     tokenizer = models.side_file(model, "tokenizer_config.json")
     return Files(model.name, config, tokenizer, trained=model.trained_length, **asked)

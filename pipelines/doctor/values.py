@@ -121,8 +121,8 @@ def factor_itself(files: Files) -> Iterator[Finding]:
         value = _number(one["factor"])
         if value is None and one["factor"] is None and kind in ("yarn", "longrope"):
             continue  # max_position_embeddings / original, by transformers' own rule
-        if value is not None and (value > 1 or (value == 1 and kind == "dynamic")):
-            continue
+        if value is not None and (value > 1 or (value == 1 and kind in ("dynamic", "longrope"))):
+            continue  # of longrope it is only for the attention factor: its lists stretch
         inverse = 1 / value if value and 0 < value < 1 else None
         yield Finding(
             level="warning" if value == 1 else "",
@@ -265,13 +265,21 @@ def gguf_scaling(files: Files) -> Iterator[Finding]:
     factors = [name for name in files.header.tensors if name.startswith("rope_f")]
     kind = files.header.value("rope.scaling.type")
     if factors or kind not in (None, "none"):
+        lost = "rope_freqs.weight" not in factors and bool(factors)
         yield Finding(
-            symptom="fine in llama.cpp; loaded by transformers (and so by a grid) garbage on long texts",
+            level="error" if lost else "warning",
+            symptom="fine in llama.cpp"
+            + ("" if lost else " and in a grid, which adds it")
+            + "; loaded by transformers"
+            + (", as by a grid," if lost else "")
+            + " garbage on long texts",
             measured={**declared, **({"tensors": factors} if factors else {})},
             cause="the scaling lies in "
             + (f"the tensor {factors[0]}" if factors else "header keys")
             + ", which transformers leaves out when it converts the file",
-            fix="measure the original folder (config.json with its rope_scaling), or give the scaling as a strategy",
+            fix="measure the original folder (config.json with its rope_scaling), or give the scaling as a strategy"
+            if lost
+            else "the original folder, or the copy that ropewalk export strategy=none --to transformers makes",
         )
 
 
