@@ -5,8 +5,8 @@ Kinds of claim, of strategies s at lengths in trained lengths:
     order     at every length, each strategy is better than the next one
     best      at the i-th length the winners[i]-th strategy is better than every other
     same      at every length, the strategies do not differ
-    breaks    at every length, the first strategy's last tokens are worse than the second's: the same tokens of both,
-              for the ends of windows of two lengths are other texts
+    breaks    at every length, the first strategy's last tokens are worse than the second's, and by more than all of
+              its tokens are: the same tokens of both, for the ends of windows of two lengths are other texts
     gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
 """
 
@@ -79,6 +79,10 @@ class Measured:
         if found is None or not found[1].documents:
             raise Refusal(f"{named(strategy)} at {length:g} trained lengths has no result")
         return found
+
+    def nll(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL of each document, in order."""
+        return np.array([document["nll"] for document in self.at(strategy, length)[1].documents], dtype=np.float64)
 
     def tail(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL of the last tokens of each document, in order; the same documents at every length."""
@@ -169,26 +173,33 @@ def _breaks(claim: Claim, measured: Measured) -> Iterator[Comparison]:
     for length in claim.lengths:
         says = f"{named(breaking)}: last tokens worse than {named(other)}'s at {length:g}x"
         try:
-            rise = measured.tail(other, length) - measured.tail(breaking, length)
+            statistics.check(measured.at(breaking, length), measured.at(other, length))
+            end = measured.tail(other, length) - measured.tail(breaking, length)
+            whole = measured.nll(other, length) - measured.nll(breaking, length)
             note = _worse_from(breaking, other, length, measured)
-            yield Comparison(says, statistics.difference(_TAIL, rise), note=note)
+            yield Comparison(says, statistics.difference(_TAIL, end), note=note)
+            more = f"{named(breaking)}: by more than all its tokens are at {length:g}x"
+            yield Comparison(more, statistics.difference(_TAIL, end - whole))
         except Refusal as reason:
             yield Comparison(says, reason=str(reason))
 
 
 def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, measured: Measured) -> str:
-    """From which position on every bucket of the window is worse, on average over the documents."""
+    """From which position on every bucket of the window is worse, on average over the documents; "" if from none."""
     (cell, result), (_, beside) = measured.at(breaking, length), measured.at(other, length)
     curves = (result.series.get("nll_by_position", ()), beside.series.get("nll_by_position", ()))
+    if [x for x, _ in curves[0]] != [x for x, _ in curves[1]]:
+        return ""  # a bucket that was not finite is left out
     start = cell.length
-    for (_, ours), (_, theirs), (before, _) in reversed(list(zip(*curves, [(0, 0.0), *curves[0][:-1]], strict=True))):
+    before = [0.0, *(x for x, _ in curves[0])]
+    for (_, ours), (_, theirs), begin in reversed(list(zip(*curves, before, strict=False))):
         if ours <= theirs:
             break
-        start = int(before)
+        start = int(begin)
     if start == cell.length:
         return ""
-    where = f"from token {start:,} on, {start / cell.length:.0%} of the window"
-    return f"{named(breaking)} at {length:g}x: worse than {named(other)} {where}"
+    where = f"from token {start:,} on ({start / cell.length:.0%} of {cell.length:,})" if start else "everywhere"
+    return f"{named(breaking)} at {length:g}x: on average worse than {named(other)} {where}"
 
 
 def _gentler(claim: Claim, measured: Measured) -> Iterator[Comparison]:

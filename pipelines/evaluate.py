@@ -19,6 +19,7 @@ import torch
 from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
+from rope.attention import Regions
 from rope.pairwise import Pairwise
 from rope.patch import patched
 
@@ -118,7 +119,7 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
         "attention": getattr(lm.model.config, "_attn_implementation", None),
-        **({"attends": "regions of the plan"} if regions else {}),
+        **({"attends": "regions of the plan" + ("" if Regions.fuses else ", without kernels")} if regions else {}),
     }
 
 

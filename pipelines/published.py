@@ -95,7 +95,8 @@ class Column:
     length: tokens under test; lengths: where one value is of several (tasks.OVER). value: of a derived table, what the
         column's argument is.
 
-    task, limit, metric, scale, trials: where they differ from the table's. missing: why it cannot be run.
+    task, limit, metric, scale, trials: where they differ from the table's. step: between two values that can be, where
+        chance may make one of the other: a step off is close. missing: why it cannot be run.
     """
 
     label: str
@@ -107,6 +108,7 @@ class Column:
     metric: str | None = None
     scale: float | None = None
     trials: int | None = None
+    step: float | None = None
     missing: str | None = None
 
 
@@ -199,15 +201,20 @@ class Table:
         told = self.missing or row.missing or column.missing
         return told or (None if row.model and self.lengths_of(row, column) else "its length is not said")
 
-    def judged(self, column: Column, value: Value, ours: float) -> str:
-        """The verdict on ours, in the table's own unit."""
-        trials = column.trials or self.trials
-        if not trials or value.number is None:
+    def judged(self, column: Column, value: Value, ours: float, limit: int | None = None) -> str:
+        """The verdict on ours, in the table's own unit. limit: of its trials, where it is another than the table's."""
+        theirs = column.trials or self.trials
+        if value.number is None or not math.isfinite(ours):
             return value.verdict(ours, self.tolerance)
+        if not theirs:
+            found = value.verdict(ours, self.tolerance)
+            near = column.step and abs(ours - value.number) <= column.step
+            return "close" if near and found == "not reproduced" else found
+        trials = theirs * (limit or 0) / (column.limit or self.limit or theirs) or theirs
         # Of both draws together, one more found and one more missed: no share of 0 or 1 is without error.
         scale = self.scale if column.scale is None else column.scale
-        share = ((ours + value.number) / scale * trials + 1) / (2 * trials + 2)
-        return value.verdict(ours, self.tolerance, scale * math.sqrt(2 * share * (1 - share) / trials))
+        share = ((ours * trials + value.number * theirs) / scale + 1) / (trials + theirs + 2)
+        return value.verdict(ours, self.tolerance, scale * math.sqrt(share * (1 - share) * (1 / trials + 1 / theirs)))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ ropewalk reproduce --list
 Runs a published table's own protocol (conf/published/NAME.yaml) and shows ours beside theirs with a verdict: reproduced
 (within rounding and the table's tolerance), close, not reproduced, or not run and why. What it takes is said before.
 --list       every table, what it needs, and whether that is here
---transfer   the same protocol on another model and text: not the numbers but the claims, with paired tests
+--transfer   the same protocol on another model and text: not the numbers but the claims, with paired tests; documents
+             are as long as the longest length that any of the tables asks for
 Overrides are those of ropewalk grid: cluster=gpu, limit=10, dtype=float32, task.text=FOLDER, force=true, store=FOLDER.
   ropewalk reproduce published=men_base_bound,yarn_constants
   ropewalk reproduce published=longrope_table1 cluster=gpu
@@ -124,10 +125,11 @@ def _derived(table: Table) -> Iterator[Compared]:
         yield _compared(table, row, column, value, ours)
 
 
-def _compared(table: Table, row: Row, column: Column, value: Value, ours: float) -> Compared:
+def _compared(table: Table, row: Row, column: Column, value: Value, ours: float, limit: int | None = None) -> Compared:
+    """limit: of documents, where it was another than the table's."""
     difference = ours - value.number if value.number is not None and math.isfinite(ours) else None
     told = ours if math.isfinite(ours) else None
-    verdict = table.judged(column, value, ours)
+    verdict = table.judged(column, value, ours, limit)
     reason = "" if told is not None else "ours is not finite"
     return Compared(row.name, column.label, value.text, told, difference, verdict, reason)
 
@@ -150,9 +152,12 @@ def _beside(table: Table, one: Asked, results: Mapping[str, Result]) -> Compared
             reason = result.error_line if result is not None else "it did not finish"
     if not reason:
         try:
-            return _compared(table, one.row, one.column, one.value, _ours(table, one, results))
+            ours = _ours(table, one, results)
         except KeyError as metric:
-            reason = f"status {results[one.cells[0].id].status}, and no {metric.args[0]}"
+            statuses = sorted({results[cell.id].status for cell in one.cells})
+            reason = f"status {', '.join(statuses)}, and no {metric.args[0]}"
+        else:
+            return _compared(table, one.row, one.column, one.value, ours, one.cells[0].limit)
     return Compared(one.row.name, one.column.label, one.value.text, None, None, "not run", reason)
 
 
@@ -232,9 +237,10 @@ def _show(table: Table, compared: Sequence[Compared]) -> None:
     if drawn.row_count:
         console.print(drawn)
         told = f"{table.tolerance:.2%} and" if table.tolerance else "the"
-        if table.trials:
-            told = f"two standard errors of two draws of {table.trials} trials and the"
-        console.print(f"reproduced: within {told} rounding of what was printed")
+        drawn_by_chance = sorted({column.trials or table.trials or 0 for column in table.columns} - {0})
+        console.print(f"reproduced: within {told} rounding of what was printed" if not table.trials else "reproduced:")
+        for trials in drawn_by_chance:
+            console.print(f"  shares of {trials} trials: within two standard errors of the difference of two draws")
     reasons: dict[str, list[str]] = {}
     for one in compared:
         if one.verdict == "not run":

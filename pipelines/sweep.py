@@ -16,6 +16,7 @@ from rope import strategies
 from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
 from rope.geometry import Geometry, Plans, layers_of
+from rope.pairwise import VERSION, Pairwise
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def cell_of(choice: Workbench) -> Cell:
     name = str(task_options.pop("name"))
     task = Task(name, frozen(tasks.told(name, task_options)))
     device = device_of(choice.cluster.device)
+    regions = any(isinstance(plan, Pairwise) and plan.regions for _, plan in planned.plans)
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -140,7 +142,7 @@ def cell_of(choice: Workbench) -> Cell:
         seed=choice.seed,
         dtype=dtype_of(choice.dtype, device),
         device=device,
-        versions=frozen(tasks.versions(task)),
+        versions=frozen({**tasks.versions(task), **({"regions": VERSION} if regions else {})}),
     )
 
 

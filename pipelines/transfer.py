@@ -84,11 +84,12 @@ def _transferred(
     whole = int(trained * max(length for _, length in asked))
     protocol = {name: value for name, value in table.task.items() if name not in ("text", "document", "choose", "bos")}
     options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
-    options |= {"at_least": int(trained * longest), **task}
+    options |= {**task, "at_least": max(int(trained * longest), task.get("at_least") or 0)}
     if options.get("windows", "prefix") == "prefix":  # of one window nothing of this says anything
         options = {name: value for name, value in options.items() if name not in ("windows", "stride", "bos_at")}
     else:
         options.setdefault("document", whole)
+        _check_ends(options, [int(trained * length) for _, length in asked])
     return [
         (
             strategy,
@@ -102,6 +103,17 @@ def _transferred(
         )
         for strategy, length in asked
     ]  # fmt: skip
+
+
+def _check_ends(options: Mapping[str, Any], lengths: Sequence[int]) -> None:
+    """Refuse windows whose last one ends elsewhere at one length than at another: their last tokens are compared."""
+    document, stride = options["document"], options.get("stride")
+    ragged = [length for length in lengths if stride and (document - length) % stride]
+    if options["windows"] == "overlapping" and ragged:
+        raise Refusal(
+            f"task.stride={stride}: windows of {ragged[0]} tokens end before the document of {document} does, and the "
+            "last tokens of all lengths are to be the same; give a stride that divides what is left, such as 256"
+        )
 
 
 def _tell(findings: Sequence[claims.Finding], model: str) -> None:

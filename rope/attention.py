@@ -168,11 +168,13 @@ class Compared(_Inside):
 class Regions(_Inside):
     """Attention over the regions of a plan, row by row where rows are padded."""
 
+    fuses = True
+    """Whether kernels can be made here; of the class, for what fails once fails for every plan of the process."""
+
     def __init__(self, plan: Pairwise) -> None:
         self.plan = plan
         self.tables: tuple[Any, dict[Position, Table]] = (None, {})
         self.masks: tuple[Any, dict[Region, BlockMask]] = (None, {})
-        self.fuses = True
 
     def __call__(
         self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -209,7 +211,7 @@ class Regions(_Inside):
                 masks = self._masks(query.shape[2], key.shape[2], key.device)
                 return fused.attend(query, key, value, self.plan, scaling, tables, masks)
             except fused.NotCompiled as failure:  # for want of a C compiler, say
-                self.fuses = False
+                Regions.fuses = False
                 why = str(failure).strip().partition("\n")[0]
                 warnings.warn(
                     f"attention goes by blocks of scores, which is slower: no fused kernel ({why})", stacklevel=2

@@ -17,6 +17,10 @@ FILLED = 2 / 3
 """Share of the trained positions that self_extend fills by itself; its authors advise one half to two thirds."""
 
 
+VERSION = 2
+"""Up with whatever changes the numbers of a plan of regions. 2: by fused kernels where there is a GPU."""
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a token is rotated to: min(limit, (token mod period) / divisor + offset), the quotient floored if `whole`.

@@ -6,7 +6,7 @@ They hold for any plan, scaled or not, so they compare strategies; what a model 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -158,7 +158,7 @@ def _sums(speeds: Array, among: range) -> Array:
     return np.asarray(table.ravel()[: len(among)])
 
 
-def first_base(candidates: Iterable[float], length: int, head_dim: int = 128) -> float | None:
+def first_base(candidates: Sequence[float] | Array, length: int, head_dim: int = 128) -> float | None:
     """The first of these bases under which the long-range sum is negative nowhere below `length`.
 
     A larger base need not do where a smaller one does, so what is found depends on the candidates.
@@ -176,7 +176,7 @@ def first_base(candidates: Iterable[float], length: int, head_dim: int = 128) ->
     """
     check_integer("length", length, least=2)
     exponents = -np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    tried, failed = np.array(list(candidates), dtype=np.float64), 0
+    tried, failed = np.asarray(candidates, dtype=np.float64), 0
     while tried.size:
         # Where one base fails, the next ones mostly fail too, or close by: that is cheap to ask before all distances.
         able = np.cos(failed * tried[:CANDIDATES, None] ** exponents).sum(axis=1) >= 0

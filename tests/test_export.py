@@ -214,9 +214,7 @@ def gguf_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["yarn", "resonance", "ntk", "none"])
-def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(
-    store, capsys, gguf_file, tmp_path, strategy
-):
+def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys, gguf_file, tmp_path, strategy):
     import gguf
 
     out = tmp_path / "out"

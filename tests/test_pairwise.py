@@ -505,10 +505,10 @@ def test_the_kernel_is_compiled_twice_for_all_lengths_and_once_more_a_model(monk
 
 def test_where_no_kernel_can_be_made_blocks_of_scores_go_on_and_it_is_said_once(monkeypatch):
     monkeypatch.setattr(fused, "pays", lambda *states: True)
+    monkeypatch.setattr(attention.Regions, "fuses", True)
     pairwise, given = plan("rerope", GEOMETRY, 300), states(300)
-    regions = attention.Regions(pairwise)
     with pytest.warns(UserWarning, match="slower: no fused kernel .*on CPU") as told:  # whose log-sum-exps torch lacks
-        found = [regions(torch.nn.Module(), *given, None)[0] for _ in range(2)]
+        found = [attention.Regions(pairwise)(torch.nn.Module(), *given, None)[0] for _ in range(2)]
     assert len(told) == 1
     assert all(torch.equal(one, by_blocks(pairwise, *given)) for one in found)
 

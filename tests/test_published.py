@@ -118,6 +118,8 @@ def test_shares_of_random_trials_are_compared_as_two_draws(theirs, ours, verdict
     table = replace(published.table("yarn_csv_passkey"), scale=1.0)
     assert table.trials == 50
     assert table.judged(table.columns[0], Value.of(theirs), ours) == verdict
+    tenth = table.judged(table.columns[0], Value.of("0.54"), 0.2, limit=10)
+    assert tenth == "reproduced", "of ten prompts that is within chance"
     per_cent = replace(table, scale=100.0)
     assert per_cent.judged(table.columns[0], Value.of(f"{100 * float(theirs):g}"), 100 * ours) == verdict
 
@@ -171,17 +173,21 @@ def a_cell(strategy, length):
                 None, 0, "float32", "cpu")  # fmt: skip
 
 
-def measured(nll):
-    """Results in which a strategy's NLL at a length is what `nll` says, with a little of every document's own."""
+def measured(nll, whole=None):
+    """Results in which a strategy's NLL at a length is what `nll` says, with a little of every document's own.
+
+    whole: NLL of all tokens, where that of the last ones is another.
+    """
     rows = {}
     for (name, factor, length), value in nll.items():
         strategy = {"name": name} | ({} if factor is None else {"factor": factor})
         own = np.random.default_rng(7).normal(size=12)
         noise = np.random.default_rng(int(10 * length) + len(name)).normal(size=12) * 0.01
         documents = [
-            {"index": n, "tokens": 64, "nll": value + own[n] + noise[n], "nll_last_256": value + own[n] + noise[n]}
+            {"index": n, "tokens": 64, "nll": (value if whole is None else whole) + own[n] + noise[n],
+             "nll_last_256": value + own[n] + noise[-1 - n]}
             for n in range(12)
-        ]
+        ]  # fmt: skip
         cell = a_cell(strategy, length)
         series = {"nll_by_position": [(cell.length / 2, 1.0), (float(cell.length), value)]}
         result = Result(cell.id, "ok", series=series, documents=documents, digest="d")
@@ -206,20 +212,34 @@ def test_an_order_holds_fails_or_is_not_shown():
     assert verdict(ORDER, nll) == "not shown"
 
 
-def test_a_strategy_breaks_where_its_last_tokens_are_worse_than_anothers():
+def test_a_strategy_breaks_where_its_last_tokens_get_worse_than_anothers():
     claim = Claim("breaks", "breaks", ({"name": "ntk"}, {"name": "yarn"}), (2.0, 4.0))
     nll = {("ntk", None, 2.0): 1.2, ("yarn", None, 2.0): 1.0, ("ntk", None, 4.0): 3.0, ("yarn", None, 4.0): 1.1}
-    [finding] = claims.judge([claim], measured(nll))
-    assert finding.verdict == "holds"
-    assert [one.note for one in finding.comparisons] == [
-        "ntk at 2x: worse than yarn from token 64 on, 50% of the window",
-        "ntk at 4x: worse than yarn from token 128 on, 50% of the window",
+    [finding] = claims.judge([claim], measured(nll, whole=1.0))
+    assert finding.verdict == "holds" and len(finding.comparisons) == 4
+    assert [one.note for one in finding.comparisons if one.note] == [
+        "ntk at 2x: on average worse than yarn from token 64 on (50% of 128)",
+        "ntk at 4x: on average worse than yarn from token 128 on (50% of 256)",
     ]
-    assert verdict(claim, {**nll, ("ntk", None, 4.0): 0.5}) == "fails"
-    [finding] = claims.judge([claim], measured({**nll, ("ntk", None, 2.0): 0.5, ("ntk", None, 4.0): 1.1}))
+    [finding] = claims.judge([claim], measured(nll))
+    assert finding.verdict == "not shown", "worse everywhere alike is no break"
+    [finding] = claims.judge([claim], measured({**nll, ("ntk", None, 2.0): 0.5, ("ntk", None, 4.0): 1.1}, whole=1.0))
     assert not finding.comparisons[0].note and finding.verdict == "fails"
-    del nll[("yarn", None, 2.0)]
-    assert verdict(claim, nll) == "not shown"
+    lacking = {place: value for place, value in nll.items() if place != ("yarn", None, 2.0)}
+    assert claims.judge([claim], measured(lacking, whole=1.0))[0].verdict == "not shown"
+
+
+def test_without_a_curve_nothing_is_said_of_where_it_breaks():
+    claim = Claim("breaks", "breaks", ({"name": "ntk"}, {"name": "yarn"}), (2.0,))
+    rows = measured({("ntk", None, 2.0): 2.0, ("yarn", None, 2.0): 1.0}, whole=1.0).rows
+    bare = {place: (cell, replace(result, series={})) for place, (cell, result) in rows.items()}
+    [finding] = claims.judge([claim], claims.Measured(bare))
+    assert finding.verdict == "holds" and not any(one.note for one in finding.comparisons)
+    elsewhere = {**rows}
+    place, (cell, result) = next(iter(rows.items()))
+    elsewhere[place] = (cell, replace(result, provenance={"device": "another"}))
+    [finding] = claims.judge([claim], claims.Measured(elsewhere))
+    assert finding.verdict == "not shown" and "device differs" in finding.comparisons[0].reason
 
 
 def test_every_alpha_must_win_at_its_own_length():
@@ -342,6 +362,21 @@ def test_claims_are_asked_of_another_model_over_the_same_documents(tiny_folder, 
     assert findings[0]["verdict"] == "holds" and findings[1]["comparisons"][0]["difference"]["count"] == 8
     specs = [json.loads(path.read_text())["cell"] for path in tmp_path.glob("cells/*/result.json")]
     assert {dict(map(tuple, spec["task"]["options"]))["at_least"] for spec in specs} == {320}
+
+
+def test_documents_are_as_long_as_the_longest_length_whatever_is_given(tiny_folder, tmp_path):
+    base = bench(tiny_folder, tmp_path)
+    for given, least in ((100, 2048), (4000, 4000)):
+        cells = transfer._transferred(published.table("yarn_v3_table5"), 8, base, {"at_least": given})
+        assert {dict(cell.task.options)["at_least"] for _, _, cell in cells} == {least}
+
+
+def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, tmp_path):
+    base, table = bench(tiny_folder, tmp_path), published.table("lceg_table9")
+    cells = transfer._transferred(table, 8, base, {"stride": 256, "last": 16})
+    assert {dict(cell.task.options)["document"] for _, _, cell in cells} == {2048}
+    with pytest.raises(Refusal, match="stride=300: windows of 256 tokens end before the document of 2048 does"):
+        transfer._transferred(table, 8, base, {"stride": 300, "last": 16})
 
 
 @pytest.mark.parametrize(
