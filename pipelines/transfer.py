@@ -86,6 +86,10 @@ def _transferred(
     options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
     options |= {**task, "at_least": max(int(trained * longest), task.get("at_least") or 0)}
     if options.get("windows", "prefix") == "prefix":  # of one window nothing of this says anything
+        idle = sorted({"stride", "bos_at"} & set(task))
+        if idle:
+            raise Refusal(f"task.{idle[0]}={task[idle[0]]} is of several windows, and prefix has one: leave it out, or "
+                          "give task.windows=sliding")  # fmt: skip
         options = {name: value for name, value in options.items() if name not in ("windows", "stride", "bos_at")}
     else:
         options.setdefault("document", whole)

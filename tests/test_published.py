@@ -377,6 +377,8 @@ def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, t
     assert {dict(cell.task.options)["document"] for _, _, cell in cells} == {2048}
     with pytest.raises(Refusal, match="stride=300: windows of 256 tokens end before the document of 2048 does"):
         transfer._transferred(table, 8, base, {"stride": 300, "last": 16})
+    with pytest.raises(Refusal, match="stride=300 is of several windows, and prefix has one"):
+        transfer._transferred(table, 8, base, {"stride": 300, "windows": "prefix"})
 
 
 @pytest.mark.parametrize(
