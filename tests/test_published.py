@@ -375,8 +375,10 @@ def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, t
     base, table = bench(tiny_folder, tmp_path), published.table("lceg_table9")
     cells = transfer._transferred(table, 8, base, {"stride": 256, "last": 16})
     assert {dict(cell.task.options)["document"] for _, _, cell in cells} == {2048}
+    ragged = {"windows": "overlapping", "stride": 300, "last": 16}
+    assert transfer._transferred(table, 8, base, ragged), "its claims compare strategies at one length"
     with pytest.raises(Refusal, match="stride=300: windows of 256 tokens end before the document of 2048 does"):
-        transfer._transferred(table, 8, base, {"stride": 300, "last": 16})
+        transfer._transferred(published.table("dynamic_ntk"), 8, base, ragged)
     with pytest.raises(Refusal, match="stride=300 is of several windows, and prefix has one"):
         transfer._transferred(table, 8, base, {"stride": 300, "windows": "prefix"})
 
