@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table as Drawn
 
-from pipelines import claims, published, report, reproduce, tasks, text, track
+from pipelines import claims, published, report, reproduce, statistics, tasks, text, track
 from pipelines.cells import Cell, Refusal, Result, Task
 from pipelines.config import Workbench
 from pipelines.published import Table
@@ -138,6 +138,10 @@ def _tell(findings: Sequence[claims.Finding], model: str) -> None:
         reproduce.console.print(drawn)
         for note in filter(None, (one.note for one in finding.comparisons)):
             reproduce.console.print(f"  {note}")
+        counts = [one.difference.count for one in finding.comparisons if one.difference is not None]
+        if counts and min(counts) < (least := statistics.needed(len(counts))):
+            told = f"{len(counts)} comparisons take at least {least} (limit={least})"
+            reproduce.console.print(f"  Too few documents to tell a difference from chance: {min(counts)}, and {told}.")
     reproduce.console.print(
         "difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)"
     )

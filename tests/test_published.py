@@ -364,6 +364,16 @@ def test_claims_are_asked_of_another_model_over_the_same_documents(tiny_folder, 
     assert {dict(map(tuple, spec["task"]["options"]))["at_least"] for spec in specs} == {320}
 
 
+@pytest.mark.parametrize("documents, told", [(12, ""), (3, "chance: 3, and 2 comparisons take at least 7 (limit=7)")])
+def test_too_few_documents_are_told(documents, told, capsys):
+    rows = measured({("yarn", None, 2.0): 1.0, ("linear", None, 2.0): 2.0, ("yarn", None, 4.0): 1.0,
+                     ("linear", None, 4.0): 3.0}).rows  # fmt: skip
+    cut = {place: (cell, replace(r, documents=r.documents[:documents])) for place, (cell, r) in rows.items()}
+    transfer._tell(claims.judge([ORDER], claims.Measured(cut)), "m")
+    said = capsys.readouterr().out
+    assert ("Too few documents" in said) == bool(told) and told in said
+
+
 def test_documents_are_as_long_as_the_longest_length_whatever_is_given(tiny_folder, tmp_path):
     base = bench(tiny_folder, tmp_path)
     for given, least in ((100, 2048), (4000, 4000)):
