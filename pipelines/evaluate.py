@@ -20,7 +20,7 @@ from pipelines import models, provenance, tasks
 from pipelines.cells import Cell, Refusal, Result, Status
 from pipelines.scorer import LongLM
 from rope.attention import Regions
-from rope.pairwise import Pairwise
+from rope.pairwise import by_regions
 from rope.patch import patched
 
 
@@ -111,7 +111,6 @@ def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
 
 def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if cell.device == "cuda" else []
-    regions = any(isinstance(plan, Pairwise) and plan.regions for _, plan in cell.plans)
     return {
         **provenance.environment(),
         **({"cuda": torch.version.cuda} if gpus else {}),
@@ -119,7 +118,11 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
         "attention": getattr(lm.model.config, "_attn_implementation", None),
-        **({"attends": "regions of the plan" + ("" if Regions.fuses else ", without kernels")} if regions else {}),
+        **(
+            {"attends": f"regions of the plan{'' if Regions.fuses else ', without kernels'}"}
+            if by_regions(cell.plans)
+            else {}
+        ),
     }
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import header
 from pipelines.cells import Model, Refusal, digest_of
+from pipelines.header import Header
 from rope.dialects import from_llama_cpp, to_transformers
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
     converted = _converted_folder(model)
     if converted.is_dir():
         return model, _json(converted / "config.json")
-    return model, with_scaling(gguf_config(source.gguf), source.gguf)
+    found = gguf_header(source.gguf)
+    return model, with_scaling(gguf_config(found), found, source.gguf.name)
 
 
 def side_file(model: Model, name: str) -> dict[str, Any]:
@@ -123,16 +125,20 @@ def materialise(model: Model) -> str:
     return str(folder)
 
 
-def gguf_config(path: Path) -> dict[str, Any]:
-    """What a GGUF header says of positions and of the model's size, in the words of a Hugging Face config: no scaling.
+def gguf_header(path: Path) -> Header:
+    """A GGUF file's header.
 
     Raises:
         Refusal: the file is not GGUF.
     """
     try:
-        found = header.read(path)
+        return header.read(path)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def gguf_config(found: Header) -> dict[str, Any]:
+    """What a GGUF header says of positions and of sizes, in the words of a Hugging Face config; no scaling."""
     named = {
         "hidden_size": "embedding_length",
         "num_hidden_layers": "block_count",
@@ -345,8 +351,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         fresh = type(model)(type(model.config)(**_without_quantization(model.config.to_dict())))
         fresh.load_state_dict(model.state_dict())
         fresh.save_pretrained(temporary)
-        config = temporary / "config.json"
-        config.write_text(json.dumps(with_scaling(_json(config), gguf), indent=2), encoding="utf-8")
+        written = temporary / "config.json"
+        config = with_scaling(_json(written), gguf_header(gguf), gguf.name)
+        written.write_text(json.dumps(config, indent=2), encoding="utf-8")
         temporary.chmod(0o755)
         try:
             temporary.rename(folder)
@@ -357,7 +364,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def with_scaling(config: dict[str, Any], gguf: Path) -> dict[str, Any]:
+def with_scaling(config: dict[str, Any], found: Header, file: str) -> dict[str, Any]:
     """The config with the scaling that a GGUF file declares, as llama.cpp runs it: transformers reads none from there.
 
     Left out are lists of two lengths (rope_factors_long), as of Phi-3; the doctor's P02 tells of those.
@@ -365,7 +372,6 @@ def with_scaling(config: dict[str, Any], gguf: Path) -> dict[str, Any]:
     Raises:
         Refusal: the scaling is none that llama.cpp takes.
     """
-    found = header.read(gguf)
     own = {key.removeprefix(f"{found.architecture}."): value for key, value in found.keys.items()}
     if not found.rope_freqs and not any(key.startswith("rope.scaling.") for key in own):
         return config
@@ -376,9 +382,9 @@ def with_scaling(config: dict[str, Any], gguf: Path) -> dict[str, Any]:
             config, declared.strategy, declared.options, {layers: geometry}, geometry.trained_length
         )
     except ValueError as error:
-        raise Refusal(f"{gguf.name}: {error}") from error
+        raise Refusal(f"{file}: {error}") from error
     # How far it was trained, or extended, is what the file says, whatever a factor comes to.
-    return {**scaled, **{name: config[name] for name in ("max_position_embeddings",) if name in config}}
+    return {**scaled, "max_position_embeddings": config["max_position_embeddings"]}
 
 
 def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def needs_of(table: Table) -> Needs:
         shape = estimate.Shape.of(checkpoint.shape)
         task = Task(str(options.pop("name")), frozen(options))
         for length in table.lengths_of(row, column):
-            passes = tasks.forwards(task, None, length=length, limit=column.limit or table.limit)
+            passes = tasks.forwards(task, None, length=length, limit=table.limit_of(column))
             if shape is None or passes is None:
                 known = False
             if shape is not None:

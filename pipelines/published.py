@@ -191,6 +191,15 @@ class Table:
     def metric_of(self, column: Column) -> str:
         return column.metric or self.metric
 
+    def limit_of(self, column: Column) -> int | None:
+        return column.limit or self.limit
+
+    def trials_of(self, column: Column) -> int | None:
+        return column.trials or self.trials
+
+    def scale_of(self, column: Column) -> float:
+        return self.scale if column.scale is None else column.scale
+
     def lengths_of(self, row: Row, column: Column) -> tuple[int, ...]:
         """Every length that a value takes, tokens; none: it is not said."""
         length = row.length or column.length
@@ -203,16 +212,15 @@ class Table:
 
     def judged(self, column: Column, value: Value, ours: float, limit: int | None = None) -> str:
         """The verdict on ours, in the table's own unit. limit: of its trials, where it is another than the table's."""
-        theirs = column.trials or self.trials
+        theirs, scale = self.trials_of(column), self.scale_of(column)
         if value.number is None or not math.isfinite(ours):
             return value.verdict(ours, self.tolerance)
         if not theirs:
             found = value.verdict(ours, self.tolerance)
             near = column.step and abs(ours - value.number) <= column.step
             return "close" if near and found == "not reproduced" else found
-        trials = theirs * (limit or 0) / (column.limit or self.limit or theirs) or theirs
+        trials = theirs * (limit or 0) / (self.limit_of(column) or theirs) or theirs
         # Of both draws together, one more found and one more missed: no share of 0 or 1 is without error.
-        scale = self.scale if column.scale is None else column.scale
         share = ((ours * trials + value.number * theirs) / scale + 1) / (trials + theirs + 2)
         return value.verdict(ours, self.tolerance, scale * math.sqrt(share * (1 - share) * (1 / trials + 1 / theirs)))
 
@@ -345,7 +353,7 @@ def _measurable(told: Table, column: Column) -> None:
     if bool(column.lengths) != (metric in tasks.OVER):
         raise ValueError(f"column {column.label}: lengths go with the metrics {', '.join(tasks.OVER)}, not {metric}")
     if options:
-        tasks.options_of(Task(str(options.pop("name")), frozen(options)), column.limit or told.limit)
+        tasks.options_of(Task(str(options.pop("name")), frozen(options)), told.limit_of(column))
 
 
 def strategy_at(row: Row, column: int) -> Mapping[str, Any]:

@@ -142,6 +142,20 @@ def _enough(compared: Sequence[Versus]) -> bool:
     return bool(counts) and max(counts) >= statistics.needed(_tests(compared))
 
 
+def too_few(units: str, there: str, tests: int, against: str = "") -> str:
+    """How many documents, or keys, it takes for so many comparisons to show anything. there: how many there are."""
+    least = statistics.needed(tests)
+    how = f"limit={least}" if units == "documents" else f"task.keys={least} limit={least}"
+    return (
+        f"Too few {units} to tell a difference from chance: {there}, and {_comparisons(tests)}{against} take at least "
+        f"{least} ({how})."
+    )
+
+
+def _comparisons(tests: int) -> str:
+    return f"{tests} comparison{'s' if tests > 1 else ''}"
+
+
 def _legend(compared: Sequence[Versus]) -> str:
     """What the marks mean; or how many documents it takes to have any, or what stands against comparing."""
     found = [versus.difference for versus in compared if versus.difference is not None]
@@ -149,19 +163,15 @@ def _legend(compared: Sequence[Versus]) -> str:
     if not found:
         return refused.strip()
     tests, units, counts = _tests(compared), found[0].measure.units, sorted({difference.count for difference in found})
-    against, comparisons = compared[0].baseline.strategy_label, f"{tests} comparison{'s' if tests > 1 else ''}"
+    against = compared[0].baseline.strategy_label
     if not _enough(compared):
-        least = statistics.needed(tests)
-        how = f"limit={least}" if units == "documents" else f"task.keys={least} limit={least}"
-        return (
-            f"Too few {units} to tell a difference from chance: {_span(counts)} a cell, and {comparisons} with "
-            f"{against} take at least {least} ({how}).{refused}"
-        )
+        return too_few(units, f"{_span(counts)} a cell", tests, f" with {against}") + refused
     few = sorted({v.cell.length for v in compared if v.difference is not None and v.difference.p is None})
     lacking = f" Too few {units} to tell at {', '.join(f'{n:,}' for n in few)}." if few else ""
     return (
         f"{BETTER} better, {WORSE} worse than {against}: over the same {_span(counts)} {units}, "
-        f"p < {statistics.ALPHA:g} adjusted for {comparisons} (Holm). Unmarked: may be chance.{lacking}{refused}"
+        f"p < {statistics.ALPHA:g} adjusted for {_comparisons(tests)} (Holm). Unmarked: may be chance."
+        f"{lacking}{refused}"
     )
 
 

@@ -167,7 +167,7 @@ def _ours(table: Table, one: Asked, results: Mapping[str, Result]) -> float:
     Raises:
         KeyError: a result lacks the metric.
     """
-    name, scale = table.metric_of(one.column), table.scale if one.column.scale is None else one.column.scale
+    name, scale = table.metric_of(one.column), table.scale_of(one.column)
     found = [(cell, results[cell.id]) for cell in one.cells]
     if name in tasks.OVER:
         return tasks.OVER[name]([(cell.length, result.metrics["acc"]) for cell, result in found]) * scale
@@ -216,7 +216,7 @@ def _choice(table: Table, base: Workbench, row: Row, number: int, length: int, t
         factor=None,
         task={**table.task_of(column), **task},
         length=length,
-        limit=base.limit if base.limit is not None else column.limit or table.limit,
+        limit=base.limit if base.limit is not None else table.limit_of(column),
         dtype=Dtype[table.dtype] if base.dtype is Dtype.auto else base.dtype,
     )
 
@@ -237,7 +237,7 @@ def _show(table: Table, compared: Sequence[Compared]) -> None:
     if drawn.row_count:
         console.print(drawn)
         told = f"{table.tolerance:.2%} and" if table.tolerance else "the"
-        drawn_by_chance = sorted({column.trials or table.trials or 0 for column in table.columns} - {0})
+        drawn_by_chance = sorted({table.trials_of(column) or 0 for column in table.columns} - {0})
         console.print(f"reproduced: within {told} rounding of what was printed" if not table.trials else "reproduced:")
         for trials in drawn_by_chance:
             console.print(f"  shares of {trials} trials: within two standard errors of the difference of two draws")

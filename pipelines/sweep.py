@@ -12,11 +12,10 @@ from typing import Any
 from pipelines import models, provenance, tasks, text
 from pipelines.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, label, strategy_label
 from pipelines.config import Device, Dtype, ModelChoice, Workbench
-from rope import strategies
+from rope import pairwise, strategies
 from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
 from rope.geometry import Geometry, Plans, layers_of
-from rope.pairwise import VERSION, Pairwise
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def cell_of(choice: Workbench) -> Cell:
     name = str(task_options.pop("name"))
     task = Task(name, frozen(tasks.told(name, task_options)))
     device = device_of(choice.cluster.device)
-    regions = any(isinstance(plan, Pairwise) and plan.regions for _, plan in planned.plans)
+    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -142,7 +141,7 @@ def cell_of(choice: Workbench) -> Cell:
         seed=choice.seed,
         dtype=dtype_of(choice.dtype, device),
         device=device,
-        versions=frozen({**tasks.versions(task), **({"regions": VERSION} if regions else {})}),
+        versions=frozen({**tasks.versions(task), **regions}),
     )
 
 

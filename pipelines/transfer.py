@@ -139,9 +139,8 @@ def _tell(findings: Sequence[claims.Finding], model: str) -> None:
         for note in filter(None, (one.note for one in finding.comparisons)):
             reproduce.console.print(f"  {note}")
         counts = [one.difference.count for one in finding.comparisons if one.difference is not None]
-        if counts and min(counts) < (least := statistics.needed(len(counts))):
-            told = f"{len(counts)} comparisons take at least {least} (limit={least})"
-            reproduce.console.print(f"  Too few documents to tell a difference from chance: {min(counts)}, and {told}.")
+        if counts and min(counts) < statistics.needed(len(counts)):
+            reproduce.console.print(f"  {report.too_few('documents', str(min(counts)), len(counts))}")
     reproduce.console.print(
         "difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)"
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rope.geometry import Geometry, Plan, check_flag, check_integer, check_number
+from rope.geometry import Geometry, Plan, Plans, check_flag, check_integer, check_number
 
 FILLED = 2 / 3
 """Share of the trained positions that self_extend fills by itself; its authors advise one half to two thirds."""
@@ -93,6 +93,11 @@ class Pairwise(Plan):
         """What it does beside rotating, as plain data."""
         scale = None if self.query_scale is None else asdict(self.query_scale)
         return {"regions": [asdict(region) for region in self.regions], "query_scale": scale}
+
+
+def by_regions(plans: Plans) -> bool:
+    """Whether attention is another one under any of these plans."""
+    return any(isinstance(plan, Pairwise) and bool(plan.regions) for _, plan in plans)
 
 
 def revived(spec: Mapping[str, Any]) -> Plan:

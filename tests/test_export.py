@@ -235,7 +235,7 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
     assert factors, "whatever acts on top of a list is a list"
     _, config = models.describe(Model("small", str(gguf_file)))
     assert geometry_of(config)["all"].native(512).inv_freq[0] == pytest.approx(1 / 6), "the file's 2 times its list's 3"
-    heard = from_llama_cpp([], models.gguf_config(gguf_file), keys, factors)["all"].plan(2048)
+    heard = from_llama_cpp([], models.gguf_config(header.read(gguf_file)), keys, factors)["all"].plan(2048)
     expected = plan(strategy, geometry_of(config)["all"], 2048)
     np.testing.assert_allclose(heard.inv_freq, expected.inv_freq, rtol=1e-6)
     assert heard.attention_factor == pytest.approx(expected.attention_factor, rel=1e-6)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipelines import header, models
+from pipelines import models
 from pipelines.cells import Model
 from pipelines.doctor import families
 from pipelines.header import Header
@@ -103,9 +103,13 @@ def of(model: Model, **asked: Any) -> Files:
     """
     source = models.locate(model)
     if source.gguf is not None:
-        config, found = models.gguf_config(source.gguf), header.read(source.gguf)
+        found = models.gguf_header(source.gguf)
+        config = models.gguf_config(found)
         # The header's own words where it has some: they are what is to be judged.
-        config = models.with_scaling(config, source.gguf) if found.rope_freqs else config | scaling_of(found)
+        if found.rope_freqs:
+            config = models.with_scaling(config, found, source.gguf.name)
+        else:
+            config |= scaling_of(found)
         return Files(model.name, config, {}, found, trained=model.trained_length, **asked)
     _, config = models.describe(model)
     tokenizer = models.side_file(model, "tokenizer_config.json")

@@ -265,7 +265,7 @@ def gguf_scaling(files: Files) -> Iterator[Finding]:
     factors = [name for name in files.header.tensors if name.startswith("rope_f")]
     kind = files.header.value("rope.scaling.type")
     if factors or kind not in (None, "none"):
-        lost = "rope_freqs.weight" not in factors and bool(factors)
+        lost = bool(factors) and not files.header.rope_freqs
         yield Finding(
             level="error" if lost else "warning",
             symptom="fine in llama.cpp"
