@@ -54,10 +54,10 @@ def read(path: Path) -> Header:
         ValueError: it is none.
     """
     with path.open("rb") as file:
-        magic, version, tensors, count = struct.unpack("<4sIQQ", file.read(24))
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError(f"{path.name} is no GGUF file of version 2 or 3")
         try:
+            magic, version, tensors, count = _unpack(file, "<4sIQQ")
+            if magic != b"GGUF" or version not in (2, 3):
+                raise ValueError(f"{path.name} is no GGUF file of version 2 or 3")
             keys = {_string(file): _value(file, *_unpack(file, "<I")) for _ in range(count)}
             places = {_string(file): _place(file) for _ in range(tensors)}
             numbers = _floats(file, keys, *places[ROPE_FREQS]) if ROPE_FREQS in places else ()

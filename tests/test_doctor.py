@@ -276,6 +276,11 @@ def test_a_header_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no GGUF file"):
         header.read(file)
     assert run(["doctor", f"model={file}", "--only", "static"]) == 2
+    for cut in (b"", b"GGUF", b"GGUF" + bytes([3]) + bytes(11) + bytes([9]) + bytes(7)):
+        file.write_bytes(cut)
+        with pytest.raises(ValueError, match="ends within its header"):
+            header.read(file)
+        assert run(["doctor", f"model={file}", "--only", "static"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- the verb
