@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import copies, launcher, models
-from pipelines.cells import Cell
-from pipelines.evaluate import evaluate
-from pipelines.sweep import cell_of, geometry_for
+from pipelines.choices.sweep import cell_of, geometry_for
+from pipelines.grid import launcher
+from pipelines.models import copies, find, load
+from pipelines.records.cells import Cell
 from pipelines.tasks import perplexity
 from pipelines.tasks.documents import Encoder
+from pipelines.workers.evaluate import evaluate
 from rope.dialects import to_llama_cpp
 
 VERSION = "0.3.36"
@@ -117,7 +118,7 @@ def main() -> int:
 def compared(cell: Cell, python: Path, folder: Path) -> float:
     """By how much llama.cpp's perplexity of a cell is off ours, relative; told in a line."""
     model, config, geometries = geometry_for(cell.model)
-    source, file = models.locate(model).gguf, folder / "float32.gguf"
+    source, file = find.locate(model).gguf, folder / "float32.gguf"
     if not file.exists():
         copies.copy_gguf(source, file, {}, (), plain=True)
     told = to_llama_cpp(config, cell.strategy, dict(cell.options), geometries, cell.length)
@@ -125,7 +126,7 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
         copies.copy_gguf(file, folder / "list.gguf", told.keys, told.rope_freqs)
         file = folder / "list.gguf"
     options = {**perplexity.OPTIONS, **dict(cell.task.options)}
-    encode = Encoder.of(models.load_tokenizer(model))
+    encode = Encoder.of(load.tokenizer(model))
     (document,) = perplexity.build(options, encode, length=cell.length, limit=1, seed=0)
     (result,) = evaluate([cell])
     if not result.finished:

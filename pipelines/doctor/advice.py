@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines import estimate, statistics
-from pipelines.cells import Cell, Model, Task
-from pipelines.config import CONF
+from pipelines.choices import estimate
 from pipelines.doctor.files import Files
-from pipelines.text import PYDOC
+from pipelines.records.cells import Cell, Model, Task
+from pipelines.records.places import CONF
+from pipelines.report import statistics
+from pipelines.tasks.text import PYDOC
 from rope import dialects
 from rope.geometry import Geometry
 from rope.strategies import bounded

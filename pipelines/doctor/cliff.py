@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines import statistics
 from pipelines.doctor.profile import Bucket, Profile, buckets, first_broken
 from pipelines.doctor.rules import Finding, NotJudged, rule
+from pipelines.report import statistics
 
 EXPLOSION = 2.0
 """Nats by which NLL may exceed the reference's (perplexity 7.4 times) before a slow rise is called a divergence."""

@@ -7,16 +7,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import theory
-from pipelines.cells import Model, Refusal
+from pipelines.choices.outlook import Outlook, outlooks_of
+from pipelines.choices.sweep import Planned
 from pipelines.doctor import advice, files, numeric, profile, rules
 from pipelines.doctor.advice import Advice
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built
 from pipelines.doctor.profile import Profile
 from pipelines.doctor.rules import Stage, Verdict
-from pipelines.sweep import Planned
-from pipelines.theory import Outlook
+from pipelines.records.cells import Model, Refusal
 from rope.strategies import plans
 
 FURTHER = 4
@@ -122,7 +121,7 @@ def _advised(found: Examination, trained: int) -> Examination:
     outlooks: list[Any] = []
     for strategy in ("none", "yarn") if target > trained else ("none",):
         planned = plans(strategy, seen.geometries, target)
-        outlooks += theory.outlooks_of(Planned(order.model, seen.geometries, strategy, (), target, planned))
+        outlooks += outlooks_of(Planned(order.model, seen.geometries, strategy, (), target, planned))
     told = advice.of(
         seen, order.model, target, holds, order.dtype, order.device, advice.word_of(order.model), order.text
     )

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipelines import models
-from pipelines.cells import Model
 from pipelines.doctor import families
-from pipelines.header import Header
+from pipelines.models import find
+from pipelines.models.header import Header
+from pipelines.records.cells import Model
 from rope.config import LENGTH_KEYS, geometry_of, rope_parameters, text_config
 from rope.geometry import ALL_LAYERS, Geometry, Plan
 from rope.strategies import bounded
@@ -101,18 +101,18 @@ def of(model: Model, **asked: Any) -> Files:
     Raises:
         Refusal: they are not there, or cannot be read.
     """
-    source = models.locate(model)
+    source = find.locate(model)
     if source.gguf is not None:
-        found = models.gguf_header(source.gguf)
-        config = models.gguf_config(found)
+        found = find.gguf_header(source.gguf)
+        config = find.gguf_config(found)
         # The header's own words where it has some: they are what is to be judged.
         if found.rope_freqs:
-            config = models.with_scaling(config, found, source.gguf.name)
+            config = find.with_scaling(config, found, source.gguf.name)
         else:
             config |= scaling_of(found)
         return Files(model.name, config, {}, found, trained=model.trained_length, **asked)
-    _, config = models.describe(model)
-    tokenizer = models.side_file(model, "tokenizer_config.json")
+    _, config = find.describe(model)
+    tokenizer = find.side_file(model, "tokenizer_config.json")
     return Files(model.name, config, tokenizer, trained=model.trained_length, **asked)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import models
-from pipelines.cells import Model, Refusal
 from pipelines.doctor.files import Files
 from pipelines.doctor.keys import FLAT_MEANS_FULL
 from pipelines.doctor.rules import Finding
+from pipelines.models import find
+from pipelines.records.cells import Model, Refusal
 from rope.config import LENGTH_KEYS, rope_parameters, text_config
 from rope.geometry import ALL_LAYERS
 
@@ -26,7 +26,7 @@ def write(files: Files, model: Model, findings: Iterable[Finding], out: Path) ->
     Raises:
         Refusal: the model is no folder here, `out` holds a model already, or the corrected config cannot be read.
     """
-    folder = models.locate(model).folder
+    folder = find.locate(model).folder
     if folder is None:
         raise Refusal(f"--fix: model {model.name} is no folder here; download it, and give model=FOLDER")
     if (out / "config.json").exists():

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import models
-from pipelines.cells import Model
 from pipelines.doctor import messages
 from pipelines.doctor.files import Files, native
 from pipelines.doctor.rules import Finding, NotJudged, rule
+from pipelines.models import load
+from pipelines.records.cells import Model
 from rope import strategies
 from rope.config import geometry_of
 from rope.geometry import Array, Geometry, Plan
@@ -62,7 +62,7 @@ def build(files: Files, model: Model, dtype: str, device: str) -> Built:
         Refusal: its weights do not load.
     """
     with listening() as heard:
-        loaded = models.load(model, dtype, device)
+        loaded = load.model(model, dtype, device)
     return Built(files, loaded, tuple(heard))
 
 

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pipelines import estimate, models, statistics, text
-from pipelines.cells import Model, Refusal
+from pipelines.choices import estimate
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built
-from pipelines.report import duration
+from pipelines.models import load
+from pipelines.records.cells import Model, Refusal
+from pipelines.records.numbers import duration
+from pipelines.report import statistics
+from pipelines.tasks import text
 from rope.geometry import Array, Plan, inverse_frequencies
 from rope.strategies import bounded
 
@@ -309,9 +312,9 @@ class _Scorer:
     """NLL of token ids, in forwards of their own, with the time that is left."""
 
     def __init__(self, built: Built, model: Model) -> None:
-        from pipelines.scorer import LongLM
+        from pipelines.tasks.scorer import LongLM
 
-        tokenizer = models.load_tokenizer(model)
+        tokenizer = load.tokenizer(model)
         self.lm = LongLM(built.model, tokenizer, max_length=2**31)
         self.vocabulary = self.lm.vocabulary
         self.bar: Any = None
@@ -333,7 +336,7 @@ class _Scorer:
         return told
 
     def _score(self, rows: Sequence[Sequence[int]], last: int | None) -> list[Array]:
-        from pipelines.scorer import Tokens
+        from pipelines.tasks.scorer import Tokens
 
         cuts = [1 if last is None else len(row) - last for row in rows]
         pairs = [(Tokens("context", row[:cut]), Tokens("text", row[cut:])) for row, cut in zip(rows, cuts, strict=True)]

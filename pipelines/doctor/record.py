@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from pipelines import drawing, track
+from pipelines import track
 from pipelines.doctor import show
 from pipelines.doctor.examine import Examination
 from pipelines.doctor.profile import Profile, buckets, first_broken
 from pipelines.doctor.rules import LEVELS
-from pipelines.drawing import Axes, Spectrum
-from pipelines.results import Store
+from pipelines.records.results import Store
+from pipelines.report import drawing
+from pipelines.report.drawing import Axes, Spectrum
 
 
 def record(found: Examination, store: Store) -> str:

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cells import told
+from pipelines.choices.outlook import Outlook
 from pipelines.doctor.advice import Advice
 from pipelines.doctor.cliff import context_gains
 from pipelines.doctor.examine import Examination
 from pipelines.doctor.profile import Profile, buckets, first_broken
 from pipelines.doctor.rules import LEVELS, RULES, STAGES, Finding, Verdict
-from pipelines.report import number
-from pipelines.theory import Outlook
+from pipelines.records.cells import told
+from pipelines.records.numbers import number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 WIDTH = 9

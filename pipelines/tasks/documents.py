@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipelines.cells import Options, Refusal
+from pipelines.records.cells import Options, Refusal
 
 
 class Span(NamedTuple):

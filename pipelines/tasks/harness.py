@@ -22,10 +22,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from pipelines.cells import Refusal
-from pipelines.scorer import LongLM, Spans, Tokens, quiet
+from pipelines.records.cells import Refusal
 from pipelines.tasks import named
 from pipelines.tasks.documents import Document, Encoder, stderr
+from pipelines.tasks.scorer import LongLM, Spans, Tokens, quiet
 
 HERE = Path(__file__).resolve().parent
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.cells import Refusal
+from pipelines.records.cells import Refusal
 from pipelines.tasks.documents import Encoder
 from pipelines.tasks.passkey import FILLER
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import text
-from pipelines.cells import Refusal
+from pipelines.records.cells import Refusal
+from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder
 
 OPTIONS: Mapping[str, Any] = {

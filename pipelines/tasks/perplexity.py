@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import text
-from pipelines.cells import Refusal
+from pipelines.records.cells import Refusal
+from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder, Span, stderr
 
 WINDOWS = ("prefix", "sliding", "means", "overlapping")

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from pipelines.results import Store
+from pipelines.records.results import Store
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import provenance
-from pipelines.results import Store
+from pipelines.records import provenance
+from pipelines.records.results import Store
 from pipelines.track.database import connect, experiment_id, now
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.results import Store
+from pipelines.records.results import Store
 from pipelines.track.database import closing, connect, experiment_id, found, now, process
 
 EXPERIMENT = "tune"

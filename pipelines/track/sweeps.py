@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import provenance, report
-from pipelines.cells import Cell, Refusal, Result, digest_of
-from pipelines.results import Store
-from pipelines.sweep import Sweep, full_options, geometry_for, patched_config
+from pipelines.choices.sweep import Sweep, full_options, geometry_for, patched_config
+from pipelines.records import provenance
+from pipelines.records.cells import Cell, Refusal, Result, digest_of
+from pipelines.records.results import Store
+from pipelines.report import tables
 from pipelines.track.database import closing, connect, experiment_id, found, milliseconds, now, process
 from rope.geometry import layers_of
 from rope.pairwise import Pairwise
@@ -71,18 +72,18 @@ class Tracker:
 
     def conclude(self, results: Sequence[tuple[Cell, Result]]) -> None:
         """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
-        counts = report.counts([result for _, result in results])
+        counts = tables.counts([result for _, result in results])
         for status, count in counts.items():
             self.client.log_metric(self.parent, f"cells/{status}", count)
-        codes = provenance.code_labels(result.provenance for _, result in report.distinct_rows(results))
+        codes = provenance.code_labels(result.provenance for _, result in tables.distinct_rows(results))
         if len(codes) > 1:
             self.client.set_tag(
                 self.parent, "mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items())
             )
         self.client.log_dict(self.parent, self.sweep.spec(), "sweep.json")
-        self.client.log_text(self.parent, report.markdown(results), "tables.md")
+        self.client.log_text(self.parent, tables.markdown(results), "tables.md")
         with tempfile.TemporaryDirectory() as folder:
-            for figure in report.figures(results, Path(folder)):
+            for figure in tables.figures(results, Path(folder)):
                 self.client.log_artifact(self.parent, str(figure), "figures")
         for cells in _by_curve(results).values():
             self._draw(cells)

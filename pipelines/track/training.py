@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.results import Store
+from pipelines.records.results import Store
 from pipelines.track.database import connect, experiment_id, now, process
 
 

@@ -1,0 +1,314 @@
+"""Cells -> documents, passes, memory and time, before anything runs and without torch. What is not known is None.
+
+Memory is counted from the config: weights, one forward without a cache, and a chunk of the head. Time is scaled from
+earlier cells of the same model where the store has any; otherwise it is a guess, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipelines.choices.sweep import geometry_for
+from pipelines.models import find
+from pipelines.records import provenance
+from pipelines.records.cells import Cell, Refusal
+from pipelines.records.numbers import GIB, duration
+from pipelines.records.results import Store
+from pipelines.tasks import registry
+from rope.config import text_config
+
+BATCH_TOKENS, HEAD_ELEMENTS = 16384, 2**25
+"""scorer.LongLM's, which take an import of torch to read; a test holds them together."""
+
+PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
+"""What a worker holds besides: Python, torch, transformers and lm-eval in resident memory; a GPU's cuBLAS workspace."""
+
+FLOPS = {"cpu": 3e10, "cuda": 1.5e14}
+"""A guess at what arrives, FLOP/s: of each CPU core in float32, of a data-centre GPU in 16 bits (a fifth in 32)."""
+
+Number = TypeVar("Number", int, float)
+
+NEWEST = 200
+"""Earlier cells that are looked at for their speed."""
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a decoder's config decides memory and time; widths in elements, parameters counted from them."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape | None:
+        """The shape of a Llama-like decoder; None where the config lacks a width, or has experts."""
+        text = text_config(config)
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        if any("expert" in name for name in text) or not all(isinstance(text.get(name), int) for name in names):
+            return None
+        hidden, intermediate, layers, heads, vocabulary = (int(text[name]) for name in names)
+        width = int(text.get("head_dim") or hidden // heads)
+        keys = int(text.get("num_key_value_heads") or heads) * width
+        tied = bool(text.get("tie_word_embeddings"))
+        return cls(hidden, intermediate, layers, heads, heads * width, keys, vocabulary, tied)
+
+    @property
+    def body(self) -> int:
+        """Parameters that every token meets, the head among them."""
+        attention = 2 * self.hidden * (self.queries + self.keys)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.body + (0 if self.tied else self.vocabulary * self.hidden)
+
+    def elements(self, length: int, rows: int, *, fused: bool) -> int:
+        """Elements held at the worst moment of a forward over `rows` documents of `length` tokens.
+
+        In every layer the residual, what goes in, what comes out and the embeddings that the decoder keeps; with them
+        either gate, up and their product, or queries and keys before, in and after rotation with the values. Where
+        attention is not fused also its scores, before and after the softmax, and the mask.
+        """
+        tokens = rows * length
+        mlp = tokens * 3 * self.intermediate
+        attention = tokens * (3 * self.queries + 4 * self.keys)
+        if not fused:
+            attention += rows * length**2 * (2 * self.heads + 2)
+        return tokens * 4 * self.hidden + max(mlp, attention)
+
+    def flop(self, length: int) -> float:
+        """FLOP of one token in a forward over `length` tokens: the weights, and causal attention over half of it."""
+        return 2.0 * self.body + 2.0 * self.layers * self.queries * length
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell takes. forwards, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
+
+    A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
+    more than once.
+    """
+
+    forwards: int | None
+    tokens: int | None
+    at_once: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a token, by length, and where they come from."""
+
+    lengths: tuple[float, ...]
+    seconds: tuple[float, ...]
+    basis: str
+
+    def at(self, length: int) -> float:
+        """Between measured lengths by the straight line, beyond them as attention grows."""
+        inside = min(max(float(length), self.lengths[0]), self.lengths[-1])
+        return float(np.interp(inside, self.lengths, self.seconds)) * growth(length) / growth(inside)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the cells of one model, dtype and device class take together.
+
+    seconds: on one worker, loading not counted; None where a cell's documents or the model's shape are not known.
+    basis: where the seconds come from. peak_bytes: of the longest cell. room_bytes: of the device; None: not known.
+    fits: the largest length whose forward fits into it, tokens.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    cells: int
+    passes: int | None
+    tokens: int | None
+    seconds: float | None
+    basis: str
+    longest: int
+    weight_bytes: float | None
+    peak_bytes: float | None
+    room_bytes: int | None
+    fits: int | None
+
+
+def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
+    """Each cell's work by its id; and of those whose text or task refuses them, the reason."""
+    work, refused = dict[str, Work](), dict[str, str]()
+    seen: dict[Any, Work | str] = {}
+    # Task by task: the text that one encodes is still remembered for the next length.
+    for cell in sorted(cells, key=lambda cell: (cell.model.name, cell.task.name, cell.length)):
+        key = (cell.model, cell.task, cell.length, cell.limit)
+        if key not in seen:
+            try:
+                seen[key] = _work(cell)
+            except Refusal as reason:
+                seen[key] = str(reason)
+        found = seen[key]
+        if isinstance(found, str):
+            refused[cell.id] = found
+        else:
+            work[cell.id] = found
+    return work, refused
+
+
+def _work(cell: Cell) -> Work:
+    tokenizer = find.plain_tokenizer(cell.model)
+    forwards = registry.forwards(cell.task, tokenizer, length=cell.length, limit=cell.limit)
+    rows = max(1, min(forwards or 1, BATCH_TOKENS // cell.length))
+    return Work(forwards, None if forwards is None else forwards * cell.length, rows * cell.length)
+
+
+def loads(cells: Sequence[Cell], work: Mapping[str, Work], store: Store) -> list[Load]:
+    """One load for each model, dtype and device class of these cells."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.dtype, cell.device), []).append(cell)
+    measured = list(store.newest(NEWEST)) if groups else []
+    return [_load(group, work, measured) for group in groups.values()]
+
+
+def _load(cells: Sequence[Cell], work: Mapping[str, Work], measured: Sequence[tuple[Any, Any]]) -> Load:
+    first = cells[0]
+    _, config, _ = geometry_for(first.model)
+    shape = Shape.of(config)
+    times = [_seconds(cell, work[cell.id], shape, measured) for cell in cells]
+    room, longest = capacity(first.device), max(cells, key=lambda cell: (cell.length, work[cell.id].at_once))
+    passes, tokens = ([getattr(work[cell.id], name) for cell in cells] for name in ("forwards", "tokens"))
+    return Load(
+        model=first.model.name,
+        dtype=first.dtype,
+        device=first.device,
+        cells=len(cells),
+        passes=total(passes),
+        tokens=total(tokens),
+        seconds=total(seconds for seconds, _ in times),
+        basis="; ".join(dict.fromkeys(basis for _, basis in times)),
+        longest=longest.length,
+        weight_bytes=float(shape.parameters * BYTES[first.dtype]) if shape else None,
+        peak_bytes=max(peak(shape, first, c.length, work[c.id].at_once) for c in cells) if shape else None,
+        room_bytes=room,
+        fits=largest(shape, first, room) if shape and room else None,
+    )
+
+
+def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
+    """Bytes at the worst moment of a forward over `at_once` tokens, in documents of `length`."""
+    size, rows = BYTES[cell.dtype], max(1, at_once // length)
+    # torch has no fused attention on a GPU for float32 where several queries share a key.
+    fused = not (cell.device == "cuda" and cell.dtype == "float32" and shape.keys < shape.queries)
+    forward = size * shape.elements(length, rows, fused=fused)
+    # Logits as the head gives them, in float32 where that is another type, and as much again for their logsumexp.
+    logits = min(length, max(1, HEAD_ELEMENTS // shape.vocabulary)) * shape.vocabulary * (8 if size == 4 else size + 8)
+    head = at_once * size * shape.hidden + logits
+    return shape.parameters * size + max(forward, head) + PROCESS_BYTES[cell.device]
+
+
+def rough(shape: Shape, length: int, tokens: int) -> tuple[float, float]:
+    """(bytes, seconds) on one data-centre GPU in 16 bits, of a model that is not here: weights, the largest forward,
+    and a guess at the speed."""
+    forward = 2 * shape.elements(length, 1, fused=True)
+    return shape.parameters * 2 + forward + PROCESS_BYTES["cuda"], tokens * shape.flop(length) / FLOPS["cuda"]
+
+
+def largest(shape: Shape, cell: Cell, room: int) -> int:
+    """The largest length whose forward fits into `room` bytes, to three digits downwards; 0 where none does."""
+    low, high = 0, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if peak(shape, cell, middle, middle) <= room else (low, middle)
+    step = int(10 ** max(0, len(str(low)) - 3))
+    return low // step * step
+
+
+@lru_cache(maxsize=2)
+def capacity(device: str) -> int | None:
+    """Bytes of this machine's memory, or of its smallest GPU; None where that cannot be told, as of a cluster."""
+    if "RAY_ADDRESS" in os.environ:
+        return None
+    if device == "cuda":
+        listed = provenance.nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+        return min((int(mib) * 2**20 for mib in map(str.strip, listed) if mib.isdigit()), default=None)
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, int(told)) if told.isdigit() else machine
+
+
+def _seconds(
+    cell: Cell, work: Work, shape: Shape | None, measured: Sequence[tuple[Any, Any]]
+) -> tuple[float | None, str]:
+    if work.tokens is None:
+        return None, f"task {cell.task.name} without a limit: how many forwards it takes is not known before it runs"
+    speed = _measured(cell, measured)
+    if speed is not None:
+        return work.tokens * speed.at(cell.length), speed.basis
+    if shape is None:
+        return None, "no earlier cell of this model, and its config does not tell its size"
+    rate = FLOPS["cpu"] * (os.cpu_count() or 1) if cell.device == "cpu" else FLOPS["cuda"]
+    slower = 5 if cell.device == "cuda" and cell.dtype == "float32" else 1
+    return work.tokens * shape.flop(cell.length) * slower / rate, f"a guess: {rate / slower / 1e12:.3g} TFLOP/s"
+
+
+def _measured(cell: Cell, measured: Sequence[tuple[Any, Any]]) -> Speed | None:
+    """Speed of earlier cells of the same model, dtype and device class; of the same task where there are any."""
+    alike = [
+        (spec, result.cost)
+        for spec, result in measured
+        if spec["model"]["fingerprint"] == cell.model.fingerprint
+        and (spec["dtype"], spec["device"]) == (cell.dtype, cell.device)
+        and result.cost.get("tokens_per_second")
+    ]
+    alike = [row for row in alike if row[0]["task"]["name"] == cell.task.name] or alike
+    spent: dict[int, list[tuple[float, float]]] = {}
+    for spec, cost in alike:
+        spent.setdefault(spec["length"], []).append((cost["tokens"] / cost["tokens_per_second"], cost["tokens"]))
+    if not spent:
+        return None
+    # Tokens a second of all the cells of a length together: long cells tell more than short ones.
+    rates = [(float(n), sum(s for s, _ in spent[n]) / sum(t for _, t in spent[n])) for n in sorted(spent)]
+    lengths, seconds = zip(*rates, strict=True)
+    cells = f"{len(alike)} earlier cell{'s' if len(alike) > 1 else ''}"
+    return Speed(lengths, seconds, f"measured: {cells}")
+
+
+def growth(length: float) -> float:
+    """Relative cost of one token: a pass costs by the token, and attention by the token's context on top."""
+    return 1 + length / 8192
+
+
+def total(values: Iterable[Number | None]) -> Number | None:
+    """The sum; None where any of it is not known."""
+    told = list(values)
+    known = [value for value in told if value is not None]
+    return sum(known) if len(known) == len(told) else None
+
+
+def sentence(todo: Sequence[Cell], store: Store) -> str:
+    """Time and memory of cells in a line, for who is about to run them; "" where neither is known."""
+    work, _ = survey(todo)
+    known = loads([cell for cell in todo if cell.id in work], work, store)
+    seconds = total(load.seconds for load in known)
+    peaks = [load.peak_bytes for load in known if load.peak_bytes is not None]
+    parts = [f"about {duration(seconds)} on one worker"] if seconds is not None and known else []
+    parts += [f"up to {max(peaks) / GIB:.1f} GiB"] if peaks else []
+    basis = "; ".join(dict.fromkeys(load.basis for load in known))
+    return f"estimate: {', '.join(parts)} ({basis})" if parts else ""

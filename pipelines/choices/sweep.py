@@ -1,0 +1,280 @@
+"""Choices -> cells, with every refusal said at once; and the sweep that one launch of a grid is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Any
+
+from pipelines.choices.config import Device, Dtype, ModelChoice, Workbench
+from pipelines.models import find
+from pipelines.records import provenance
+from pipelines.records.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, label, strategy_label
+from pipelines.tasks import registry, text
+from rope import pairwise, strategies
+from rope.config import geometry_of, text_config
+from rope.dialects import to_transformers
+from rope.geometry import Geometry, Plans, layers_of
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked.
+
+    command: what was typed; commands: for each cell what asks for it alone.
+    code: version of the code that launched it (provenance.code).
+    """
+
+    experiment: str
+    cells: tuple[Cell, ...]
+    command: str
+    commands: tuple[str, ...] = ()
+    created: str = field(default_factory=lambda: datetime.now().astimezone().isoformat())
+    code: Mapping[str, Any] = field(default_factory=provenance.code)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Sweep:
+        """The sweep that `spec()` wrote down."""
+        cells = tuple(map(Cell.of, spec["cells"]))
+        commands = tuple(spec.get("commands", ()))
+        return cls(spec["experiment"], cells, spec["command"], commands, spec["created"], spec["code"])
+
+    @property
+    def id(self) -> str:
+        told = [self.created, self.command, *(cell.id for cell in self.cells)]
+        return f"{self.created[:19].replace(':', '')}-{digest_of(told)[:6]}"
+
+    @property
+    def label(self) -> str:
+        """What MLflow's list calls it: `smollm2: none, yarn @8192, 16384: perplexity`."""
+        axes = zip(*((c.model.name, c.strategy, c.length, c.task.name) for c in self.cells), strict=True)
+        model, strategy, length, task = (", ".join(map(str, dict.fromkeys(axis))) for axis in axes)
+        return f"{model}: {strategy} @{length}: {task}"[:200]
+
+    def bearing(self, cell_id: str) -> list[Cell]:
+        """The ways in which the sweep asked for one cell: yarn and none at the trained length are two."""
+        return list({(c.strategy, c.options): c for c in self.cells if c.id == cell_id}.values())
+
+    def spec(self) -> dict[str, Any]:
+        """The sweep as plain data, as sweep.json keeps it."""
+        return {
+            "id": self.id,
+            "experiment": self.experiment,
+            "command": self.command,
+            "created": self.created,
+            "code": dict(self.code),
+            "commands": list(self.commands),
+            "cells": [cell.spec() for cell in self.cells],
+        }
+
+    def command_of(self, cell: Cell) -> str:
+        """What asks for this cell alone; the sweep's own command where that is not known."""
+        return self._commands.get(cell, self.command)
+
+    @cached_property
+    def _commands(self) -> dict[Cell, str]:
+        return dict(zip(self.cells, self.commands, strict=False))
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A choice that cannot be a cell: how a terminal line calls it, and the sentence that says why."""
+
+    label: str
+    reason: str
+
+
+def cells_of(choices: Iterable[Workbench]) -> list[Cell]:
+    """A cell a choice.
+
+    Raises:
+        Refusal: with one line for each distinct reason why a choice cannot be a cell.
+    """
+    cells, invalid = sorted_out(choices)
+    if invalid:
+        raise Refusal("\n".join(dict.fromkeys(choice.reason for choice in invalid)))
+    return cells
+
+
+def sorted_out(choices: Iterable[Workbench]) -> tuple[list[Cell], list[Invalid]]:
+    """The cells among the choices, and those that cannot be one."""
+    cells, invalid = [], []
+    for choice in choices:
+        try:
+            cells.append(cell_of(choice))
+        except Refusal as reason:
+            invalid.append(Invalid(_label(choice), str(reason)))
+    return cells, invalid
+
+
+def _label(choice: Workbench) -> str:
+    """As Cell.label, of what was asked for."""
+    strategy = {**choice.strategy, **({} if choice.factor is None else {"factor": choice.factor})}
+    name, task = str(strategy.pop("name")), choice.task["name"]
+    return label(choice.model.name, name, frozen(strategy), choice.length, task)
+
+
+def cell_of(choice: Workbench) -> Cell:
+    """One choice as a cell: its plan computed, its model and text known by their digests; nothing heavy loaded.
+
+    Raises:
+        Refusal: an option is out of its range, or the model or text is not there.
+    """
+    if choice.limit is not None and choice.limit < 1:
+        raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
+    planned = planned_of(choice)
+    task_options = dict(choice.task)
+    name = str(task_options.pop("name"))
+    task = Task(name, frozen(registry.told(name, task_options)))
+    device = device_of(choice.cluster.device)
+    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
+    return Cell(
+        model=planned.model,
+        strategy=planned.strategy,
+        options=planned.options,
+        length=choice.length,
+        plans=planned.plans,
+        task=task,
+        data=text.digest(str(task_options["text"])) if "text" in task_options else "",
+        limit=choice.limit,
+        seed=choice.seed,
+        dtype=dtype_of(choice.dtype, device),
+        device=device,
+        versions=frozen({**registry.versions(task), **regions}),
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a choice of model, strategy and length comes to, whatever is measured with it."""
+
+    model: Model
+    geometries: Mapping[str, Geometry]
+    strategy: str
+    options: Options
+    length: int
+    plans: Plans
+
+    @property
+    def label(self) -> str:
+        return strategy_label(self.strategy, self.options)
+
+
+def planned_of(choice: Workbench) -> Planned:
+    """The plans of one choice, computed from the model's config alone.
+
+    Raises:
+        Refusal: an option is out of its range, or the model is not there.
+    """
+    strategy = dict(choice.strategy)
+    name = str(strategy.pop("name"))
+    options = _strategy_options(name, strategy, choice.factor)
+    if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
+        # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
+        # numbers they must have, the model says.
+        _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+    model, config, geometries = geometry_for(model_of(choice.model))
+    plans = _plans(name, geometries, choice.length, options)
+    _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
+    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
+
+
+@lru_cache(maxsize=64)
+def geometry_for(asked: Model) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
+    """A model with its fingerprint, its config as plain data, and its geometry by layer type.
+
+    Raises:
+        Refusal: the model is not there, or has no rotary embedding that we can read.
+    """
+    model, config = find.describe(asked)
+    try:
+        return model, config, geometry_of(config, asked.trained_length)
+    except ValueError as error:
+        raise Refusal(f"model {model.name}: {error}") from error
+
+
+def patched_config(cell: Cell) -> dict[str, Any]:
+    """The cell's model as a config.json with which a plain from_pretrained gives its plan.
+
+    Raises:
+        ValueError: transformers has no words for it.
+    """
+    _, config, geometries = geometry_for(cell.model)
+    return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
+
+
+def model_of(chosen: ModelChoice) -> Model:
+    """The model that conf/model names, not looked for yet."""
+    return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
+
+
+_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window that is asked for
+
+
+def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None) -> dict[str, Any]:
+    """The options that differ from the published defaults; `factor` only where the strategy has one."""
+    try:
+        defaults = strategies.options_of(name)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    options = dict(given)
+    if factor is not None and "factor" in defaults:
+        options.setdefault("factor", factor)
+    return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
+
+
+def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: Mapping[str, Any]) -> Plans:
+    try:
+        return strategies.plans(name, geometries, length, **options)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
+    numbers = [number for layers, _ in plans for number in layers_of(layers)[1] or ()]
+    if count is not None and numbers and max(numbers) >= count:
+        raise Refusal(
+            f"the strategy's layers name layer {max(numbers)}, and model {model.name} has {count} layers; "
+            f"give numbers from 0 to {count - 1}"
+        )
+
+
+def trained_length(cell: Cell) -> int:
+    """Tokens that the cell's model was trained on, of its layers that see the whole context."""
+    _, _, geometries = geometry_for(cell.model)
+    return max(geometry.trained_length for geometry in geometries.values())
+
+
+def full_options(cell: Cell) -> dict[str, Any]:
+    """Every option of a cell's strategy, defaults included."""
+    return {**strategies.options_of(cell.strategy), **dict(cell.options)}
+
+
+def device_of(asked: Device) -> str:
+    """The device class that a choice comes to here. Refusal: a GPU is asked for and none is visible."""
+    if asked is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
+        raise Refusal(
+            "cluster.device=cuda: no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            "name a Ray cluster in RAY_ADDRESS, or give cluster=cpu"
+        )
+    if asked is not Device.auto:
+        return str(asked.value)
+    return "cuda" if visible_gpus() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def visible_gpus() -> int:
+    """NVIDIA GPUs that a worker would see."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip() not in ("", "-1")])
+    return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
+
+
+def dtype_of(asked: Dtype, device: str) -> str:
+    """The dtype that a choice comes to on a device class."""
+    if asked is not Dtype.auto:
+        return str(asked.value)
+    return "bfloat16" if device == "cuda" else "float32"

@@ -1,0 +1,1 @@
+"""Hydra's door to a grid, and the preview of one."""

@@ -1,0 +1,18 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+
+def number(value: float) -> str:
+    """Four digits that tell: 0.125, 10.27, 1969."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 10 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

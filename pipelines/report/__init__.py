@@ -1,0 +1,1 @@
+"""Results -> comparisons, tables and figures."""

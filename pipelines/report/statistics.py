@@ -1,0 +1,341 @@
+"""Paired comparisons over the same documents: by how much two results differ, and whether it can be chance. Owns scipy.
+
+A difference is told with a bootstrap interval and a test that assumes no distribution: the sign-flip test, which for
+0/1 scores is McNemar's exact test. p values of one table are adjusted by Holm's method. Documents are taken for
+independent, which consecutive windows of one text are only roughly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.records.cells import Cell, Refusal, Result, digest_of
+from pipelines.records.provenance import PACKAGES
+
+ALPHA = 0.05
+"""Significant is an adjusted p below this."""
+
+RESAMPLES = 2**14
+"""Of the bootstrap and of the sign-flip test, which is exact up to so many: with up to 14 documents."""
+
+DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
+"""Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
+number has a version of its own in the cell. Host, driver, threads and time move the last digits at most."""
+
+SEED = 0
+"""Of the resampling, so that the same results give the same p every time."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What of a task's documents is compared.
+
+    name: key of every document's record, and what a report calls it.
+    lower: whether less of it is better.
+    unit: what counts as one observation: documents of one value of this key are averaged first, for they are not
+        independent (the same passkey at several depths); None: every document is its own.
+    """
+
+    name: str
+    lower: bool
+    unit: str | None = None
+
+    @property
+    def units(self) -> str:
+        return "keys" if self.unit == "key_number" else "documents"
+
+
+MEASURES = {
+    "perplexity": Measure("nll", lower=True),
+    "passkey": Measure("acc", lower=False, unit="key_number"),
+}
+"""Of our own tasks; of lm-eval's, the table's own metric, if it is among these:"""
+
+LOWER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
+HIGHER = frozenset({"acc", "acc_norm", "exact_match", "em", "f1", "score", "bleu", "chrf", "mcc"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A result's measure minus another's, over the units that both have.
+
+    mean: in the measure's unit (nll: nats a token; acc: share). low, high: 95 % bootstrap interval of it; None where
+    every unit differs alike, which leaves nothing to resample. p: two-sided. adjusted: p among its family.
+    Where there are too few units for any p below ALPHA, interval and p are None.
+    """
+
+    measure: Measure
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    adjusted: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        return self.adjusted is not None and self.adjusted < ALPHA
+
+    @property
+    def better(self) -> bool:
+        return (self.mean < 0) == self.measure.lower
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A cell and the baseline it was held against: a difference, or the sentence why there is none."""
+
+    cell: Cell
+    baseline: Cell
+    difference: Difference | None = None
+    refusal: str = ""
+
+
+def against_baseline(rows: Sequence[tuple[Cell, Result]], metric: str | None) -> list[Versus]:
+    """Every result of one model and task against the baseline's at its length, p adjusted over them all.
+
+    The baseline is the strategy none, or else the first. Cells with the plan of their baseline are left out, and
+    strategies that come to one plan are one comparison. metric: the table's, for tasks that are not ours.
+    """
+    if not rows:
+        return []
+    first = next((cell for cell, _ in rows if cell.strategy == "none"), rows[0][0])
+    baselines = {_place(c): (c, r) for c, r in reversed(rows) if _label(c) == _label(first)}
+    asked = {(_label(c), c.id): (c, r) for c, r in rows if _label(c) != _label(first)}
+    found = [
+        _versus(row, baselines[_place(row[0])], metric)
+        for row in asked.values()
+        if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
+    ]
+    return _with_adjusted(found)
+
+
+def family(pairs: Iterable[tuple[tuple[Cell, Result], tuple[Cell, Result]]]) -> list[Versus]:
+    """Each first result against the second, p adjusted over all of them."""
+    return _with_adjusted([_versus(ours, theirs, None) for ours, theirs in pairs])
+
+
+def compare(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str | None = None) -> Difference:
+    """The first result minus the second, unit by unit.
+
+    Raises:
+        Refusal: the two do not compare; why, and what would make them.
+    """
+    measure = measure_of(ours[0].task.name, metric)
+    check(ours, theirs)
+    mine, other = (_by_unit(measure, *row) for row in (ours, theirs))
+    return difference(measure, np.array([mine[unit] - other[unit] for unit in mine]))
+
+
+def check(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> None:
+    """Refuse two results that do not compare.
+
+    Raises:
+        Refusal: they differ in what is no part of the comparison; in what, and what would make them compare.
+    """
+    reasons = [*_reasons(ours, theirs)]
+    if reasons:
+        raise Refusal(f"{ours[0].label} does not compare with {theirs[0].label}: {'; '.join(reasons)}")
+
+
+def measure_of(task: str, metric: str | None) -> Measure:
+    """What is compared of a task.
+
+    Raises:
+        Refusal: nobody said whether more of the metric is better.
+    """
+    if task in MEASURES:
+        return MEASURES[task]
+    name = (metric or "").partition("/")[0]
+    if metric is None or name not in LOWER | HIGHER:
+        raise Refusal(f"task {task}: whether more {metric} is better is not known; add it to LOWER or HIGHER")
+    return Measure(metric, lower=name in LOWER)
+
+
+def difference(measure: Measure, differences: NDArray[np.float64]) -> Difference:
+    """Mean, interval and p of paired differences, one a unit: shape (units,), at least one."""
+    mean, count = float(differences.mean()), len(differences)
+    if count < needed(1):
+        return Difference(measure, count, mean, None, None, None)
+    low, high = interval(differences)
+    return Difference(measure, count, mean, low, high, chance(differences))
+
+
+def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the mean by the bias-corrected and accelerated bootstrap (Efron 1987, doi 10.2307/2289144).
+
+    With few units it is too narrow, as every bootstrap of a mean: near 90 % at twelve.
+    """
+    from scipy import stats
+
+    # Equal differences may differ in their last bits.
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return None, None
+    found = stats.bootstrap(
+        (differences,), _mean, n_resamples=RESAMPLES, batch=_batch(differences), vectorized=True, rng=SEED
+    ).confidence_interval
+    return (float(found.low), float(found.high)) if math.isfinite(found.low) else (None, None)
+
+
+def trimmed(differences: NDArray[np.float64], share: float = 0.1) -> tuple[float, float, float]:
+    """Mean of paired differences without their largest and smallest, and its 95 % interval (Yuen 1974, doi
+    10.1093/biomet/61.1.165): for differences with long tails, as of text that now and then repeats itself.
+
+    Args:
+        differences: (units,) at least 3.
+        share: left out at either end.
+
+    Returns:
+        mean, low, high.
+    """
+    from scipy import stats
+
+    count, cut = len(differences), int(share * len(differences))
+    values = np.sort(differences)
+    mean = float(values[cut : count - cut].mean())
+    spread = np.clip(values, values[cut], values[count - cut - 1]).std(ddof=1) / (1 - 2 * cut / count)
+    margin = float(stats.t.ppf(0.975, count - 2 * cut - 1) * spread / math.sqrt(count))
+    return mean, mean - margin, mean + margin
+
+
+def chance(differences: NDArray[np.float64]) -> float:
+    """Two-sided p that paired differences are symmetric about 0.
+
+    Differences of -1, 0 and 1 alone: McNemar's exact test, a binomial test of the units that differ (McNemar 1947,
+    doi 10.1007/BF02295996). Others: the share of sign flips whose mean lies as far from 0 (Fisher 1935, section 21), of
+    all of them up to 14 units, of RESAMPLES random ones beyond.
+    """
+    from scipy import stats
+
+    if set(np.unique(differences)) <= {-1.0, 0.0, 1.0}:
+        more, fewer = int((differences > 0).sum()), int((differences < 0).sum())
+        return float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
+    # Two flips with one and the same mean differ in their last bits: scaled and rounded, they are as far from 0.
+    tested = stats.permutation_test(
+        (differences / np.abs(differences).mean(),), _rounded_mean, permutation_type="samples",
+        n_resamples=RESAMPLES, batch=_batch(differences),
+        vectorized=True, rng=SEED,
+    )  # fmt: skip
+    return float(min(1.0, tested.pvalue))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted so that one wrong finding among them all is as rare as ALPHA (Holm 1979, jstor 4615733).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = (len(p) - np.arange(len(p))) * p[order]
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(value) for value in adjusted]
+
+
+def needed(comparisons: int) -> int:
+    """Units from which on the sign-flip test can find anything among so many comparisons: comparisons 2^(1-n) < ALPHA.
+
+    >>> needed(1), needed(8)
+    (6, 9)
+    """
+    return math.floor(1 + math.log2(comparisons / ALPHA)) + 1
+
+
+def _with_adjusted(found: Sequence[Versus]) -> list[Versus]:
+    """These, with every p adjusted; a pair of cells that stands among them twice is one comparison."""
+    values = {
+        (v.cell.id, v.baseline.id): v.difference.p
+        for v in found
+        if v.difference is not None and v.difference.p is not None
+    }
+    adjusted = dict(zip(values, holm(list(values.values())), strict=True))
+    return [
+        replace(v, difference=replace(v.difference, adjusted=adjusted.get((v.cell.id, v.baseline.id))))
+        if v.difference is not None
+        else v
+        for v in found
+    ]
+
+
+def _versus(row: tuple[Cell, Result], baseline: tuple[Cell, Result], metric: str | None) -> Versus:
+    try:
+        return Versus(row[0], baseline[0], compare(row, baseline, metric))
+    except Refusal as reason:
+        return Versus(row[0], baseline[0], refusal=str(reason))
+
+
+def _label(cell: Cell) -> tuple[str, Any]:
+    return cell.strategy, cell.options
+
+
+def _place(cell: Cell) -> str:
+    """What a cell and its baseline have in common: all that the command line says but the strategy."""
+    task = [option for option in cell.task.options if option[0] != "text"]
+    return digest_of([cell.length, task, cell.data, cell.limit, cell.seed, cell.dtype, cell.device])
+
+
+def _reasons(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> Iterable[str]:
+    """Why two results do not compare, and what to do."""
+    for cell, result in (ours, theirs):
+        if not result.documents:
+            yield f"{cell.strategy} has no documents, its status is {result.status}"
+    if not ours[1].documents or not theirs[1].documents:
+        return
+    if not ours[1].digest or ours[1].digest != theirs[1].digest:
+        told = " and ".join(result.digest or "none" for _, result in (ours, theirs))
+        yield f"their documents differ (digests {told}); give both the same text, limit, seed and length"
+    if len(ours[1].documents) != len(theirs[1].documents):
+        counts = " and ".join(str(len(result.documents)) for _, result in (ours, theirs))
+        yield f"they have {counts} documents; give both the same limit"
+    elif _tokens(ours[1]) != _tokens(theirs[1]):
+        yield "the tokens of their documents differ; compute both anew with force=true"
+    made = [{**dict(c.versions), "dtype": c.dtype, "device class": c.device, **_made(r)} for c, r in (ours, theirs)]
+    # A plan of regions brings a version of its own, which says nothing of how another plan's result was made.
+    apart = {"regions"} if any("regions" not in made_so for made_so in made) else set()
+    for name in sorted({*made[0], *made[1]} - apart):
+        if made[0].get(name) != made[1].get(name):
+            told = " and ".join(str(of.get(name, "not told")) for of in made)
+            yield f"{name} differs ({told}); compute both in one place with force=true"
+
+
+def _made(result: Result) -> Mapping[str, Any]:
+    return {name: result.provenance[name] for name in DECIDING if name in result.provenance}
+
+
+def _tokens(result: Result) -> list[tuple[Any, Any]]:
+    return [(document.get("index"), document.get("tokens")) for document in result.documents]
+
+
+def _by_unit(measure: Measure, cell: Cell, result: Result) -> dict[Any, float]:
+    """The measure of each unit, in the documents' order.
+
+    Raises:
+        Refusal: a document has none, as where it was not finite.
+    """
+    units: dict[Any, list[float]] = {}
+    for number, document in enumerate(result.documents):
+        if measure.name not in document:
+            raise Refusal(f"{cell.label} has no {measure.name} of document {number}: nothing to compare there")
+        units.setdefault(document.get(measure.unit, number) if measure.unit else number, []).append(
+            float(document[measure.name])
+        )
+    return {unit: float(np.mean(values)) for unit, values in units.items()}
+
+
+_mean: Callable[..., Any] = np.mean
+
+
+def _rounded_mean(values: NDArray[np.float64], axis: int) -> Any:
+    return np.round(_mean(values, axis=axis), 12)
+
+
+def _batch(differences: NDArray[np.float64]) -> int:
+    """Resamples at once: about 32 MiB of them."""
+    return max(1, 2**22 // len(differences))

@@ -1,0 +1,222 @@
+"""What a published table is cited for, asked of any model: paired over the same documents, with a verdict.
+
+Kinds of claim, of strategies s at lengths in trained lengths:
+
+    order     at every length, each strategy is better than the next one
+    best      at the i-th length the winners[i]-th strategy is better than every other
+    same      at every length, the strategies do not differ
+    breaks    at every length, the first strategy's last tokens are worse than the second's, and by more than all of
+              its tokens are: the same tokens of both, for the ends of windows of two lengths are other texts
+    gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipelines.records.cells import Cell, Refusal, Result, digest_of, frozen, strategy_label
+from pipelines.report import statistics
+from pipelines.report.statistics import Difference, Measure
+from pipelines.reproduce.published import Claim
+
+HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One difference that a claim is about, and whether it is on the claimed side.
+
+    says: what should be. difference: below 0 where it is so; None where there is none, for the reason given.
+    settled: what is known without statistics, as of equal plans. note: what is seen besides, and not tested.
+    """
+
+    says: str
+    difference: Difference | None = None
+    reason: str = ""
+    settled: str | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.settled is not None:
+            return self.settled
+        if self.difference is None or not self.difference.significant:
+            return OPEN
+        return HOLDS if self.difference.mean < 0 else FAILS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim and what became of it: fails where any of its comparisons does, holds where all do."""
+
+    claim: Claim
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def verdict(self) -> str:
+        found = {comparison.verdict for comparison in self.comparisons}
+        return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
+
+
+class Measured:
+    """Results of one model by strategy and length; the last tokens' NLL by document."""
+
+    def __init__(self, rows: Mapping[tuple[str, float], tuple[Cell, Result]]) -> None:
+        self.rows = rows
+
+    def at(self, strategy: Mapping[str, Any], length: float) -> tuple[Cell, Result]:
+        """A finished result.
+
+        Raises:
+            Refusal: there is none.
+        """
+        found = self.rows.get((key(strategy), length))
+        if found is None or not found[1].documents:
+            raise Refusal(f"{named(strategy)} at {length:g} trained lengths has no result")
+        return found
+
+    def nll(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL of each document, in order."""
+        return np.array([document["nll"] for document in self.at(strategy, length)[1].documents], dtype=np.float64)
+
+    def tail(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """NLL of the last tokens of each document, in order; the same documents at every length."""
+        cell, result = self.at(strategy, length)
+        name = f"nll_last_{dict(cell.task.options)['last']}"
+        if any(name not in document for document in result.documents):
+            raise Refusal(f"{cell.label} has no {name} of every document")
+        return np.array([document[name] for document in result.documents], dtype=np.float64)
+
+
+def key(strategy: Mapping[str, Any]) -> str:
+    return digest_of(dict(strategy))[:12]
+
+
+def named(strategy: Mapping[str, Any]) -> str:
+    options = {name: value for name, value in strategy.items() if name != "name"}
+    return strategy_label(str(strategy["name"]), frozen(options))
+
+
+def asked(claims: Sequence[Claim]) -> dict[tuple[str, float], tuple[Mapping[str, Any], float]]:
+    """Every strategy and length that some claim takes."""
+    found: dict[tuple[str, float], tuple[Mapping[str, Any], float]] = {}
+    for claim in claims:
+        for strategy in claim.strategies:
+            for length in claim.lengths:
+                found.setdefault((key(strategy), length), (strategy, length))
+    return found
+
+
+def judge(claims: Sequence[Claim], measured: Measured) -> list[Finding]:
+    """The claims with their verdicts; p adjusted over the comparisons of each claim."""
+    return [Finding(claim, _adjusted(list(KINDS[claim.kind](claim, measured)))) for claim in claims]
+
+
+def _adjusted(found: list[Comparison]) -> tuple[Comparison, ...]:
+    tested = [c.difference.p for c in found if c.difference is not None and c.difference.p is not None]
+    adjusted = iter(statistics.holm(tested))
+    return tuple(
+        replace(c, difference=replace(c.difference, adjusted=next(adjusted)))
+        if c.difference is not None and c.difference.p is not None
+        else c
+        for c in found
+    )
+
+
+def _better(measured: Measured, better: Mapping[str, Any], worse: Mapping[str, Any], length: float) -> Comparison:
+    says = f"{named(better)} better than {named(worse)} at {length:g}x"
+    try:
+        ours, theirs = measured.at(better, length), measured.at(worse, length)
+        if ours[0].id == theirs[0].id:
+            return Comparison(says, reason="one and the same plan")
+        return Comparison(says, statistics.compare(ours, theirs))
+    except Refusal as reason:
+        return Comparison(says, reason=str(reason))
+
+
+def _order(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+    for length in claim.lengths:
+        for better, worse in pairwise(claim.strategies):
+            yield _better(measured, better, worse, length)
+
+
+def _best(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+    for length, winner in zip(claim.lengths, claim.winners, strict=True):
+        for other, strategy in enumerate(claim.strategies):
+            if other != winner:
+                yield _better(measured, claim.strategies[winner], strategy, length)
+
+
+def _same(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+    for length in claim.lengths:
+        for one, other in pairwise(claim.strategies):
+            says = f"{named(one)} like {named(other)} at {length:g}x"
+            try:
+                ours, theirs = measured.at(one, length), measured.at(other, length)
+                if ours[0].id == theirs[0].id:
+                    yield Comparison(says, reason="one and the same plan", settled=HOLDS)
+                else:
+                    found = statistics.compare(ours, theirs)
+                    differs = found.p is not None and found.p < statistics.ALPHA
+                    yield Comparison(says, found, settled=FAILS if differs else OPEN)
+            except Refusal as reason:
+                yield Comparison(says, reason=str(reason))
+
+
+def _breaks(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+    breaking, other = claim.strategies
+    for length in claim.lengths:
+        says = f"{named(breaking)}: last tokens worse than {named(other)}'s at {length:g}x"
+        try:
+            statistics.check(measured.at(breaking, length), measured.at(other, length))
+            end = measured.tail(other, length) - measured.tail(breaking, length)
+            whole = measured.nll(other, length) - measured.nll(breaking, length)
+            note = _worse_from(breaking, other, length, measured)
+            yield Comparison(says, statistics.difference(_TAIL, end), note=note)
+            more = f"{named(breaking)}: by more than all its tokens are at {length:g}x"
+            yield Comparison(more, statistics.difference(_TAIL, end - whole))
+        except Refusal as reason:
+            yield Comparison(says, reason=str(reason))
+
+
+def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, measured: Measured) -> str:
+    """From which position on every bucket of the window is worse, on average over the documents; "" if from none."""
+    (cell, result), (_, beside) = measured.at(breaking, length), measured.at(other, length)
+    curves = (result.series.get("nll_by_position", ()), beside.series.get("nll_by_position", ()))
+    if [x for x, _ in curves[0]] != [x for x, _ in curves[1]]:
+        return ""  # a bucket that was not finite is left out
+    start = cell.length
+    before = [0.0, *(x for x, _ in curves[0])]
+    for (_, ours), (_, theirs), begin in reversed(list(zip(*curves, before, strict=False))):
+        if ours <= theirs:
+            break
+        start = int(begin)
+    if start == cell.length:
+        return ""
+    where = f"from token {start:,} on ({start / cell.length:.0%} of {cell.length:,})" if start else "everywhere"
+    return f"{named(breaking)} at {length:g}x: on average worse than {named(other)} {where}"
+
+
+def _gentler(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+    gentle, other = claim.strategies
+    first, second = claim.lengths[:2]
+    for before, after in pairwise(claim.lengths):
+        says = f"{named(gentle)} from {before:g}x to {after:g}x costs less than {named(other)} to {second:g}x"
+        try:
+            rise = measured.tail(gentle, after) - measured.tail(gentle, before)
+            cliff = measured.tail(other, second) - measured.tail(other, first)
+            yield Comparison(says, statistics.difference(_TAIL, rise - cliff))
+        except Refusal as reason:
+            yield Comparison(says, reason=str(reason))
+
+
+_TAIL = Measure("nll of the last tokens", lower=True)
+
+KINDS: Mapping[str, Callable[[Claim, Measured], Iterator[Comparison]]] = {
+    "order": _order, "best": _best, "same": _same, "breaks": _breaks, "gentler": _gentler,
+}  # fmt: skip

@@ -1,0 +1,427 @@
+"""LongLM: lm-eval's Hugging Face model for long contexts.
+
+It never holds logits of [length, vocabulary], sums in float64 what it computed in float32, keeps the log-probability of
+every token, and refuses where lm-eval truncates. Scores are those of the stock model to float32 accuracy.
+
+Shapes: B rows a batch, L tokens, n scored tokens, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval import utils
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pipelines.records.cells import Refusal
+
+SCORER_VERSION = 1
+"""Goes up whenever a change here can change a score."""
+
+HEAD_ELEMENTS = 2**25
+"""Logits that are held at once: 128 MiB in float32."""
+
+WINDOWS_AT_ONCE = 64
+"""Windows of one document that are cut out at a time."""
+
+Scored = tuple["LogLikelihood", bool]
+Request = tuple[Any, list[int], list[int]]
+"""As lm-eval hands them on: (anything, context ids, continuation ids)."""
+
+
+class TooLong(Refusal):
+    """A text does not fit; nothing is cut off to make it fit.
+
+    needed, allowed: tokens.
+    """
+
+    def __init__(self, what: str, needed: int, allowed: int) -> None:
+        super().__init__(
+            f"{what} needs {needed:,} tokens of context and {allowed:,} are allowed; nothing is truncated: "
+            f"choose length={needed} or more, or a shorter text"
+        )
+        self.needed, self.allowed = needed, allowed
+
+
+class LogLikelihood(float):
+    """A sum of log-probabilities (nats) that remembers its terms, so that tasks can read them behind the harness.
+
+    tokens: (n,) float32, log-probability of each scored token, in order.
+    """
+
+    tokens: NDArray[np.float32]
+
+    def __new__(cls, value: float, tokens: NDArray[np.float32]) -> LogLikelihood:
+        made = super().__new__(cls, value)
+        made.tokens = tokens
+        return made
+
+    def __getnewargs__(self) -> tuple[float, NDArray[np.float32]]:  # type: ignore[override]
+        return float(self), self.tokens
+
+
+class Tokens(str):
+    """A text with the exact ids that stand for it, so that a task can hand ids through the harness as a string.
+
+    LongLM uses `ids` as they are, wherever it would otherwise encode the text; a BOS, if wanted, is among them.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Iterable[int]) -> Tokens:
+        made = super().__new__(cls, text)
+        made.ids = tuple(ids)
+        return made
+
+    def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
+        return str(self), self.ids
+
+
+class Spans(Tokens):
+    """A document that is scored in several forwards: of each span (start, stop, scored) the last `scored` tokens of
+    ids[start:stop], given those before them and `prefix`, which is put in front of every span."""
+
+    spans: tuple[tuple[int, int, int], ...]
+    prefix: tuple[int, ...]
+
+    def __new__(
+        cls, text: str, ids: Iterable[int], spans: Iterable[tuple[int, int, int]] = (), prefix: Iterable[int] = ()
+    ) -> Spans:
+        made = str.__new__(cls, text)
+        made.ids, made.spans, made.prefix = tuple(ids), tuple(spans), tuple(prefix)
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return str(self), self.ids, self.spans, self.prefix
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Neither lm-eval's progress bars nor its advice. What is raised still is."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        # The harness has bars that no option of its own turns off.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+    """A loaded model and its tokenizer as lm-eval's model.
+
+    Args:
+        model: a transformers causal language model, on its device.
+        tokenizer: its tokenizer. Gets a padding token where it has none.
+        max_length: the most tokens that one forward may take; may be set anew at any time.
+        folder: where tasks that make their own data can load the tokenizer from; its name or path unless given.
+        bos: put a BOS before every text (True), never (False), or as the tokenizer does by itself (None).
+        prefix_token_id: what an empty context stands for; None: BOS, else end of text.
+        batch_tokens: tokens of one forward, padding included; a longer text goes alone.
+        head_rows: rows of logits held at once; None: as many as HEAD_ELEMENTS allows.
+        progress: show a bar over the forwards.
+
+    Attributes:
+        scored_tokens, forward_tokens: tokens scored, and sent through the model (padding not counted), since the last
+            `reset_counts`.
+        head: how logits are reached: "chunked", or where the model's head is more than this file knows,
+            "logits_to_keep" (only the scored rows) or "full" (all rows); `head_reason` then says why.
+
+    Raises:
+        Refusal: bos=True and the tokenizer has no BOS; max_length below 1.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        folder: str | None = None,
+        bos: bool | None = None,
+        prefix_token_id: int | None = None,
+        batch_tokens: int = 16384,
+        head_rows: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if bos and tokenizer.bos_token_id is None:
+            raise Refusal("bos=true: this tokenizer has no BOS token; give bos=false, or null for its own habit")
+        with quiet():
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=1,
+                max_length=max_length,
+                add_bos_token=bos,
+                prefix_token_id=prefix_token_id,
+                logits_cache=False,
+            )
+        self.max_length = max_length
+        self.folder = folder if folder is not None else str(tokenizer.name_or_path)
+        self.bos, self.batch_tokens, self.progress = bos, batch_tokens, progress
+        text_config = model.config.get_text_config()
+        self.vocabulary: int = text_config.vocab_size
+        self.head_rows = head_rows or max(1, HEAD_ELEMENTS // self.vocabulary)
+        self._scale = float(getattr(text_config, "logit_scale", None) or 1.0)
+        self._scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
+        self._cap = getattr(text_config, "final_logit_softcapping", None)
+        self.head, self.head_reason = self._reach()
+        self.reset_counts()
+
+    @property
+    def max_length(self) -> int:
+        return int(self._max_length)
+
+    @max_length.setter
+    def max_length(self, tokens: int) -> None:
+        if tokens < 1:
+            raise Refusal(f"max_length={tokens}: give at least 1 token")
+        self._max_length = tokens
+
+    def reset_counts(self) -> None:
+        self.scored_tokens = self.forward_tokens = 0
+
+    # ------------------------------------------------------------------------------------------------ text to tokens
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids of a text, with a BOS as `bos` says; of Tokens its own ids."""
+        if isinstance(string, Tokens):
+            ids = list(string.ids)
+        elif self.bos is None or add_special_tokens is not None:
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
+        else:
+            ids = self.tokenizer.encode(string, add_special_tokens=False)
+            if self.bos and ids[:1] != [self.tokenizer.bos_token_id]:
+                ids = [self.tokenizer.bos_token_id, *ids]
+        if left_truncate_len and len(ids) > left_truncate_len:
+            raise TooLong("a text", len(ids), left_truncate_len)
+        return list(ids)
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L) token ids and attention mask, padded on the left."""
+        assert padding_side == "left"
+        rows = [self.tok_encode(string) for string in strings]
+        width = max(map(len, rows))
+        if left_truncate_len and width > left_truncate_len:
+            raise TooLong("a prompt", width + self.max_length - left_truncate_len, self.max_length)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids, mask
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if isinstance(context, Tokens):
+            return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+        return pair
+
+    # ---------------------------------------------------------------------------------------------- log-likelihoods
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
+        """(LogLikelihood, whether greedy decoding would say the same) of each (context, continuation).
+
+        Raises:
+            TooLong: context and continuation but its last token exceed max_length.
+        """
+        answers: list[Scored] = super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.progress)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """LogLikelihood of each text.
+
+        Tokens: ids[1:] given ids[:-1], in one forward. Spans: what they say is scored, span by span. Any other text,
+        as lm-eval defines it: all its tokens, in disjoint windows of max_length of which each begins with the last
+        token of the one before (the first: with prefix_token_id).
+
+        Raises:
+            TooLong: Tokens but the last exceed max_length.
+        """
+        asked: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            windows = list(self._windows(request.args[0]))
+            asked += windows
+            owners += [owner] * len(windows)
+        parts: list[list[LogLikelihood]] = [[] for _ in requests]
+        for owner, (scored, _) in zip(owners, self._loglikelihood_tokens(asked, disable_tqdm), strict=True):
+            parts[owner].append(scored)
+        return [_joined(part) for part in parts]
+
+    def _rolled(self, text: str) -> LogLikelihood:
+        """One document, as many windows at a time as are worth a batch: a long one has thousands."""
+        parts: list[LogLikelihood] = []
+        windows = iter(self._windows(text))
+        while group := list(islice(windows, WINDOWS_AT_ONCE)):
+            parts += [scored for scored, _ in self._loglikelihood_tokens(group, disable_tqdm=True)]
+        return _joined(parts)
+
+    def _windows(self, text: str) -> Iterable[Request]:
+        if isinstance(text, Spans):
+            rows = (([*text.prefix, *text.ids[start:stop]], scored) for start, stop, scored in text.spans)
+            return ((None, row[:-scored], row[-scored:]) for row, scored in rows)
+        if isinstance(text, Tokens):
+            if len(text.ids) < 2:
+                raise Refusal(f"a document of {len(text.ids)} tokens: scoring takes at least 2, one of them as context")
+            return [(None, list(text.ids[:1]), list(text.ids[1:]))]
+        windows = utils.get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [(None, *utils.make_disjoint_window(window)) for window in windows]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Scored]:
+        asked: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
+        for number, (_, context, continuation) in enumerate(requests):
+            if not context or not continuation:
+                raise Refusal("a log-likelihood needs at least 1 token of context and 1 to score")
+            row = (*context, *continuation[:-1])
+            if len(row) > self.max_length:
+                raise TooLong("a text to score", len(row), self.max_length)
+            asked.setdefault(row, []).append(number)
+        answers: dict[int, Scored] = {}
+        # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
+        work = list(batches(asked, self.batch_tokens if self.head == "chunked" else 1))
+        for rows in tqdm(work, desc="forward passes", disable=disable_tqdm or not self.progress):
+            numbers = [asked[row] for row in rows]
+            longest = max(len(requests[n][2]) for group in numbers for n in group)
+            states = self._states(rows, keep=longest)
+            for state, row, group in zip(states, rows, numbers, strict=True):
+                # `state` ends with padding, and begins where _states kept from.
+                end = len(row) - (max(map(len, rows)) - state.shape[0])
+                for number in group:
+                    target = requests[number][2]
+                    answers[number] = self._score(state[end - len(target) : end], target)
+        return [answers[number] for number in range(len(requests))]
+
+    @torch.no_grad()
+    def _states(self, rows: Sequence[tuple[int, ...]], keep: int) -> torch.Tensor:
+        """(B, L, H) last hidden states; or (B, <= L, V) logits of at least the last `keep` tokens of each row."""
+        width = max(map(len, rows))
+        # Right padding needs no mask: attention is causal.
+        ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=self.device)
+        self.forward_tokens += sum(map(len, rows))
+        if self.head == "chunked":
+            states: torch.Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        elif self.head == "logits_to_keep":
+            states = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        else:
+            states = self.model(input_ids=ids, use_cache=False).logits
+        return states
+
+    @torch.no_grad()
+    def _score(self, states: torch.Tensor, target: list[int]) -> Scored:
+        """Score n target ids against n rows of hidden states or logits, a chunk of rows at a time."""
+        targets = torch.tensor(target, device=states.device)
+        terms, greedy = [], []
+        for start in range(0, len(target), self.head_rows):
+            rows = states[start : start + self.head_rows]
+            logits = self._logits(rows) if self.head == "chunked" else rows.float()
+            wanted = targets[start : start + self.head_rows].to(logits.device)
+            terms.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
+            greedy.append((logits.argmax(1) == wanted).all())
+        tokens = torch.cat(terms).cpu().numpy()
+        self.scored_tokens += len(target)
+        return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), all(map(bool, greedy))
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(n, H) hidden states -> (n, V) float32 logits, with the scale and the soft cap that the config asks for."""
+        head = self.model.get_output_embeddings()
+        logits: torch.Tensor = head(states).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._cap:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return logits
+
+    @torch.no_grad()
+    def _reach(self) -> tuple[str, str]:
+        """How to get logits: by decoder and head one by one, if these say of eight tokens what the model says."""
+        ids = torch.arange(8, device=self.device)[None] % self.vocabulary
+        try:
+            said = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
+            fallback = "logits_to_keep" if said.shape[0] == 4 else "full"
+        except (TypeError, ValueError):
+            said, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
+        try:
+            ours = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            return fallback, f"the model's decoder and head do not answer one by one: {error}"
+        ours = ours[-said.shape[0] :].to(said.device)
+        if ours.shape != said.shape:
+            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {said.shape[-1]}"
+        # Half precision rounds scale and cap in the model itself, which _logits does in float32.
+        exact = self.model.dtype in (torch.float32, torch.float64)
+        off = float((ours - said).abs().max() / said.abs().max().clamp(min=1e-6))
+        if off > (1e-4 if exact else 3e-2):
+            return fallback, f"the model does more to its logits than its head, scale and soft cap (off by {off:.1%})"
+        return "chunked", ""
+
+    # -------------------------------------------------------------------------------------------------- generation
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each prompt.
+
+        Raises:
+            TooLong: a prompt and the tokens it asks for exceed max_length.
+        """
+        for request in requests:
+            prompt, options = request.args[:2]
+            needed = len(self.tok_encode(prompt)) + normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            if needed > self.max_length:
+                raise TooLong("a prompt with its answer", needed, self.max_length)
+        with torch.no_grad():
+            texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)
+        return texts
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tokens: torch.Tensor = super()._model_generate(context, *args, **kwargs)
+        self.forward_tokens += tokens.numel()
+        return tokens
+
+
+def batches(rows: Iterable[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Rows of token ids, longest first, in batches of at most `batch_tokens` with padding; a longer row goes alone.
+
+    Which rows meet depends on the rows alone, not on their order.
+
+    >>> list(batches([(1,), (5, 6, 7), (2, 3)], batch_tokens=4))
+    [[(5, 6, 7)], [(2, 3), (1,)]]
+    """
+    batch: list[tuple[int, ...]] = []
+    for row in sorted(rows, key=lambda row: (-len(row), row)):
+        if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:
+    tokens = np.concatenate([part.tokens for part in parts]) if parts else np.zeros(0, np.float32)
+    return LogLikelihood(sum(map(float, parts)), tokens)

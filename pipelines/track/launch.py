@@ -1,0 +1,107 @@
+"""`ropewalk grid`: what of a sweep is done already, the rest run, every result kept, recorded and shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pipelines import track
+from pipelines.choices import estimate
+from pipelines.choices.sweep import Sweep
+from pipelines.models import load
+from pipelines.records.cells import Cell, Refusal, Result, distinct
+from pipelines.records.numbers import duration
+from pipelines.records.results import Store
+from pipelines.report import tables
+from pipelines.report.terminal import console
+from pipelines.tasks import registry
+from pipelines.workers.compute import Run, compute
+
+
+def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) -> list[Result]:
+    """The whole of one launch: the results of the sweep's cells, in their order.
+
+    Raises:
+        Refusal: a model or a text is not what its cells need; nothing has run then.
+    """
+    cells = distinct(sweep.cells)
+    done = {} if force else store.recall(cell.id for cell in cells)
+    todo = [cell for cell in cells if cell.id not in done]
+    asked, equal = len(sweep.cells), len(sweep.cells) - len(cells)
+    console.print(
+        f"{asked} cell{'s' if asked > 1 else ''} asked for: {equal} with the plan and text of another, "
+        f"{len(done)} finished before, {len(todo)} to run"
+    )
+    with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
+        aside.submit(track.warm)
+        prepare(todo)
+    if todo and (told := estimate.sentence(todo, store)):
+        console.print(told)
+    results = dict(done)
+    store.save_sweep(sweep.id, sweep.spec())
+    with track.Tracker.open(sweep, store) as tracker:
+        for cell in cells:
+            if cell.id in done:
+                tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)
+        try:
+            for cell, result in compute(todo, store, compute_cells, _Progress(todo), sweep.command_of, force=True):
+                results[cell.id] = result
+                tracker.record(sweep.bearing(cell.id), result, cached=False)
+        finally:  # what there is after Ctrl-C is worth a table too
+            tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
+            tables.show(console, sweep, results, store)
+    return [results[cell.id] for cell in sweep.cells if cell.id in results]
+
+
+def prepare(cells: Sequence[Cell]) -> None:
+    """Find out before any model loads whether every cell has the text that it needs.
+
+    Raises:
+        Refusal: one line for each distinct reason.
+    """
+    refused = dict[str, None]()
+    asked = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
+    # Task by task: the text that one encodes is still remembered for the next length.
+    for model, task, length, limit, seed in sorted(asked, key=lambda row: (row[1].name, row[2])):
+        try:
+            registry.prepare(task, load.tokenizer(model), length=length, limit=limit, seed=seed)
+        except Refusal as reason:
+            refused[str(reason)] = None
+    if refused:
+        raise Refusal("\n".join(refused))
+
+
+class _Progress:
+    """A line a finished cell, with the time that the rest should take."""
+
+    def __init__(self, todo: Sequence[Cell]) -> None:
+        self.left = {cell.id: _work(cell) for cell in todo}
+        self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
+        self.start = time.monotonic()
+
+    def __call__(self, cell: Cell, result: Result) -> None:
+        work = self.left.pop(cell.id, 0.0)
+        if "seconds" in result.cost:
+            self.spent += work
+            self.seconds += result.cost["seconds"]
+        number = f"{self.total - len(self.left):>{len(str(self.total))}}/{self.total}"
+        eta = f"  left {duration(self.remaining())}" if self.left and self.spent else ""
+        console.print(f"{number}  {line(cell, result)}{eta}")
+        sys.stdout.flush()
+
+    def remaining(self) -> float:
+        """Seconds: by what the finished cells took themselves, as the start of workers and models comes only once."""
+        at_once = max(1.0, self.seconds / (time.monotonic() - self.start))
+        return self.seconds / self.spent * sum(self.left.values()) / at_once
+
+
+def line(cell: Cell, result: Result) -> str:
+    """One finished cell in a terminal line."""
+    return f"{result.status:<8} {cell.label}  {tables.headline(cell, result)}"
+
+
+def _work(cell: Cell) -> float:
+    """Relative cost, for the time left."""
+    return cell.length * estimate.growth(cell.length)

@@ -1,0 +1,1 @@
+"""A tiny Llama trained, or a checkpoint extended under a strategy."""

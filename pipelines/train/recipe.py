@@ -1,0 +1,192 @@
+"""What a training is asked to do: conf/train/NAME.yaml and key=value arguments, checked, as one typed record.
+
+Read without Hydra, so that a machine with no more than torch and transformers can train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml  # type: ignore[import-untyped]
+
+from pipelines.records import places
+from pipelines.records.cells import Refusal, digest_of
+
+CONF = places.CONF / "train"
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training. conf/train holds recipes; every key can be given on the command line too."""
+
+    out: str
+    """Folder of the trained model, and of the checkpoint from which the same command goes on after a kill."""
+    length: int
+    """Tokens of a window: the context that is trained."""
+    batch: int
+    """Windows a step, over all GPUs."""
+    learning_rate: float
+    """At its peak."""
+    model: str | None = None
+    """A checkpoint to continue: a folder, a GGUF file or a hub id; null: a new Llama of this shape."""
+    trained_length: int | None = None
+    """Tokens the checkpoint was trained for, where its config says otherwise."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Of a new Llama: keys of transformers' LlamaConfig."""
+    vocabulary: int = 8192
+    """Tokens of a new Llama's tokenizer."""
+    strategy: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    """name, and options of the function of that name in rope/strategies."""
+    factor: float | None = None
+    """null: length / trained length."""
+    text: list[str] = field(default_factory=lambda: ["stdlib", "packages"])
+    """stdlib, packages, a text file, a folder, hub:OWNER/NAME; or the folder of a corpus prepared before."""
+    share: float = 0.0
+    """Share of windows with a generated document that teaches retrieval."""
+    answer_weight: int = 1
+    """What the digits of an answer count in the loss; all other text counts 1."""
+    steps: int | None = None
+    minutes: float | None = None
+    """In place of steps: as many as fit, by the pace of the first ones."""
+    warmup: int = 0
+    """Steps from warmup_from x the peak to the peak."""
+    warmup_from: float = 0.0
+    schedule: str = "constant"
+    """After the warm-up: cosine, linear, constant, or wsd: constant, then linear over the last fifth."""
+    final: float = 0.0
+    """Share of the peak at which the schedule ends."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    """On matrices; vectors have none."""
+    clip: float | None = None
+    """Norm above which a gradient is scaled down; null: never."""
+    seed: int = 0
+    micro_batch: int | None = None
+    """Windows a GPU holds at a time; null: all of its share, halved until they fit."""
+    device: str = "auto"
+    """auto: the GPUs where there are any; or cpu."""
+    deterministic: bool = True
+    """Only kernels that add in one order, so that one seed gives one curve on a GPU too."""
+    compile: bool | None = None
+    """null: on a GPU."""
+    log_every: int = 10
+    validate_every: int = 250
+    validation: int = 64
+    """Held-out windows, and as many passkeys."""
+    save_every: int = 250
+    """Steps between checkpoints, which a kill costs at most."""
+    track: bool = True
+    """Record the curves in MLflow, where it is installed."""
+    experiment: str = "train"
+    store: str | None = None
+    """Folder of results and prepared corpora; null: mlruns/ here, or ROPEWALK_STORE."""
+    prepare: str | None = None
+    """Only prepare the corpus, into this folder, and stop."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "length",
+            "batch",
+            "micro_batch",
+            "steps",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "validation",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < (2 if name == "length" else 1):
+                raise Refusal(f"{name}={value}: give at least {2 if name == 'length' else 1}")
+        if (self.steps is None) == (self.minutes is None):
+            raise Refusal(f"steps={self.steps} and minutes={self.minutes}: give one of them and leave the other null")
+        for name, high in (("share", 1.0), ("warmup_from", 1.0), ("final", 1.0)):
+            if not 0 <= getattr(self, name) <= high:
+                raise Refusal(f"{name}={getattr(self, name)}: give a share from 0 to 1")
+        if not self.learning_rate > 0:
+            raise Refusal(f"learning_rate={self.learning_rate}: give a number above 0")
+        if self.schedule not in SCHEDULES:
+            raise Refusal(f"schedule={self.schedule}: give one of {', '.join(SCHEDULES)}")
+        if self.model is None and (self.strategy["name"], self.factor) != ("none", None):
+            raise Refusal(
+                f"strategy={self.strategy['name']} scales a trained model: give model=CHECKPOINT to extend one"
+            )
+
+    @property
+    def digest(self) -> str:
+        """What decides the numbers: where they are kept and how often they are looked at is left out."""
+        aside = ("out", "store", "prepare", "track", "experiment", "log_every", "save_every", "device", "compile")
+        return digest_of({name: value for name, value in asdict(self).items() if name not in aside})[:12]
+
+
+def read(arguments: Sequence[str]) -> Recipe:
+    """recipe=NAME key=value ... as a Recipe; recipe is tiny where it is not given.
+
+    Raises:
+        Refusal: an unknown recipe or key, or a value of another type or out of range.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if not sign:
+            raise Refusal(f"{argument!r} is no key=value; for example recipe=tiny steps=200 (ropewalk train --help)")
+        given[key] = value
+    values = _file(given.pop("recipe", "tiny"))
+    for key, value in given.items():
+        name, _, option = key.partition(".")
+        plain = yaml.safe_load(value)
+        if option:
+            held = values.get(name, {})
+            values[name] = {**(held if isinstance(held, dict) else {"name": held}), option: plain}
+        else:
+            values[name] = plain
+    return of(values)
+
+
+def of(values: Mapping[str, Any]) -> Recipe:
+    """A mapping of plain values as a Recipe, every value of the type it should have."""
+    hints = get_type_hints(Recipe)
+    for name in values:
+        if name not in hints:
+            raise Refusal(
+                f"{name} is no key of a recipe; there are {', '.join(field.name for field in fields(Recipe))}"
+            )
+    missing = [name for name in ("out", "length", "batch", "learning_rate") if values.get(name) is None]
+    if missing:
+        raise Refusal(f"the recipe does not say {', '.join(missing)}: give {missing[0]}=...")
+    return Recipe(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def _file(name: str) -> dict[str, Any]:
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONF.glob("*.yaml")))
+        raise Refusal(f"recipe={name}: there is none of that name; there are {known}, or add {path.name} to conf/train")
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    kinds = [kind for kind in (get_args(hint) if get_origin(hint) not in (list, dict) else (hint,)) or (hint,)]
+    if value is None and NoneType in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    origin = get_origin(kind) or kind
+    if name == "strategy" and isinstance(value, str):
+        return {"name": value}
+    if origin is list:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        return [_typed(name, item, get_args(kind)[0]) for item in items]
+    if origin is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 2e-5 for a word
+        except ValueError:
+            pass
+    if origin is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        raise Refusal(f"{name}={value!r}: give a value of type {getattr(origin, '__name__', origin)}")
+    return value

@@ -1,0 +1,51 @@
+"""Cells computed by whatever workers, and every result kept on disk as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from pipelines.records import provenance
+from pipelines.records.cells import Cell, Result, distinct
+from pipelines.records.results import Store
+from pipelines.workers import pool
+
+Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
+"""Computes cells and yields each with its result as it is there."""
+
+
+def compute(
+    cells: Sequence[Cell], store: Store, run: Run | None = None, progress: Callable[[Cell, Result], None] | None = None,
+    command_of: Callable[[Cell], str] | None = None, *, force: bool = False,
+) -> Iterator[tuple[Cell, Result]]:  # fmt: skip
+    """Compute cells and save every result as it comes; finished ones are only read, unless forced."""
+    done = {} if force else store.recall(cell.id for cell in cells)
+    yield from ((cell, done[cell.id]) for cell in cells if cell.id in done)
+    todo = distinct(cell for cell in cells if cell.id not in done)
+    for cell, result in (run or _here)(todo):
+        made = {"code": provenance.code(), "at": datetime.now().astimezone().isoformat()}
+        if command_of is not None:
+            made["command"] = command_of(cell)
+        told = replace(result, provenance={**result.provenance, **made})
+        store.save(cell, told)
+        if progress is not None:
+            progress(cell, told)
+        yield cell, told
+
+
+def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:
+    """Compute cells as conf/cluster says."""
+    return pool.run(cells, workers(cluster, cells[0].device if cells else "cpu"))
+
+
+def workers(cluster: Any, device: str) -> pool.Workers:
+    """What conf/cluster says of workers on a device."""
+    return pool.Workers(
+        device, cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.retries, cluster.timeout
+    )
+
+
+def _here(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+    return pool.run(cells, pool.Workers(cells[0].device if cells else "cpu", count=1))

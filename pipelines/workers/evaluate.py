@@ -1,0 +1,170 @@
+"""Cells of one model -> Results. One plain function: a notebook, a test and a Ray actor call it alike."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import platform
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.models import load
+from pipelines.records import provenance
+from pipelines.records.cells import Cell, Refusal, Result, Status
+from pipelines.tasks import registry
+from pipelines.tasks.scorer import LongLM
+from rope.attention import Regions
+from rope.pairwise import by_regions
+from rope.patch import patched
+
+
+def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
+    """Run cells one after another and yield each Result as it is there.
+
+    The model stays loaded between cells that share it; the plan is put in afresh for every cell and taken out again,
+    so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
+    """
+    for cell in cells:
+        yield _result(cell)
+
+
+def _result(cell: Cell) -> Result:
+    start = time.perf_counter()
+    memory = _Memory(cell.device)
+    try:
+        lm = _lm(cell)
+        made = _provenance(cell, lm)
+        memory.reset()
+        start = time.perf_counter()
+        with _patched(lm, cell):
+            scores = registry.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
+    except torch.OutOfMemoryError as error:
+        load.model.cache_clear()
+        return _failure(cell, "oom", error)
+    except Refusal as error:
+        return _failure(cell, "invalid", error)
+    except Exception as error:  # the worker's boundary: one cell's failure is not another's
+        return _failure(cell, "failed", error)
+    seconds = time.perf_counter() - start
+    return Result(
+        cell_id=cell.id,
+        status=_verdict(scores.metrics, lm.vocabulary),
+        metrics={name: value for name, value in scores.metrics.items() if math.isfinite(value)},
+        series={name: [p for p in row if math.isfinite(p[1])] for name, row in scores.series.items()},
+        documents=[{k: v for k, v in row.items() if _measured(v)} for row in scores.documents],
+        digest=scores.digest,
+        cost={
+            "seconds": seconds,
+            "tokens": lm.forward_tokens,
+            "tokens_per_second": lm.forward_tokens / seconds,
+            "peak_bytes": memory.peak(),
+        },
+        provenance=made,
+    )
+
+
+def _lm(cell: Cell) -> LongLM:
+    model = load.model(cell.model, cell.dtype, cell.device)
+    tokenizer = load.tokenizer(cell.model)
+    return LongLM(model, tokenizer, max_length=cell.length, folder=load.materialise(cell.model))
+
+
+@contextlib.contextmanager
+def _patched(lm: LongLM, cell: Cell) -> Iterator[None]:
+    """The model with the cell's plans; a Refusal where it takes none such."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(patched(lm.model, cell.plans))
+        except ValueError as error:
+            raise Refusal(f"model {cell.model.name}: {error}") from error
+        yield
+
+
+def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:
+    """Diverged: a metric is not finite, or the model does worse than guessing every token alike."""
+    uniform = math.log(vocabulary)
+    if any(not math.isfinite(value) for value in metrics.values()) or metrics.get("nll", 0.0) > uniform:
+        return "diverged"
+    return "ok"
+
+
+def _measured(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
+    told = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    # The traceback holds the frames, and these the tensors that did not fit.
+    error.__traceback__ = None
+    gc.collect()
+    if cell.device == "cuda":
+        with contextlib.suppress(RuntimeError):  # after a failed assertion CUDA refuses this too
+            torch.cuda.empty_cache()
+    return Result(cell_id=cell.id, status=status, error=told)
+
+
+def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if cell.device == "cuda" else []
+    return {
+        **provenance.environment(),
+        **({"cuda": torch.version.cuda} if gpus else {}),
+        "device": ", ".join(gpus) or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
+        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        **(
+            {"attends": f"regions of the plan{'' if Regions.fuses else ', without kernels'}"}
+            if by_regions(cell.plans)
+            else {}
+        ),
+    }
+
+
+@lru_cache(maxsize=1)
+def _keeping_libc() -> ctypes.CDLL | None:
+    """glibc, told to keep what a forward frees for the next one; None where the system has another C library.
+
+    By default it hands every large tensor back to the system and asks for zeroed pages anew: a tenth of a cell's time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+        if libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1):
+            return libc
+    return None
+
+
+class _Memory:
+    """Peak memory of one cell: of the fullest GPU, or this process's resident set where the system tells it."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def reset(self) -> None:
+        if self.cuda:
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
+        else:
+            if (libc := _keeping_libc()) is not None:
+                libc.malloc_trim(0)  # what the cell before kept is not this cell's
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+
+    def peak(self) -> float:
+        if self.cuda:
+            return float(max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))))
+        import resource
+
+        try:
+            status = Path("/proc/self/status").read_text()
+            return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        except (OSError, StopIteration):
+            return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

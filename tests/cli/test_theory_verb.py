@@ -1,0 +1,122 @@
+"""`ropewalk theory`: the same numbers as rope.theory's, for every combination asked for, and nothing heavy loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from support import PROJECT
+
+from pipelines.cli.main import run
+from rope import theory
+from rope.geometry import Geometry
+from rope.strategies import plan
+
+RANDOM = Geometry(16, 10_000.0, 256)
+"""What model=random is: 64 dimensions in 4 heads."""
+
+
+def told(capsys, *arguments):
+    """What the verb prints as JSON."""
+    assert run(["theory", "model=random", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsys):
+    found = told(capsys, "strategy=none,yarn", "length=512,1024")
+    assert [(one["strategy"], one["length"]) for one in found] == [
+        ("none", 512), ("none", 1024), ("yarn", 512), ("yarn", 1024),
+    ]  # fmt: skip
+    yarn, native = plan("yarn", RANDOM, 1024), RANDOM.native(2)
+    last = found[-1]
+    assert last["attention_factor"] == yarn.attention_factor
+    assert [row["inv_freq"] for row in last["table"]] == list(yarn.inv_freq)
+    assert [row["wavelength"] for row in last["table"]] == theory.wavelengths(yarn).tolist()
+    assert last["unseen"] == theory.unseen(native, yarn, 256, 1024).mean()
+    assert last["round_now"] == theory.critical_pair(yarn, 256) <= last["round_trained"]
+    assert last["first_negative"] == theory.first_negative(yarn, 4 * 1024)
+    assert last["equivalent_base"] == theory.equivalent_base(yarn)
+
+
+def test_options_and_factor_arrive(capsys):
+    (found,) = told(capsys, "strategy=yarn", "strategy.beta_fast=16", "factor=8", "length=512")
+    assert found["options"] == {"beta_fast": 16, "factor": 8.0} and found["largest_stretch"] == pytest.approx(8)
+    (found,) = told(capsys, "strategy=dynamic_yarn", "strategy.options={beta_fast: 16}", "length=512")
+    expected = plan("yarn", RANDOM, 512, beta_fast=16)
+    assert [row["inv_freq"] for row in found["table"]] == list(expected.inv_freq)
+    assert found["options"] == {"over": "yarn", "options": {"beta_fast": 16}}
+    assert found["name"] == "dynamic options={beta_fast: 16} over=yarn"
+
+
+def test_lists_and_single_layers_arrive(capsys):
+    divisors = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]
+    (found,) = told(capsys, "strategy=factors", f"strategy.factors={divisors}", "length=512")
+    assert [row["stretch"] for row in found["table"]] == pytest.approx(divisors)
+    assert found["name"] == "factors factors=[1, ... 4.5: 8 numbers]"
+    found = told(capsys, "strategy=per_layer", "strategy.layers={0: 2, 1: {factor: 4}}", "factor=8", "length=512")
+    assert [(one["layers"], one["largest_stretch"]) for one in found] == [
+        ("all", pytest.approx(8)), ("all[0]", pytest.approx(2)), ("all[1]", pytest.approx(4)),
+    ]  # fmt: skip
+
+
+def test_what_stands_still_has_no_wavelength_in_json(capsys):
+    (found,) = told(capsys, "strategy=proportional", "length=512")
+    assert found["largest_stretch"] is None and found["table"][-1]["wavelength"] is None
+    assert found["equivalent_base"] is None and found["table"][0]["wavelength"] == 2 * math.pi
+
+
+def test_tables_and_a_figure_are_for_people(capsys, tmp_path):
+    code = run(
+        ["theory", "model=random", "strategy=none,proportional,yarn", "length=512", f"out={tmp_path / 'figures'}"]
+    )
+    shown = capsys.readouterr().out
+    assert code == 0
+    for words in ("random: yarn @512", "all plans", "stands still", "trained on 256 tokens with a base of 10,000"):
+        assert words in shown
+    (figure,) = (tmp_path / "figures").iterdir()
+    assert figure.name == "random_none_proportional_yarn_512.png" and figure.read_bytes()[:4] == b"\x89PNG"
+    assert str(figure) in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["strategy=yarn"], "length is missing"),
+        (["strategy=yran", "length=512"], "did you mean yarn?"),
+        (["strategy=yarn", "strategy.beta_fst=3", "length=512"], "did you mean beta_fast?"),
+        (["strategy=yarn", "factor=1", "length=512"], "factor=1.0: give a finite number above 1"),
+        (["strategy=factors", "strategy.factors=[1,2]", "length=512"], "factors has 2 numbers; give 8, one a rotated"),
+        (["strategy=per_layer", "strategy.layers={a: 2}", "length=512"], "layers 'a': give layer numbers"),
+        (
+            ["strategy=per_layer", "strategy.layers={1-2: 2}", "length=512"],
+            "name layer 2, and model random has 2 layers",
+        ),
+        (["--xml", "length=512"], "ropewalk theory takes overrides, --json and one out=FOLDER"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(arguments, says, capsys):
+    assert run(["theory", "model=random", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_it_loads_nothing_heavy(tmp_path):
+    script = (
+        "import sys; from pipelines.__main__ import run; "
+        f"run(['theory', 'strategy=none,yarn', 'length=1024', 'out={tmp_path}']); "
+        "heavy = ('torch', 'ray', 'mlflow', 'transformers', 'lm_eval'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_layers_of_a_bounded_window_meet_no_new_angle(capsys, tmp_path):
+    config = {"model_type": "gemma3_text", "head_dim": 16, "max_position_embeddings": 256, "rope_theta": 1e6}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_local_base_freq": 1e4}))
+    assert run(["theory", f"model={tmp_path}", "--json", "strategy=none", "length=1024"]) == 0
+    full, sliding = json.loads(capsys.readouterr().out)
+    assert (full["layers"], sliding["layers"]) == ("full_attention", "sliding_attention")
+    assert full["unseen"] > 0.1 and sliding["unseen"] == 0

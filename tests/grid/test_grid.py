@@ -1,0 +1,182 @@
+"""The whole way, Hydra to MLflow, on a random model in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import stub_cell
+
+from pipelines.cli.main import run
+from pipelines.records.cells import Result
+from pipelines.records.results import Store
+from pipelines.report import terminal
+from pipelines.track import launch
+from pipelines.workers import pool
+
+SMALL = ["model=random", "cluster=cpu", "limit=2"]
+GRID = [*SMALL, "strategy=none,linear,yarn", "length=256,384"]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROPEWALK_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with one finished grid of six cells, and what the terminal said."""
+    patch = pytest.MonkeyPatch()
+    root = tmp_path_factory.mktemp("finished")
+    patch.setenv("ROPEWALK_STORE", str(root))
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with terminal.console.capture() as told:
+        assert run(["grid", *GRID]) == 0
+    patch.undo()
+    return Store(root), told.get()
+
+
+def runs(store, kind):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return client, client.search_runs(experiments, f"tags.`ropewalk.kind` = '{kind}'")
+
+
+def test_a_grid_ends_in_a_table_and_the_way_to_the_ui(finished):
+    _, told = finished
+    assert "6 cells asked for: 2 with the plan and text of another, 0 finished before, 4 to run" in told
+    assert "strategy" in told and "yarn" in told and "384" in told
+    assert told.count("ok ") >= 4 and "left" in told
+    assert "ropewalk ui" in told
+
+
+def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
+    store, _ = finished
+    client, [sweep] = runs(store, "sweep")
+    _, cells = runs(store, "cell")
+    assert sweep.info.status == "FINISHED" and len(cells) == 6
+    assert sweep.data.tags["mlflow.note.content"] == f"`ropewalk grid {' '.join(GRID)}`"
+    assert {c.data.tags["mlflow.parentRunId"] for c in cells} == {sweep.info.run_id}
+    assert sorted((c.data.params["strategy"], c.data.params["length"]) for c in cells) == sorted(
+        (strategy, length) for strategy in ("none", "linear", "yarn") for length in ("256", "384")
+    )
+    for cell in cells:
+        assert cell.data.metrics["perplexity/ppl"] > 1 and cell.data.metrics["perplexity/ppl_stderr"] > 0
+        assert {a.path for a in client.list_artifacts(cell.info.run_id)} == {
+            "patched_config.json", "inv_freq.json", "result.json",
+        }  # fmt: skip
+        assert cell.inputs.dataset_inputs[0].dataset.digest
+    yarn = next(c for c in cells if (c.data.params["strategy"], c.data.params["length"]) == ("yarn", "384"))
+    patched = json.loads(Path(client.download_artifacts(yarn.info.run_id, "patched_config.json")).read_text())
+    assert patched["rope_parameters"]["rope_type"] == "yarn" and patched["rope_parameters"]["factor"] == 1.5
+    assert yarn.data.params["strategy.beta_fast"] == "32.0"
+
+
+def test_equal_plans_are_computed_once_and_shown_for_each(finished):
+    store, _ = finished
+    _, cells = runs(store, "cell")
+    short = {c.data.params["strategy"]: c for c in cells if c.data.params["length"] == "256"}
+    assert len({c.data.tags["cell_id"] for c in short.values()}) == 1
+    assert sorted(c.data.tags["cached"] for c in short.values()) == ["false", "true", "true"]
+
+
+def test_a_second_launch_computes_nothing(finished, monkeypatch):
+    store, _ = finished
+    monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
+    monkeypatch.setattr(pool, "run", lambda cells, workers, work=None: iter(()) if not cells else pytest.fail("ran"))
+    with terminal.console.capture() as told:
+        assert run(["grid", *GRID]) == 0
+    assert "4 finished before, 0 to run" in told.get()
+
+
+def test_what_ran_before_does_not_change_a_number(store):
+    lengths = (512, 320, 448)
+    asked = [*SMALL, "strategy=dynamic_ntk", "strategy.rule=transformers", "factor=2", "force=true"]
+    seen = []
+    for order in (lengths, lengths[::-1]):
+        for length in order:
+            assert run(["grid", *asked, f"length={length}"]) == 0
+        seen.append(
+            {p.parent.name: json.loads(p.read_text())["result"]["metrics"] for p in store.root.glob("cells/*/*")}
+        )
+    assert len(seen[0]) == 3 and seen[0] == seen[1]
+
+
+def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatch):
+    def one_fails(cells, workers, work=None):
+        for number, cell in enumerate(cells):
+            if number:
+                yield cell, Result(cell.id, "ok", metrics={"ppl": 3.0}, cost={"seconds": 1.0})
+            else:
+                yield cell, Result(cell.id, "failed", error="Traceback\n  ...\nRuntimeError: broken pipe")
+
+    monkeypatch.setattr(pool, "run", one_fails)
+    with terminal.console.capture() as told:
+        assert run(["grid", *GRID]) == 1
+    assert "RuntimeError: broken pipe" in told.get() and "error.txt" in told.get()
+    assert "3 ok" in told.get() or "5 ok" in told.get()
+    monkeypatch.undo()
+    monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
+    with terminal.console.capture() as told:
+        assert run(["grid", *GRID]) == 0
+    assert "1 to run" in told.get()
+
+
+def test_a_stock_launcher_runs_the_same_grid(store):
+    assert run(["grid", *SMALL, "strategy=none,linear", "length=384", "hydra/launcher=basic"]) == 0
+    assert len(list(store.root.glob("cells/*/result.json"))) == 2
+    _, cells = runs(store, "cell")
+    assert len(cells) == 2
+
+
+def test_the_fast_composition_equals_hydras_own(monkeypatch):
+    """Every config of a mix of group choices and plain values, composed by both."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from omegaconf import OmegaConf
+
+    from pipelines.grid import launcher
+
+    seen = []
+
+    def both(context, base, jobs):
+        for job, fast in zip(jobs, compose(context, base, jobs), strict=True):
+            slow = context.config_loader.load_sweep_config(base, list(job))
+            for config in (fast, slow):
+                OmegaConf.set_struct(config, False)
+                config.pop("hydra")
+            seen.append(OmegaConf.to_container(fast) == OmegaConf.to_container(slow))
+        return iter(())
+
+    compose = launcher.compose
+    monkeypatch.setattr(launcher, "compose", both)
+    monkeypatch.setattr(launcher, "cells_of", lambda choices: list(choices))
+    assert isinstance(ConfigLoaderImpl, type)
+    with pytest.raises(IndexError):  # no cells come out of it
+        run(["grid", *SMALL, "length=64,128", "strategy=none,yarn,pi", "factor=2,4", "task.last=8", "task=perplexity"])
+    assert seen == [True] * 12
+
+
+def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monkeypatch):
+    cells = [stub_cell(length=length) for length in (1024, 1023, 1022)]  # of nearly the same work
+    progress, started = launch._Progress(cells), 1000.0
+    progress.start = started
+    monkeypatch.setattr(launch.time, "monotonic", lambda: started + 35.0)  # 25 of them to start a worker
+    progress(cells[0], Result(cells[0].id, "ok", cost={"seconds": 10.0}))
+    assert progress.remaining() == pytest.approx(20.0, rel=1e-2)
+    monkeypatch.setattr(
+        launch.time, "monotonic", lambda: started + 36.0
+    )  # four at once, by what their seconds add up to
+    progress(cells[1], Result(cells[1].id, "ok", cost={"seconds": 134.0}))
+    assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
+
+
+def test_no_time_is_told_while_no_cell_has_told_its_own():
+    cells = [stub_cell(length=length) for length in (1024, 1023)]
+    with terminal.console.capture() as told:
+        launch._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
+    assert "1/2  failed" in told.get() and "left" not in told.get()

@@ -1,0 +1,66 @@
+"""Results on disk: whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from support import CELL
+
+from pipelines.records.cells import Result
+from pipelines.records.results import Store
+
+RESULT = Result(
+    CELL.id, "ok", metrics={"ppl": 10.25}, series={"nll_by_position": [(32.0, 3.5), (64.0, 2.5)]},
+    documents=[{"index": 0, "nll": 2.3}], digest="d", cost={"seconds": 1.5}, provenance={"torch": "2"},
+)  # fmt: skip
+
+
+def test_what_is_saved_is_recalled(tmp_path):
+    store = Store(tmp_path)
+    store.save(CELL, RESULT)
+    assert store.recall([CELL.id]) == {CELL.id: RESULT}
+
+
+def test_a_failure_is_kept_with_its_log_and_tried_again(tmp_path):
+    store = Store(tmp_path)
+    store.save(CELL, Result(CELL.id, "failed", error="Traceback\nValueError: x"))
+    assert store.recall([CELL.id]) == {}
+    assert store.read(CELL.id).error_line == "ValueError: x"
+    assert (store.cell(CELL.id) / "error.txt").read_text().endswith("ValueError: x")
+    store.save(CELL, RESULT)
+    assert not (store.cell(CELL.id) / "error.txt").exists()
+
+
+@pytest.mark.parametrize("status", ["oom", "diverged"])
+def test_findings_are_finished(tmp_path, status):
+    Store(tmp_path).save(CELL, Result(CELL.id, status))
+    assert Store(tmp_path).recall([CELL.id])
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace("10.25", "9.25")])
+def test_a_damaged_result_counts_as_not_there(tmp_path, damage, caplog):
+    path = Store(tmp_path).save(CELL, RESULT)
+    path.write_text(damage(path.read_text()))
+    assert Store(tmp_path).recall([CELL.id]) == {}
+    assert "damaged" in caplog.text
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    path = Store(tmp_path).save(CELL, RESULT)
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+    assert json.loads(path.read_text())["cell"]["id"] == CELL.id
+
+
+def test_a_number_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        Store(tmp_path).save(CELL, Result(CELL.id, "ok", metrics={"ppl": math.nan}))
+
+
+def test_the_folder_is_the_one_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROPEWALK_STORE", str(tmp_path / "by_environment"))
+    assert Store.at(str(tmp_path / "given")).root == tmp_path / "given"
+    assert Store.at(None).root == tmp_path / "by_environment"
+    monkeypatch.delenv("ROPEWALK_STORE")
+    assert Store.at(None).root.name == "mlruns"

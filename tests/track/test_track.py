@@ -1,0 +1,246 @@
+"""MLflow: one writer, the user's own server where one is named, and what an interrupted sweep leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support import PROJECT, random_cell
+
+from pipelines import track
+from pipelines.choices.sweep import Sweep
+from pipelines.cli.main import run
+from pipelines.records.cells import Refusal, Result
+from pipelines.records.results import Store
+from pipelines.report import tables
+
+PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A database that is there already: making one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(store, template):
+    import shutil
+
+    from mlflow import MlflowClient
+
+    shutil.copy(template, store.root / "mlflow.db")
+    return MlflowClient(track.tracking_uri(store))
+
+
+def recorded(store, *rows):
+    sweep = Sweep("an-experiment", tuple(cell for cell, _ in rows), command="ropewalk grid x=1")
+    store.save_sweep(sweep.id, sweep.spec())
+    with track.Tracker.open(sweep, store) as tracker:
+        for cell, result in rows:
+            store.save(cell, result)
+            tracker.record([cell], result, cached=False)
+        tracker.conclude(rows)
+
+
+def the_runs(client, kind):
+    experiment = client.get_experiment_by_name("an-experiment")
+    return list(client.search_runs([experiment.experiment_id], f"tags.`ropewalk.kind` = '{kind}'"))
+
+
+def the_run(client, kind):
+    [found] = the_runs(client, kind)
+    return found
+
+
+def curve(client, run, metric):
+    return sorted(
+        (m.step, m.value) for m in client.get_metric_history(run.info.run_id, f"perplexity by length/{metric}")
+    )
+
+
+def test_a_cell_brings_metrics_params_series_and_its_command(store, client):
+    cell = replace(random_cell("yarn", 256, beta_fast=16.0), limit=3)
+    series = {"nll_by_position": [(128.0, 3.0), (256.0, 2.0)], "acc_by_depth": [(0.1, 1.0), (0.5, 0.0)]}
+    recorded(store, (cell, Result(cell.id, "ok", {"ppl": 7.5, "ppl_stderr": 0.5}, series, cost={"seconds": 2.0})))
+    run = the_run(client, "cell")
+    assert run.data.metrics["perplexity/ppl"] == 7.5 and run.data.metrics["perplexity/ppl_stderr"] == 0.5
+    assert run.data.metrics["seconds"] == 2.0
+    assert run.data.params["strategy.beta_fast"] == "16.0" and run.data.params["strategy.beta_slow"] == "1.0"
+    assert run.data.params["limit"] == "3" and run.data.params["task.text"] == "pydoc"
+    assert run.data.tags["mlflow.note.content"] == "`ropewalk grid x=1`"
+    for name, points in (("nll_by_position", [(128, 3.0), (256, 2.0)]), ("acc_by_depth", [(10, 1.0), (50, 0.0)])):
+        history = client.get_metric_history(run.info.run_id, f"perplexity/{name}")
+        assert sorted((m.step, m.value) for m in history) == points
+
+
+def test_what_was_not_measured_is_absent(store, client):
+    cell = random_cell("none", 128)
+    recorded(store, (cell, Result(cell.id, "oom", error="CUDA out of memory")))
+    run = the_run(client, "cell")
+    assert not any(name.startswith("perplexity/") for name in run.data.metrics)
+    assert run.data.tags["status"] == "oom" and run.info.status == "FINISHED"
+    assert the_run(client, "sweep").data.metrics == {"cells/oom": 1.0}
+
+
+def test_a_failed_cell_is_a_failed_run(store, client):
+    cell = random_cell("none", 128)
+    recorded(store, (cell, Result(cell.id, "failed", error="Traceback\nValueError: no")))
+    run = the_run(client, "cell")
+    assert run.info.status == "FAILED" and "ValueError: no" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_sweep_that_is_interrupted_does_not_stay_running(store, client):
+    cell = random_cell("none", 128)
+    with pytest.raises(KeyboardInterrupt), track.Tracker.open(Sweep("an-experiment", (cell,), "ropewalk grid"), store):
+        raise KeyboardInterrupt
+    assert the_run(client, "sweep").info.status == "KILLED"
+
+
+def test_a_curve_is_a_line_of_score_against_length_that_later_sweeps_lengthen(store, client):
+    def row(strategy, length, ppl, **options):
+        cell = replace(random_cell(strategy, length, **options), limit=3)
+        return cell, Result(cell.id, "ok", {"ppl": ppl, "ppl_stderr": 0.1}, cost={"seconds": 1.0})
+
+    recorded(store, row("linear", 512, 9.0), row("linear", 256, 7.0), row("yarn", 512, 8.0))
+    runs = {run.data.params["strategy"]: run for run in the_runs(client, "curve")}
+    assert curve(client, runs["linear"], "ppl") == [(256, 7.0), (512, 9.0)]
+    assert curve(client, runs["linear"], "seconds") == [(256, 1.0), (512, 1.0)]
+    assert "mlflow.parentRunId" not in runs["linear"].data.tags  # a nested run would be folded away in the UI
+    recorded(store, row("linear", 1024, 30.0), row("linear", 512, 9.0), row("linear", 512, 5.0, factor=16.0))
+    lines = [(run.data.params.get("strategy.factor"), curve(client, run, "ppl")) for run in the_runs(client, "curve")
+             if run.data.params["strategy"] == "linear"]  # fmt: skip
+    assert sorted(lines, key=str) == [("16.0", [(512, 5.0)]), ("None", [(256, 7.0), (512, 9.0), (1024, 30.0)])]
+
+
+def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
+    cell = replace(random_cell("linear", 512), limit=3)
+    row = cell, Result(cell.id, "ok", {"ppl": 9.0}, cost={"seconds": 1.0})
+    for _ in range(2):  # the second finds the curve as it would draw it
+        recorded(store, row)
+        [curve], sweeps = the_runs(client, "curve"), the_runs(client, "sweep")
+        assert curve.info.start_time >= max(run.info.start_time for run in sweeps)
+
+
+def test_a_cell_tells_what_asks_for_it_alone(store, client):
+    cells = tuple(replace(random_cell("none", length), limit=1) for length in (256, 512))
+    sweep = Sweep("an-experiment", cells, "ropewalk grid length=256,512", ("grid a", "grid b"))
+    assert [sweep.command_of(cell) for cell in cells] == ["grid a", "grid b"]
+    assert Sweep.of(json.loads(json.dumps(sweep.spec()))) == sweep
+    assert sweep.id != replace(sweep, created="2026-11-22T00:00:00+00:00").id
+
+
+def test_cells_of_different_code_are_told(store, client, capsys):
+    rows = []
+    for length, commit in ((256, "a" * 40), (512, "b" * 40)):
+        cell = random_cell("none", length)
+        made = {"code": {"commit": commit, "dirty": commit[0] == "b", "difference": "d1ff"}}
+        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=made)))
+    recorded(store, *rows)
+    assert the_run(client, "sweep").data.tags["mixed_code"] == "aaaaaaa: 1 cells; bbbbbbb with changes d1ff: 1 cells"
+    sweep = Sweep("an-experiment", tuple(cell for cell, _ in rows), "ropewalk grid")
+    told = Console(width=200)
+    with told.capture() as said:
+        tables.show(told, sweep, {cell.id: result for cell, result in rows}, store)
+    assert "computed by different code" in said.get() and "force=true" in said.get()
+
+
+def test_runs_of_a_killed_process_are_closed_and_those_of_a_living_one_left(store, client):
+    script = """
+import os, signal
+from test_track import Store, Sweep, random_cell, track
+store = Store(__import__("pathlib").Path(os.environ["FOLDER"]))
+with track.Tracker.open(Sweep("an-experiment", (random_cell("none", 128),), "ropewalk grid"), store):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    env = {
+        **os.environ,
+        "FOLDER": str(store.root),
+        "PYTHONPATH": PATHS,
+    }
+    assert subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode == -signal.SIGKILL
+    assert the_run(client, "sweep").info.status == "RUNNING"
+    with track.Tracker.open(Sweep("an-experiment", (random_cell("none", 256),), "ropewalk grid"), store):
+        track.connect(store)
+        assert sorted(run.info.status for run in the_runs(client, "sweep")) == ["KILLED", "RUNNING"]
+
+
+def test_four_processes_may_meet_at_a_store_that_is_not_there_yet(store):
+    script = """
+import os
+from test_track import Result, Store, random_cell, recorded
+cell = random_cell("none", int(os.environ["LENGTH"]))
+recorded(Store(__import__("pathlib").Path(os.environ["FOLDER"])), (cell, Result(cell.id, "ok", {"ppl": 3.0})))
+"""
+    env = {
+        **os.environ,
+        "FOLDER": str(store.root / "new"),
+        "PYTHONPATH": PATHS,
+    }
+    meeting = [
+        subprocess.Popen([sys.executable, "-c", script], env={**env, "LENGTH": str(length)}, stderr=subprocess.PIPE)
+        for length in (64, 128, 256, 512)
+    ]
+    said = [process.communicate(timeout=300)[1].decode() for process in meeting]
+    assert [process.returncode for process in meeting] == [0] * 4, said
+    client = track.connect(Store(store.root / "new"))
+    assert [run.info.status for run in the_runs(client, "sweep")] == ["FINISHED"] * 4
+    assert len(the_runs(client, "cell")) == 4
+
+
+def test_sync_rebuilds_what_mlflow_lacks_and_leaves_the_rest(store, client, capsys, monkeypatch):
+    made = {"at": "2026-11-22T10:00:00+00:00"}
+    cells = [replace(random_cell("none", length), limit=1) for length in (128, 256)]
+    rows = [(cell, Result(cell.id, "ok", {"ppl": 3.0}, cost={"seconds": 60.0}, provenance=made)) for cell in cells]
+    recorded(store, *rows)
+    assert run(["sync", f"store={store.root}"]) == 0 and "in MLflow already, 2 cells" in capsys.readouterr().out
+    before = the_run(client, "sweep").info.start_time
+    client.delete_run(the_runs(client, "cell")[0].info.run_id)
+    assert run(["sync", f"store={store.root}"]) == 0 and "recorded, 2 cells" in capsys.readouterr().out
+    # As if mlflow.db had been deleted; this process would still have it open.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store.root / 'another.db'}")
+    assert run(["sync", f"store={store.root}"]) == 0 and "recorded, 2 cells" in capsys.readouterr().out
+    fresh = track.connect(store)
+    assert the_run(fresh, "sweep").info.start_time == before and len(the_runs(fresh, "cell")) == 2
+    cell = the_runs(fresh, "cell")[0]
+    assert cell.info.end_time - cell.info.start_time == 60_000 and cell.data.tags["cached"] == "true"
+    assert len(the_runs(fresh, "curve")) == 1
+    assert run(["sync", f"store={store.root / 'nowhere'}"]) == 2
+    assert run(["sync", "shop=x"]) == 2
+
+
+def test_a_tracking_server_of_the_users_wins(store, monkeypatch):
+    assert track.tracking_uri(store) == f"sqlite:///{store.root / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert track.tracking_uri(store) == "http://127.0.0.1:1"
+
+
+def test_the_ui_without_results_says_what_to_do_first(tmp_path, capsys):
+    assert run(["ui", f"store={tmp_path}"]) == 2
+    assert "ropewalk grid" in capsys.readouterr().err
+    assert run(["ui", "5001", "5002"]) == 2
+    assert run(["ui", "--help"]) == 0 and "PORT" in capsys.readouterr().out
+    assert issubclass(Refusal, ValueError)
+
+
+def test_only_a_driver_imports_mlflow():
+    script = "import sys; import pipelines.evaluate, pipelines.pool; print('mlflow' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

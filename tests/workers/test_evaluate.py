@@ -1,0 +1,116 @@
+"""Cells -> results: what is measured, and what becomes of a cell that cannot be."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from support import random_cell
+
+from pipelines.choices.sweep import patched_config
+from pipelines.models import load
+from pipelines.tasks import registry
+from pipelines.workers import evaluate
+
+
+def one(cell):
+    [result] = evaluate.evaluate([cell])
+    return result
+
+
+def test_a_result_says_what_was_measured_where_and_at_what_cost():
+    result = one(random_cell())
+    assert result.status == "ok" and result.error is None
+    assert result.metrics["ppl"] == pytest.approx(math.exp(result.metrics["nll"]))
+    assert len(result.documents) == 2 and len(result.series["nll_by_position"]) == 4
+    assert result.cost["seconds"] > 0 and result.cost["peak_bytes"] > 1e6
+    assert result.cost["tokens"] == 2 * 127
+    assert result.provenance["torch"] == torch.__version__.split("+")[0] or result.provenance["torch"]
+
+
+def test_options_that_came_later_leave_an_id_as_it_was_until_they_are_used():
+    before = {"name": "perplexity", "text": "pydoc", "bos": None, "last": 32, "buckets": 4}
+    ids = [
+        random_cell(task={**before, **later}).id
+        for later in ({}, {"part": None, "skip": 0}, {"part": "tune", "skip": 0}, {"part": None, "skip": 2})
+    ]
+    assert ids[0] == ids[1] and len(set(ids)) == 3
+
+
+def test_a_cell_does_not_depend_on_what_ran_before_it():
+    cells = [random_cell("dynamic_ntk", length) for length in (512, 128, 256)]
+    forth = {r.cell_id: r.metrics for r in evaluate.evaluate(cells)}
+    back = {r.cell_id: r.metrics for r in evaluate.evaluate(cells[::-1])}
+    assert forth == back
+    assert forth[cells[1].id] == one(random_cell("none", 128)).metrics
+
+
+def test_strategies_differ_beyond_the_trained_length_and_not_at_it():
+    assert one(random_cell("yarn")).metrics == one(random_cell("none")).metrics
+    ppls = {name: one(random_cell(name, 512)).metrics["ppl"] for name in ("none", "linear", "ntk", "yarn")}
+    assert len(set(ppls.values())) == 4
+
+
+@pytest.mark.parametrize("strategy", ["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "llama3"])
+def test_the_patched_config_alone_gives_the_scored_numbers(strategy, tmp_path):
+    """A fresh model made by plain transformers from patched_config.json scores as the patched one did."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cell = random_cell(strategy, 320, limit=1)
+    result = one(cell)
+    (tmp_path / "config.json").write_text(json.dumps(patched_config(cell)))
+    fresh = LlamaForCausalLM(LlamaConfig.from_pretrained(tmp_path))
+    fresh.load_state_dict(load.model(cell.model, "float32", "cpu").state_dict())
+    ids = torch.tensor([load.tokenizer(cell.model)(text_of(cell)).input_ids[:320]])
+    with torch.no_grad():
+        nll = torch.nn.functional.cross_entropy(fresh(ids).logits[0, :-1], ids[0, 1:]).item()
+    assert nll == pytest.approx(result.metrics["nll"], rel=1e-5)
+
+
+def text_of(cell):
+    from pipelines.tasks import text
+
+    return next(iter(text.documents(dict(cell.task.options)["text"])))
+
+
+def test_running_out_of_memory_is_a_finding_and_the_model_is_whole_after_it(monkeypatch):
+    score = registry.score
+    before = one(random_cell("none")).metrics
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 GiB")
+
+    monkeypatch.setattr(registry, "score", out_of_memory)
+    result = one(random_cell("yarn", 512))
+    assert result.status == "oom" and "64 GiB" in result.error_line and not result.metrics
+    monkeypatch.setattr(registry, "score", score)
+    assert one(random_cell("none")).metrics == before
+
+
+def test_an_exception_is_a_failed_result_with_its_traceback(monkeypatch):
+    monkeypatch.setattr(registry, "score", lambda *_, **__: 1 / 0)
+    result = one(random_cell())
+    assert result.status == "failed"
+    assert result.error_line == "ZeroDivisionError: division by zero" and "Traceback" in result.error
+
+
+def test_worse_than_guessing_is_diverged_and_what_is_not_finite_is_absent(monkeypatch):
+    scores = registry.Scores(
+        metrics={"nll": 9.0, "ppl": math.inf}, series={"nll_by_position": [(1.0, 2.0), (2.0, math.nan)]},
+        documents=[{"index": 0, "nll": math.nan}], digest="d",
+    )  # fmt: skip
+    monkeypatch.setattr(registry, "score", lambda *_, **__: scores)
+    result = one(random_cell())
+    assert result.status == "diverged"
+    assert result.metrics == {"nll": 9.0} and result.series == {"nll_by_position": [(1.0, 2.0)]}
+    assert result.documents == [{"index": 0}]
+
+
+def test_a_model_whose_weights_are_gone_fails_in_a_sentence():
+    cell = random_cell()
+    gone = replace(cell, model=replace(cell.model, path="./gone", shape=()))
+    result = one(gone)
+    assert result.status == "invalid" and "gone" in result.error
