@@ -1,7 +1,7 @@
 """A plan in the words of llama.cpp: flags, keys of a GGUF file, and its tensor rope_freqs.weight; and back.
 
 Read in the llama.cpp of llama-cpp-python 0.3.36 (src/llama-context.cpp, src/llama-model.cpp, common/arg.cpp and
-ggml_rope_cache_init), and compared with it by tests/llama_cpp_check.py:
+ggml_rope_cache_init), and compared with it by tests/rope/llama_cpp_check.py:
     angle = position * base ** (-2 i / d) / rope_freqs[i], and of that a mixture with itself / scale, along the ramp
     attention under yarn: (0.1 ln(scale) + 1) * rope.scaling.attn_factor; --yarn-attn-factor is overwritten
     attention otherwise: --yarn-attn-factor * rope.scaling.attn_factor

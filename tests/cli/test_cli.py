@@ -79,7 +79,7 @@ def test_another_package_called_rope_is_named(tmp_path):
     other.mkdir()
     (other / "__init__.py").write_text("")
     folders = [str(tmp_path), str(PROJECT)]
-    script = f"import sys; sys.path[:0] = {folders!r}; from pipelines.__main__ import run; run(['--help'])"
+    script = f"import sys; sys.path[:0] = {folders!r}; from pipelines.cli.main import run; run(['--help'])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ran.returncode == 2 and "not ours" in ran.stderr
 

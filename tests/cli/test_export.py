@@ -257,7 +257,7 @@ def test_a_hub_models_config_is_written_alone(store, capsys, tmp_path, monkeypat
 
 def test_words_need_no_torch(tmp_path):
     script = (
-        "import sys; from pipelines.__main__ import run; "
+        "import sys; from pipelines.cli.main import run; "
         "code = run(['export', 'model=models/tiny', 'strategy=yarn', 'length=2048', '--to', 'all']); "
         "print(code, [name for name in ('torch', 'transformers', 'ray', 'lm_eval') if name in sys.modules])"
     )

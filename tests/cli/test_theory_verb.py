@@ -104,7 +104,7 @@ def test_bad_input_is_refused_in_a_sentence(arguments, says, capsys):
 
 def test_it_loads_nothing_heavy(tmp_path):
     script = (
-        "import sys; from pipelines.__main__ import run; "
+        "import sys; from pipelines.cli.main import run; "
         f"run(['theory', 'strategy=none,yarn', 'length=1024', 'out={tmp_path}']); "
         "heavy = ('torch', 'ray', 'mlflow', 'transformers', 'lm_eval'); "
         "print([name for name in heavy if name in sys.modules])"

@@ -341,7 +341,7 @@ def examined(tmp_path_factory):
     """The whole of it on the embedded model, once: exit code, JSON, and the store."""
     store = tmp_path_factory.mktemp("store")
     command = ["doctor", "model=tiny", "target=1024", "--json", "cluster=cpu", f"store={store}"]
-    script = f"import sys; from pipelines.__main__ import run; sys.exit(run({command!r}))"
+    script = f"import sys; from pipelines.cli.main import run; sys.exit(run({command!r}))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=False, env=environment
@@ -415,7 +415,7 @@ def test_bad_input_is_refused_in_a_sentence(arguments, says, capsys):
 
 def test_files_are_judged_without_anything_heavy():
     script = (
-        "import sys; from pipelines.__main__ import run; run(['doctor', 'model=tiny', '--only', 'static']); "
+        "import sys; from pipelines.cli.main import run; run(['doctor', 'model=tiny', '--only', 'static']); "
         "heavy = ('torch', 'ray', 'mlflow', 'transformers', 'lm_eval', 'matplotlib', 'gguf', 'scipy'); "
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -168,9 +168,7 @@ def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monk
     monkeypatch.setattr(launch.time, "monotonic", lambda: started + 35.0)  # 25 of them to start a worker
     progress(cells[0], Result(cells[0].id, "ok", cost={"seconds": 10.0}))
     assert progress.remaining() == pytest.approx(20.0, rel=1e-2)
-    monkeypatch.setattr(
-        launch.time, "monotonic", lambda: started + 36.0
-    )  # four at once, by what their seconds add up to
+    monkeypatch.setattr(launch.time, "monotonic", lambda: started + 36.0)  # four at once
     progress(cells[1], Result(cells[1].id, "ok", cost={"seconds": 134.0}))
     assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
 

@@ -86,7 +86,7 @@ def test_unknown_options_are_refused_as_the_grid_refuses_them(store, capsys):
 
 def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
     script = (
-        "import sys; from pipelines.__main__ import run; code = run(['plan', 'cluster=cpu']); "
+        "import sys; from pipelines.cli.main import run; code = run(['plan', 'cluster=cpu']); "
         "heavy = ('torch', 'ray', 'mlflow', 'transformers', 'lm_eval', 'datasets', 'scipy', 'matplotlib'); "
         "print([name for name in heavy if name in sys.modules], code)"
     )

@@ -241,6 +241,6 @@ def test_the_ui_without_results_says_what_to_do_first(tmp_path, capsys):
 
 
 def test_only_a_driver_imports_mlflow():
-    script = "import sys; import pipelines.evaluate, pipelines.pool; print('mlflow' in sys.modules)"
+    script = "import sys; import pipelines.workers.evaluate, pipelines.workers.pool; print('mlflow' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

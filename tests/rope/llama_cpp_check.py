@@ -1,6 +1,6 @@
 """Our scorer against llama.cpp: the same weights, the same tokens, the flags that `ropewalk export` gives.
 
-    uv run python tests/llama_cpp_check.py [--lengths 2048,10240] [--strategies none,linear,ntk,yarn]
+    uv run python tests/rope/llama_cpp_check.py [--lengths 2048,10240] [--strategies none,linear,ntk,yarn]
 
 It builds llama-cpp-python into an environment of its own (some minutes, once; it needs a C++ compiler and cmake), makes
 a float32 GGUF file of SmolLM2's Q4_1 one, and scores the first tokens of the standard library's help topics with both.
