@@ -90,7 +90,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
     Promise.ATTENTION_KEPT,
 )
 def ntk_fixed(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan:
-    """NTK-RoPE-fixed: base times factor, and every frequency divided by the rest, so that the last is divided by it all.
+    """NTK-RoPE-fixed: base times factor, and every frequency divided by the same remainder.
 
     inv_freq[i] * factor ** (-2 (i + 1) / d)
 

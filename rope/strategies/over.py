@@ -95,8 +95,7 @@ def resonance(
         factor: passed on to `over` where that has one; above 1, or None for length / trained_length.
 
     Returns:
-        The plan of `over` with (pairs,) other inverse frequencies, radians per token. It differs from the native plan at
-        every length.
+        The plan of `over` with (pairs,) other inverse frequencies, radians per token; never the native plan.
 
     Raises:
         ValueError: what `over` refuses.

@@ -112,7 +112,7 @@ def filled(strategy: str, options: Options, pairs: int) -> dict[str, Any]:
     """Options as `required` and `examples` give them, with every list filled between its ends: (pairs,) numbers."""
     kinds = kinds_of(strategy)
     return {
-        name: np.linspace(*value, pairs).tolist() if kinds[name] == "list" else value
+        name: np.linspace(value[0], value[1], pairs).tolist() if kinds[name] == "list" else value
         for name, value in options.items()
     }
 
