@@ -194,8 +194,8 @@ class RegionAttention(_Replacement):
         unsupported = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
         if unsupported:
             raise ValueError(
-                f"{type(module).__name__} attends with {', '.join(unsupported)}, and a Pairwise plan replaces attention "
-                "by plain rotated products; give another model or strategy"
+                f"{type(module).__name__} attends with {', '.join(unsupported)}, and a Pairwise plan replaces "
+                "attention by plain rotated products; give another model or strategy"
             )
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if attention_mask is None:

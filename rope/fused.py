@@ -30,7 +30,7 @@ BLOCK = 128
 """Queries, and keys, that a kernel computes or skips together: its own default."""
 
 VARIANTS = 64
-"""The most kernels compiled in a process, by shape and dtype; torch's own limit is 8, and each model takes one or two."""
+"""The most kernels compiled in a process, by shape and dtype, one or two per model; torch's own limit is 8."""
 
 NotCompiled = torch._dynamo.exc.TorchDynamoException
 """What torch raises where it cannot compile a kernel."""

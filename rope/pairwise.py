@@ -31,7 +31,7 @@ class Position:
     limit: float | None = None
 
     def at(self, tokens: Any) -> Any:
-        """The positions of these tokens: an array of token numbers, from 0, of numpy or of torch, to one of its shape."""
+        """The positions of tokens: an array of their numbers, from 0, of numpy or torch, to one of its shape."""
         within = tokens if self.period is None else tokens % self.period
         quotient = within // self.divisor if self.whole else within / self.divisor
         return (quotient + self.offset).clip(max=self.limit) if self.limit is not None else quotient + self.offset
@@ -91,7 +91,7 @@ class Pairwise(Plan):
         return {"regions": [asdict(region) for region in self.regions], "query_scale": scale}
 
 
-def by_regions(plans: Plans) -> bool:
+def replaces_attention(plans: Plans) -> bool:
     """Whether any of these plans replaces the model's attention."""
     return any(isinstance(plan, Pairwise) and bool(plan.regions) for _, plan in plans)
 

@@ -130,7 +130,7 @@ def cell_of(choice: Workbench) -> Cell:
     name = str(task_options.pop("name"))
     task = Task(name, frozen(registry.told(name, task_options)))
     device = device_of(choice.cluster.device)
-    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
+    regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,

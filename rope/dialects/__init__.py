@@ -1,8 +1,8 @@
 """A strategy as inference engines take it: one file per engine.
 
 An engine's file has ENGINE, the name that a user gives; deploy(ScalingRequest) -> Deployment; and
-read_back(Deployment, config) -> {layer type: DeclaredScaling}, whose `plan(length)` is what the engine computes. What an
-engine cannot run is refused (Unsupported, a ValueError) with the closest supported alternative.
+read_back(Deployment, config) -> {layer type: DeclaredScaling}, whose `plan(length)` is what the engine computes. What
+an engine cannot run is refused (Unsupported, a ValueError) with the closest supported alternative.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all engines share: the scaling to express, the deployment that expresses it, and the refusal of what none can."""
+"""What all engines share: a request to run a strategy, the deployment that does, and the refusal where none can."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, Decla
     scaling = _as_transformers(text, parameters, parameters)
     if rope_type == "yarn" and scaling.strategy == "yarn":
         mscales = {name: parameters[name] for name in ("mscale", "mscale_all_dim") if parameters.get(name)}
-        ramp = {name: value for name, value in scaling.options.items() if "attention" not in name and "scale" not in name}
+        ramp = {
+            name: value for name, value in scaling.options.items() if "attention" not in name and "scale" not in name
+        }
         own = replace(scaling, options=ramp | mscales).plan(scaling.geometry.trained_length)
         attention = own.attention_factor * parameters.get("attn_factor", 1.0)
         scaling = replace(scaling, options=ramp | {"attention_factor": attention})

@@ -62,8 +62,8 @@ def vllm_parameters(scaling: LayerScaling) -> Config:
     static = scaling.static
     if scaling.declared["rope_type"] == "proportional" and not scaling.native:
         raise Unsupported(
-            f"vLLM does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of its "
-            "own; the closest supported alternative is --to transformers"
+            f"vLLM does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of "
+            "its own; the closest supported alternative is --to transformers"
         )
     if static.strategy in ("ntk_fixed", "ntk_mixed") and not scaling.geometry.natives and not scaling.native:
         mixed = {"mixed_b": static.options["mixed_b"]} if static.strategy == "ntk_mixed" else {}

@@ -191,7 +191,9 @@ def logn(
     """
     frequency_strategies = [name for name in [*STRATEGIES, *ALIASES] if name not in CHANGES_ATTENTION]
     if over not in frequency_strategies:
-        raise ValueError(f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(frequency_strategies)}")
+        raise ValueError(
+            f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(frequency_strategies)}"
+        )
     check_flag("clip", clip)
     frequencies = plan(over, geometry, length, **with_factor(over, {}, factor))
     if clip and length <= geometry.trained_length:
