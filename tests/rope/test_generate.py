@@ -51,8 +51,8 @@ def prompt(rows=2):
 def generated(model, **options):
     """Tokens (B, L) and logits (B, NEW, V) of a greedy generation."""
     options = {"max_new_tokens": NEW, "do_sample": False, "output_logits": True} | options
-    found = model.generate(prompt(), return_dict_in_generate=True, **options)
-    return found.sequences, torch.stack(found.logits, 1)
+    result = model.generate(prompt(), return_dict_in_generate=True, **options)
+    return result.sequences, torch.stack(result.logits, 1)
 
 
 @torch.no_grad()

@@ -220,8 +220,8 @@ def test_a_whole_model_is_that_of_the_matrix_of_distances(name, length):
             shape = (2, length, -1, 16)
             projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             query, key, value = (projection(normed).view(shape).transpose(1, 2) for projection in projections)
-            found = dense(query, key, value, matrix, inv_freq).flatten(2).float()
-            states_ = states_ + layer.self_attn.o_proj(found)
+            result = dense(query, key, value, matrix, inv_freq).flatten(2).float()
+            states_ = states_ + layer.self_attn.o_proj(result)
             states_ = states_ + layer.mlp(layer.post_attention_layernorm(states_))
         wanted = model.lm_head(model.model.norm(states_))
     close(logits(model, tokens, of(model, name, length, **OPTIONS[name])), wanted, atol=5e-5)
@@ -252,8 +252,8 @@ def test_by_default_no_distance_is_longer_than_any_that_was_trained(name, traine
             for m in {length - 1, length - length % 7 - 1, trained, trained * 3 // 4 + 1}:
                 keys = np.arange(max(0, region.first(m)), min(m, region.last(m)) + 1)
                 if len(keys):
-                    found = region.query.at(np.array([m])) - region.key.at(keys)
-                    assert found.min() >= 0 and found.max() < trained
+                    result = region.query.at(np.array([m])) - region.key.at(keys)
+                    assert result.min() >= 0 and result.max() < trained
 
 
 def test_published_values_are_the_defaults_for_the_published_length():
@@ -339,8 +339,8 @@ def test_rows_that_are_padded_on_either_side_are_as_if_alone(name):
     left, mask = torch.cat((long, torch.cat((torch.zeros(1, 53, dtype=torch.long), short), 1))), torch.ones_like(right)
     mask[1, :53] = 0
     positions = (mask.cumsum(-1) - 1).clip(min=0)
-    found = logits(model, left, chosen, attention_mask=mask, position_ids=positions)
-    close(found[1:, 53:], alone, atol=5e-5)
+    result = logits(model, left, chosen, attention_mask=mask, position_ids=positions)
+    close(result[1:, 53:], alone, atol=5e-5)
 
 
 def test_generating_with_padding_on_the_left_is_as_without():
@@ -358,10 +358,10 @@ def test_generating_with_padding_on_the_left_is_as_without():
 def test_half_precision_rounds_and_no_more(name):
     query, key, value = (part.bfloat16() for part in states(300))
     pairwise = plan(name, GEOMETRY, 300, **OPTIONS[name])
-    found = attended(pairwise, query, key, value)
-    assert found.dtype == torch.bfloat16
+    result = attended(pairwise, query, key, value)
+    assert result.dtype == torch.bfloat16
     torch.testing.assert_close(
-        found.double(), dense(query, key, value, distances(name, 300), pairwise.inv_freq), atol=1e-2, rtol=1e-2
+        result.double(), dense(query, key, value, distances(name, 300), pairwise.inv_freq), atol=1e-2, rtol=1e-2
     )
     model = llama().bfloat16()
     assert logits(model, ids(150), of(model, name, 150, **OPTIONS[name])).dtype == torch.bfloat16
@@ -374,8 +374,8 @@ def test_a_gpu_gives_the_same(name):
     for dtype, atol, rtol in ((torch.float32, 1e-5, 1e-2), (torch.bfloat16, 1e-3, 2**-7)):
         given = [part.to(dtype) for part in states(700)]
         wanted = attended(pairwise, *(part.float() for part in given))
-        found = attended(pairwise, *(part.cuda() for part in given))
-        torch.testing.assert_close(found.cpu().float(), wanted, atol=atol, rtol=rtol)
+        result = attended(pairwise, *(part.cuda() for part in given))
+        torch.testing.assert_close(result.cpu().float(), wanted, atol=atol, rtol=rtol)
     model, tokens = llama(), ids(150, batch=2)
     chosen = of(model, name, 150, **OPTIONS[name])
     close(logits(model.cuda(), tokens.cuda(), chosen).cpu(), logits(model.cpu(), tokens, chosen), atol=1e-4)
@@ -387,10 +387,10 @@ def test_no_tensor_holds_all_pairs(name, monkeypatch):
         elements = 0
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            found = function(*args, **kwargs or {})
-            if isinstance(found, torch.Tensor):
-                self.elements = max(self.elements, found.numel())
-            return found
+            result = function(*args, **kwargs or {})
+            if isinstance(result, torch.Tensor):
+                self.elements = max(self.elements, result.numel())
+            return result
 
     monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 2**14)
     length = 1024
@@ -426,9 +426,9 @@ def test_the_fused_path_gives_what_blocks_of_scores_give(name, queries, length, 
         query, key, value = states(length, groups=groups)
         query = query[:, :, -queries:]
         pairwise = plan(name, GEOMETRY, length, **options[name])
-        found = attended(pairwise, query, key, value)
-        assert found.is_contiguous() and not torch.equal(found, by_blocks(pairwise, query, key, value))
-        close(found, by_blocks(pairwise, query, key, value))
+        result = attended(pairwise, query, key, value)
+        assert result.is_contiguous() and not torch.equal(result, by_blocks(pairwise, query, key, value))
+        close(result, by_blocks(pairwise, query, key, value))
 
 
 def test_the_fused_path_takes_partial_rotation_and_factors_and_regions_without_a_pair(unfused):
@@ -453,10 +453,10 @@ def test_a_model_with_padded_rows_gives_the_same_by_the_fused_path(name, monkeyp
     taken = []
     monkeypatch.setattr(fused, "pays", lambda query, *others: taken.append(query.shape[2]) or True)
     monkeypatch.setattr(fused, "compiled", fused.part)
-    found = logits(model, tokens, chosen, attention_mask=mask, position_ids=positions)
+    result = logits(model, tokens, chosen, attention_mask=mask, position_ids=positions)
     assert {97, 150} <= set(taken)
-    close(found[0], wanted[0], atol=5e-5)
-    close(found[1, 53:], wanted[1, 53:], atol=5e-5)
+    close(result[0], wanted[0], atol=5e-5)
+    close(result[1, 53:], wanted[1, 53:], atol=5e-5)
 
 
 @pytest.mark.parametrize(("queries", "length"), [(1024, 1024), (384, 1280), (700, 1001), (1, 130), (129, 129)])
@@ -472,26 +472,26 @@ def test_blocks_counted_from_the_ends_of_rows_are_those_of_the_mask(queries, len
                 return (n <= m) & (apart >= region.since) & within
 
             wanted = create_block_mask(inside, 1, 1, queries, length, device="cpu")
-            found = fused.mask_of(region, queries, length, torch.device("cpu"))
-            assert torch.equal(found.to_dense(), wanted.to_dense())
-            assert (found.shape, found.kv_indices.dtype) == (wanted.shape, wanted.kv_indices.dtype)
+            result = fused.mask_of(region, queries, length, torch.device("cpu"))
+            assert torch.equal(result.to_dense(), wanted.to_dense())
+            assert (result.shape, result.kv_indices.dtype) == (wanted.shape, wanted.kv_indices.dtype)
             m, n = torch.arange(queries)[:, None], torch.arange(length)
-            assert torch.equal(found.mask_mod(0, 0, m, n), inside(0, 0, m, n))
+            assert torch.equal(result.mask_mod(0, 0, m, n), inside(0, 0, m, n))
             # the last rows are padded there, and so never full, but are full here: what they add is never stored
             whole = queries // 128
             for counts in ("full_kv_num_blocks", "kv_num_blocks"):
-                assert torch.equal(getattr(found, counts)[..., :whole], getattr(wanted, counts)[..., :whole])
-            for row, number in enumerate(found.full_kv_num_blocks[0, 0].tolist()):
-                for block in found.full_kv_indices[0, 0, row, :number].tolist():
-                    pairs = found.mask_mod(0, 0, m[row * 128 : row * 128 + 128], n[block * 128 : block * 128 + 128])
+                assert torch.equal(getattr(result, counts)[..., :whole], getattr(wanted, counts)[..., :whole])
+            for row, number in enumerate(result.full_kv_num_blocks[0, 0].tolist()):
+                for block in result.full_kv_indices[0, 0, row, :number].tolist():
+                    pairs = result.mask_mod(0, 0, m[row * 128 : row * 128 + 128], n[block * 128 : block * 128 + 128])
                     assert pairs.all() and pairs.shape[1] == 128
 
 
 def test_the_kernel_is_compiled_twice_for_all_lengths_and_once_more_a_model(monkeypatch):
-    made = []
+    graphs = []
 
     def backend(graph, inputs):
-        made.append(graph)
+        graphs.append(graph)
         return graph
 
     monkeypatch.setattr(fused, "pays", lambda *states: True)
@@ -500,13 +500,13 @@ def test_the_kernel_is_compiled_twice_for_all_lengths_and_once_more_a_model(monk
         for name in REGIONS:
             given = states(length, batch=1)
             attended(plan(name, GEOMETRY, length, **OPTIONS[name]), given[0][:, :, 100:], *given[1:])
-    assert 1 <= len(made) <= 3  # the first length's, any length's, and that of queries fewer than keys
-    before = len(made)
+    assert 1 <= len(graphs) <= 3  # the first length's, any length's, and that of queries fewer than keys
+    before = len(graphs)
     pairwise = plan("rerope", GEOMETRY, 300)
     for heads in range(2, 12):  # more models than torch by itself compiles one function for
         given = states(300, batch=1, heads=2 * heads)
         close(attended(pairwise, *given), by_blocks(pairwise, *given))
-    assert len(made) <= before + 11
+    assert len(graphs) <= before + 11
 
 
 def test_where_no_kernel_can_be_compiled_it_goes_by_blocks_of_scores_with_one_warning(monkeypatch):
@@ -514,9 +514,9 @@ def test_where_no_kernel_can_be_compiled_it_goes_by_blocks_of_scores_with_one_wa
     monkeypatch.setattr(attention.RegionAttention, "can_fuse", True)
     pairwise, given = plan("rerope", GEOMETRY, 300), states(300)
     with pytest.warns(UserWarning, match="no fused kernel .*on CPU.*slower") as warned:  # torch lacks its log-sum-exps
-        found = [attention.RegionAttention(pairwise)(torch.nn.Module(), *given, None)[0] for _ in range(2)]
+        result = [attention.RegionAttention(pairwise)(torch.nn.Module(), *given, None)[0] for _ in range(2)]
     assert len(warned) == 1
-    assert all(torch.equal(one, by_blocks(pairwise, *given)) for one in found)
+    assert all(torch.equal(each, by_blocks(pairwise, *given)) for each in result)
 
 
 def test_the_fused_path_is_taken_where_it_can_be_and_pays(monkeypatch):
@@ -551,10 +551,10 @@ def test_a_gpu_gives_the_same_by_one_kernel_per_region(name, queries):
             query, key, value = (part.to("cuda", dtype) for part in states(3000, width=width))
             query = query[:, :, -queries:]
             assert fused.pays(query, key, value)
-            found = attended(pairwise, query, key, value)
-            assert found.dtype == dtype
+            result = attended(pairwise, query, key, value)
+            assert result.dtype == dtype
             wanted = by_blocks(pairwise, query.float(), key.float(), value.float())
-            apart = found.float() - wanted
+            apart = result.float() - wanted
             assert apart.any()  # or it went by blocks, and is compared with itself
             assert apart.norm() <= off * wanted.norm()
             assert (apart.norm(dim=-1) <= 8 * off * wanted.norm(dim=-1).clip(min=0.1)).all()
@@ -579,12 +579,12 @@ def test_a_model_on_a_gpu_gives_the_same_by_one_kernel_per_region(name, monkeypa
     mask = torch.ones_like(tokens)
     mask[1, 1200:] = 0
     chosen = of(model, name, 1500, **WIDE[name])
-    found = logits(model, tokens, chosen, attention_mask=mask)
+    result = logits(model, tokens, chosen, attention_mask=mask)
     monkeypatch.setattr(fused, "pays", lambda *states: False)
     wanted = logits(model, tokens, chosen, attention_mask=mask)
-    assert not torch.equal(found, wanted)
-    close(found[0], wanted[0], atol=1e-4)
-    close(found[1, :1200], wanted[1, :1200], atol=1e-4)
+    assert not torch.equal(result, wanted)
+    close(result[0], wanted[0], atol=1e-4)
+    close(result[1, :1200], wanted[1, :1200], atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------- put in, and taken out
@@ -611,10 +611,10 @@ def test_everything_is_as_before_once_the_block_ends(name):
 
 
 def test_two_models_do_not_see_each_other():
-    one, other, tokens = llama(), llama(), ids(150)
-    before = logits(other, tokens)
-    with patched(one, of(one, "rerope", 150)):
-        assert torch.equal(logits(other, tokens), before)
+    first, second, tokens = llama(), llama(), ids(150)
+    before = logits(second, tokens)
+    with patched(first, of(first, "rerope", 150)):
+        assert torch.equal(logits(second, tokens), before)
 
 
 def _families():
@@ -718,8 +718,8 @@ def test_the_embedded_model_reads_on_beyond_its_trained_length():
     assert tokens.shape[1] == 1024
     nll = {}
     for name in ("none", "yarn", *REGIONS):
-        found = logits(model, tokens, of(model, name, 1024))
-        nll[name] = torch.nn.functional.cross_entropy(found[0, 768:-1], tokens[0, 769:]).item()
+        result = logits(model, tokens, of(model, name, 1024))
+        nll[name] = torch.nn.functional.cross_entropy(result[0, 768:-1], tokens[0, 769:]).item()
     for name in REGIONS:
         assert nll[name] < nll["none"] - 1 and abs(nll[name] - nll["yarn"]) < 0.3, nll
 
@@ -794,8 +794,8 @@ def test_the_record_says_what_became_of_attention():
     assert record["query_scale"] == {"trained_length": TRAINED, "clipped": True}
     recorded = set(json.loads(json.dumps(cell.spec()))["plans"][0][1])
     assert recorded == {"inv_freq", "attention_factor", "regions", "query_scale"}
-    for one in (cell, a_cell("self_extend"), a_cell("yarn"), a_cell("logn", over="yarn")):
-        assert Cell.of(json.loads(json.dumps(one.spec()))).plans == one.plans
+    for each in (cell, a_cell("self_extend"), a_cell("yarn"), a_cell("logn", over="yarn")):
+        assert Cell.of(json.loads(json.dumps(each.spec()))).plans == each.plans
     with pytest.raises(ValueError, match="does not support dual_chunk"):
         patched_config(cell)
 

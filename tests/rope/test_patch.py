@@ -146,12 +146,12 @@ def test_the_order_of_lengths_does_not_matter(parameters):
     model = llama(parameters)
     seen = {}
     for length in lengths:
-        found = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
+        result = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
         fresh = llama(parameters)
         assert torch.equal(
-            found, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0))
+            result, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0))
         )
-        assert torch.equal(found, seen.setdefault(length, found))
+        assert torch.equal(result, seen.setdefault(length, result))
 
 
 def test_a_dynamic_model_left_alone_does_depend_on_the_order():
@@ -314,10 +314,10 @@ def test_single_layers_run_under_their_own_plans():
     chosen = per_layer(model, {"1": 8.0}, over="yarn", factor=2.0)
     ((_, first), (_, second)) = chosen
     assert first != second
-    found = logits(model, plans=chosen)
-    torch.testing.assert_close(found, by_hand(model, [first, second]), atol=2e-5, rtol=0)
-    assert (found - by_hand(model, [second, first])).abs().max() > 1e-3
-    assert (found - logits(model, plans=(("all", first),))).abs().max() > 1e-3
+    result = logits(model, plans=chosen)
+    torch.testing.assert_close(result, by_hand(model, [first, second]), atol=2e-5, rtol=0)
+    assert (result - by_hand(model, [second, first])).abs().max() > 1e-3
+    assert (result - logits(model, plans=(("all", first),))).abs().max() > 1e-3
 
 
 def test_groups_that_name_all_layers_are_the_plan_for_all():
