@@ -200,7 +200,7 @@ def patched_config(cell: Cell) -> dict[str, Any]:
     """The cell's model as a config.json with which a plain from_pretrained gives its plan.
 
     Raises:
-        ValueError: transformers has no words for it.
+        ValueError: transformers does not support it.
     """
     _, config, geometries = geometry_for(cell.model)
     return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)

@@ -36,7 +36,7 @@ Engines: {", ".join(ENGINES)}; all.
   llama.cpp                       a GGUF file with the keys, or the tensor, that it takes; and flags for the original
   exllama                         flags, and a folder where they do not say it
 Weights are linked, not copied, where the disk allows. Without out=, everything goes to exports/ in the store.
-An engine that has no words for a strategy is told of with the nearest that it has (exit code 2).
+Where an engine does not support a strategy, its closest supported alternative is named (exit code 2).
 """
 
 RECORD = "export.json"

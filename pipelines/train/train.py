@@ -165,7 +165,7 @@ def extended(asked: Recipe) -> PreTrainedModel:
     """The recipe's checkpoint, float32, with its strategy's plan for its length: in its modules, and in its config.
 
     Raises:
-        Refusal: the checkpoint is not there, or transformers has no words for the plan.
+        Refusal: the checkpoint is not there, or transformers does not support the plan.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
