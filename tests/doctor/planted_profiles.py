@@ -1,4 +1,4 @@
-"""What long documents might have said: measured profiles with one fault each, and their clean twins."""
+"""Measured profiles of long documents with one fault each, and their clean twins."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ CHANCE = np.random.default_rng(0)
 
 
 def profile(
-    breaks: int | None = None, slope: float = 0.01, trained: int = TRAINED, edge: int | None = None, nll: float = 3.0,
-    gain: float = 0.1, cost: float | None = None, target: int | None = None,
-) -> Profile:  # fmt: skip
-    """NLL that rises by `slope` nats a token from `breaks` on, over noise that both readings share but for a little."""
+    breaks: int | None = None,
+    slope: float = 0.01,
+    most: float = np.inf,
+    trained: int = TRAINED,
+    edge: int | None = None,
+    nll: float = 3.0,
+    gain: float = 0.1,
+    cost: float | None = None,
+    target: int | None = None,
+) -> Profile:
+    """NLL that rises by `slope` nats a token from `breaks` on, by `most` at most, over noise that both readings share
+    but for a little."""
     edge = edge or trained
     noise = CHANCE.normal(0, 1, (DOCUMENTS, LENGTH))
-    rise = np.maximum(0, np.arange(LENGTH) - (LENGTH if breaks is None else breaks)) * slope
+    rise = np.clip((np.arange(LENGTH) - (LENGTH if breaks is None else breaks)) * slope, 0, most)
     long = nll + noise + rise
     reference = nll + noise + CHANCE.normal(0, 0.02, (DOCUMENTS, LENGTH))
     reference[:, : edge * 7 // 8] = np.nan
@@ -35,7 +43,11 @@ def profile(
 
 
 PROFILES: dict[str, Any] = {
-    "F04": [(profile(breaks=528), profile()), (profile(breaks=300, edge=256), profile(edge=256))],
+    "F04": [
+        (profile(breaks=528), profile()),
+        (profile(breaks=300, edge=256), profile(edge=256)),
+        (profile(breaks=528, target=512), profile(breaks=528, most=0.006)),
+    ],
     "F05": [(profile(gain=0.0), profile(gain=0.1))],
     "F06": [(profile(cost=0.05), profile(cost=0.0)), (profile(cost=0.02), profile(cost=-0.05))],
     "F08": [(profile(nll=float(np.log(VOCABULARY))), profile()), (profile(nll=float("nan")), profile(nll=5.0))],

@@ -1,4 +1,4 @@
-"""`ropewalk doctor`: every rule finds its planted fault and is silent on the clean twin; the verb tells and mends."""
+"""`ropewalk doctor`: every rule finds its planted fault and is silent on the clean twin; the verb reports and corrects."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from planted import LLAMA3_BLOCK, LLAMA_3, LLAMA_31, LLAMA_32, PLAIN, STATIC, YA
 from support import PROJECT
 
 from pipelines.cli.main import run
-from pipelines.doctor import families, fix, profile, rules
-from pipelines.doctor.rules import RULES
+from pipelines.doctor import corrections, families, numeric, profile, rules
+from pipelines.doctor.rules import MEASURES, RULES
 from pipelines.models import header
 from rope.config import geometry_of, rope_parameters
 
 PAIRS = [(id, *pair) for id, pairs in STATIC.items() for pair in pairs]
 
 
-def found(stage, subject, *only):
+def findings_of(stage, subject, *only):
     verdict = rules.judge(stage, subject, only)
     assert not verdict.unjudged, verdict.unjudged
     return verdict.findings
@@ -42,29 +42,29 @@ def test_every_rule_has_a_planted_fault_and_a_clean_twin():
 @pytest.mark.parametrize(("id", "faulty", "clean"), PAIRS, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_rule_finds_its_fault_and_is_silent_on_the_clean_twin(id, faulty, clean):
     if faulty is not None:
-        told = found("static", faulty, id)
+        told = findings_of("static", faulty, id)
         assert told and {one.id for one in told} == {id}
         for one in told:
             assert one.symptom and one.measured and one.cause and one.fix and one.source and one.level
     if clean is not None:
-        assert not found("static", clean, id)
+        assert not findings_of("static", clean, id)
 
 
 @pytest.mark.parametrize("id", [*planted_models.NUMERIC, *planted_models.BEHAVIOUR])
 def test_a_rule_finds_its_fault_in_a_built_model_and_is_silent_on_the_clean_twin(id):
     stage = RULES[id].stage
     for faulty, clean in {**planted_models.NUMERIC, **planted_models.BEHAVIOUR}[id]():
-        told = found(stage, faulty, id)
+        told = findings_of(stage, faulty, id)
         assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
-        assert not found(stage, clean, id)
+        assert not findings_of(stage, clean, id)
 
 
 @pytest.mark.parametrize("id", planted_profiles.PROFILES)
 def test_a_rule_finds_its_fault_in_a_profile_and_is_silent_on_the_clean_twin(id):
     for faulty, clean in planted_profiles.PROFILES[id]:
-        told = found("cliff", faulty, id)
+        told = findings_of("cliff", faulty, id)
         assert told and all(one.measured and one.cause and one.fix and one.source for one in told)
-        assert not found("cliff", clean, id)
+        assert not findings_of("cliff", clean, id)
 
 
 @pytest.mark.parametrize("breaks", [480, 512, 528, 600])
@@ -93,17 +93,17 @@ def test_a_break_before_the_declared_length_is_looked_for(breaks):
 
 
 def test_few_documents_fit_into_little_time():
-    one = profile.planned(512, 100, 2048, 1e12)
-    assert (one.documents, one.far) == (profile.MOST, 2048)
-    few = profile.planned(512, 100, 2048, profile.cost(one) / 4)
-    assert profile.FEWEST <= few.documents < one.documents and profile.cost(few) <= profile.cost(one) / 4
-    least = profile.planned(512, 100, 2048, 1.0)
+    most = profile.workload(512, 100, 2048, 1e12)
+    assert (most.documents, most.far) == (profile.MOST, 2048)
+    few = profile.workload(512, 100, 2048, most.cost / 4)
+    assert profile.FEWEST <= few.documents < most.documents and few.cost <= most.cost / 4
+    least = profile.workload(512, 100, 2048, 1.0)
     assert (least.documents, least.far) == (profile.FEWEST, 0)
 
 
 def test_a_slow_rise_is_a_degradation_and_a_fast_one_a_divergence():
     def told(**shape):
-        (one,) = found("cliff", planted_profiles.profile(**shape), "F04")
+        (one,) = findings_of("cliff", planted_profiles.profile(**shape), "F04")
         return one
 
     assert "degrades" in told(breaks=528, slope=0.001).symptom
@@ -116,12 +116,12 @@ def test_a_slow_rise_is_a_degradation_and_a_fast_one_a_divergence():
 def test_one_fault_is_one_finding():
     for id, pairs in planted_models.NUMERIC.items():
         for faulty, clean in pairs() if id != "W01" else ():
-            assert {one.id for one in found("numeric", faulty)} == {id}
-            assert not found("numeric", clean)
+            assert {one.id for one in findings_of("numeric", faulty)} == {id}
+            assert not findings_of("numeric", clean)
 
 
 def test_the_popular_snippet_is_told_what_it_is():
-    (one,) = found("numeric", planted_models.built(planted_models.PLAIN, planted_models.times(4.0)))
+    (one,) = findings_of("numeric", planted_models.built(planted_models.PLAIN, planted_models.times(4.0)))
     assert one.id == "N06" and one.measured["every pair faster by"] == pytest.approx(4)
     assert one.measured["context that looks like the trained one"] == 64
     for words in ("not NTK", "pair by pair and not layer by layer", "position interpolation: the same thing"):
@@ -138,9 +138,9 @@ def test_the_popular_snippet_is_told_what_it_is():
         ("PLAIN", {**planted_models.YARN, "original_max_position_embeddings": 256}, "yarn factor 4 of 256"),
         ("PLAIN", {**planted_models.LLAMA3, "original_max_position_embeddings": 256}, "llama3 factor 8 of 256"),
     ],
-)  # fmt: skip
+)
 def test_the_recipe_that_does_match_is_named(declared, held, says):
-    told = found("numeric", planted_models.built(getattr(planted_models, declared), held=held), "N01")
+    told = findings_of("numeric", planted_models.built(getattr(planted_models, declared), held=held), "N01")
     assert says in told[0].measured["holds"]
 
 
@@ -176,13 +176,13 @@ def _warnings(tree):
 
 @pytest.mark.parametrize("config", [LLAMA_3, LLAMA_31, LLAMA_32, PLAIN], ids=["3", "3.1", "3.2", "unknown"])
 def test_published_configs_are_without_a_fault(config):
-    assert not found("static", of(config))
+    assert not findings_of("static", of(config))
 
 
 def test_no_rule_fails_on_any_planted_file():
     for _, *pair in PAIRS:
         for files in filter(None, pair):
-            found("static", files)
+            findings_of("static", files)
 
 
 def test_a_family_is_known_by_shape_name_and_length():
@@ -205,34 +205,34 @@ def test_every_published_variant_is_its_own_clean_twin():
             elif one.scaling == "longrope":
                 config["original_max_position_embeddings"] = one.original
                 config["rope_scaling"] = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
-            assert not [f for f in found("static", of(config)) if f.level == "error"], one.label
+            assert not [f for f in findings_of("static", of(config)) if f.level == "error"], one.label
 
 
-MECHANICAL = [(faulty, id) for id, faulty, _ in PAIRS if faulty and any(f.mend for f in found("static", faulty, id))]
+MECHANICAL = [(faulty, id) for id, faulty, _ in PAIRS if faulty and any(f.correction for f in findings_of("static", faulty, id))]
 
 
 @pytest.mark.parametrize(("faulty", "id"), MECHANICAL, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_mechanical_fix_leaves_nothing_for_its_rule_to_find(faulty, id):
-    mended = fix.corrected(faulty.config, found("static", faulty))
-    left = [one for one in found("static", of(mended, name=faulty.name), id) if one.mend is not None]
+    corrected = corrections.corrected(faulty.config, findings_of("static", faulty))
+    left = [one for one in findings_of("static", of(corrected, name=faulty.name), id) if one.correction is not None]
     assert not left or id == "S11"  # whose limit is in another file
-    assert not [one for one in found("static", of(mended), "V01", "V02") if one.mend is not None]
+    assert not [one for one in findings_of("static", of(corrected), "V01", "V02") if one.correction is not None]
 
 
 def test_a_corrected_config_says_one_thing_in_both_vocabularies():
-    lost = fix.corrected({**without(PLAIN, "rope_theta"), "rope_parameters": {**YARN, "rope_theta": 5e5}}, [])
+    lost = corrections.corrected({**without(PLAIN, "rope_theta"), "rope_parameters": {**YARN, "rope_theta": 5e5}}, [])
     v4, v5 = without(lost, "rope_parameters"), without(lost, "rope_scaling", "rope_theta")
     assert geometry_of(v4) == geometry_of(v5) == geometry_of(lost)
     assert lost["rope_theta"] == 5e5 and lost["rope_scaling"]["type"] == lost["rope_scaling"]["rope_type"] == "yarn"
-    plain = fix.corrected(PLAIN, [])
+    plain = corrections.corrected(PLAIN, [])
     assert plain["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5} and "rope_scaling" not in plain
 
 
 def test_transformers_builds_from_a_corrected_config_what_we_say(tmp_path):
     transformers = pytest.importorskip("transformers")
     faulty = of({**PLAIN, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 0.25}})
-    mended = fix.corrected(faulty.config, found("static", faulty))
-    (tmp_path / "config.json").write_text(json.dumps(mended))
+    corrected = corrections.corrected(faulty.config, findings_of("static", faulty))
+    (tmp_path / "config.json").write_text(json.dumps(corrected))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.rope_parameters["factor"] == 4.0 and config.rope_parameters["rope_theta"] == 5e5
     assert rope_parameters(config)["all"]["rope_type"] == "linear"
@@ -245,10 +245,10 @@ def test_layer_types_keep_their_own_in_both_vocabularies(tmp_path):
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
     shape = {"model_type": "gemma3_text", "head_dim": 16, "max_position_embeddings": 512, "num_hidden_layers": 6}
-    mended = fix.corrected({**shape, "rope_parameters": parameters}, [])
-    assert mended["rope_theta"] == 1e6 and mended["rope_local_base_freq"] == 1e4
-    assert geometry_of(without(mended, "rope_parameters")) == geometry_of(mended)
-    (tmp_path / "config.json").write_text(json.dumps(mended))
+    corrected = corrections.corrected({**shape, "rope_parameters": parameters}, [])
+    assert corrected["rope_theta"] == 1e6 and corrected["rope_local_base_freq"] == 1e4
+    assert geometry_of(without(corrected, "rope_parameters")) == geometry_of(corrected)
+    (tmp_path / "config.json").write_text(json.dumps(corrected))
     read = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
     assert read["sliding_attention"]["rope_type"] == "default" and read["full_attention"]["factor"] == 8.0
     assert [read[kind]["rope_theta"] for kind in parameters] == [1e6, 1e4]
@@ -424,5 +424,5 @@ def test_files_are_judged_without_anything_heavy():
 
 
 def test_ids_are_unique_across_stages():
-    by_stage = {stage: [one.id for one in rules.asked(stage, ())] for stage in rules.STAGES}
+    by_stage = {stage: [one.id for one in rules.select(stage)] for stage in rules.STAGES}
     assert len(set(itertools.chain(*by_stage.values()))) == len(RULES)
