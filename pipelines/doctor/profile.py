@@ -148,17 +148,11 @@ def blocks(values: Array) -> Array:
     return np.asarray(means[~np.isnan(means)])
 
 
-def _matters(excess: Array) -> bool:
-    """Whether NLL is worse by more than chance, and by enough."""
-    mean, low, _ = statistics.trimmed(excess)
-    return low > 0 and mean > WORTH
-
-
 def first_broken(profile: Profile) -> Bucket | None:
-    """The first broken bucket whose successors together are broken as well, and from which on the excess matters.
+    """The first broken bucket whose successors together are broken as well: among so many buckets one in forty exceeds
+    its reference by chance. A break may begin with a small excess, but somewhere it must surely exceed WORTH.
 
-    Among so many buckets one in forty exceeds its reference by chance. A break may begin with a small excess, but does
-    not stay small. None where the model never predicts better than chance: then nothing breaks.
+    None where the model never predicts better than chance: then nothing breaks.
     """
     if at_chance(profile.nll[:, : profile.trained], profile.vocabulary):
         return None
@@ -166,8 +160,8 @@ def first_broken(profile: Profile) -> Bucket | None:
     for number, bucket in enumerate(measured):
         after = measured[number + 1 : number + 1 + SUSTAINED]
         _, low, _ = _excess(profile, after[0].start, after[-1].end) if after else (None, bucket.low, None)
-        sustained = bucket.broken and low is not None and low > 0
-        if sustained and _matters(blocks((profile.nll - profile.reference)[:, bucket.start :])):
+        matters = any(later.low is not None and later.low > WORTH for later in measured[number:])
+        if bucket.broken and low is not None and low > 0 and matters:
             return bucket
     return None
 
@@ -284,13 +278,13 @@ def _edge(score: _Scorer, rows: Sequence[tuple[int, ...]], nll: Array, trained: 
     half = width // 2
     windows = [(start, start + width) for start in range(0, trained - width + 1, width)]
     short = np.stack([score.ends(row, windows, width - half) for row in rows])
-    excess = [
-        blocks(nll[: len(rows), start + half : end] - short[:, number]) for number, (start, end) in enumerate(windows)
-    ]
-    broken = [len(values) > 2 and statistics.trimmed(values)[1] > 0 for values in excess]
-    for number in range(1, len(broken)):  # the first window is the document itself
-        sustained = broken[number] and np.mean(broken[number:]) > MOSTLY
-        if (number + 1) * width <= EARLY * trained and sustained and _matters(np.concatenate(excess[number:])):
+    lows = []
+    for number, (start, end) in enumerate(windows):
+        excess = blocks(nll[: len(rows), start + half : end] - short[:, number])
+        lows.append(statistics.trimmed(excess)[1] if len(excess) > 2 else -math.inf)
+    for number in range(1, len(lows)):  # the first window is the document itself
+        sustained = lows[number] > 0 and np.mean(np.array(lows[number:]) > 0) > MOSTLY
+        if (number + 1) * width <= EARLY * trained and sustained and max(lows[number:]) > WORTH:
             return number * width, (number + 1) * width
     return unbroken
 

@@ -66,6 +66,7 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
             v5({**YARN, "rope_theta": 1e4}),
             of({**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
         ),
+        (v5({"full_attention": {**YARN, "rope_theta": 1e4}}, **MIXED), None),
     ],
     "V02": [
         (

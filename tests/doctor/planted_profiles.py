@@ -10,7 +10,6 @@ from planted import LLAMA3_BLOCK, PLAIN, of
 from pipelines.doctor.profile import Profile
 
 TRAINED, LENGTH, DOCUMENTS, VOCABULARY = 512, 1024, 8, 1000
-CHANCE = np.random.default_rng(0)
 
 
 def profile(
@@ -26,16 +25,16 @@ def profile(
 ) -> Profile:
     """NLL that rises by `slope` nats a token from `breaks` on, by `most` at most, over noise that both readings share
     but for a little."""
-    edge = edge or trained
-    noise = CHANCE.normal(0, 1, (DOCUMENTS, LENGTH))
+    edge, chance = edge or trained, np.random.default_rng(0)
+    noise = chance.normal(0, 1, (DOCUMENTS, LENGTH))
     rise = np.clip((np.arange(LENGTH) - (LENGTH if breaks is None else breaks)) * slope, 0, most)
     long = nll + noise + rise
-    reference = nll + noise + CHANCE.normal(0, 0.02, (DOCUMENTS, LENGTH))
+    reference = nll + noise + chance.normal(0, 0.02, (DOCUMENTS, LENGTH))
     reference[:, : edge * 7 // 8] = np.nan
     long[:, 0] = np.nan
-    near = CHANCE.normal(nll, 0.5, 64)
-    context = {64: near + 2 * gain, 128: near + gain, 256: near + CHANCE.normal(0, 0.01, 64)}
-    scaled = None if cost is None else CHANCE.normal(cost, 0.02, 64)
+    near = chance.normal(nll, 0.5, 64)
+    context = {64: near + 2 * gain, 128: near + gain, 256: near + chance.normal(0, 0.01, 64)}
+    scaled = None if cost is None else chance.normal(cost, 0.02, 64)
     files = of({**PLAIN, "rope_scaling": LLAMA3_BLOCK}, target=target)
     near = edge * 5 // 4 if edge == trained else edge * 2
     reference[:, near:-64] = np.nan
