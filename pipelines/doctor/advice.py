@@ -66,7 +66,7 @@ class Advice:
 
 def advise(files: Files, model: Model, target: int, holds: int, dtype: str, device: str, text: str = PYDOC) -> Advice:
     """Advice for a model that was found to hold to `holds` tokens."""
-    found = candidates(files, target, holds)
+    suggested = candidates(files, target, holds)
     name = model.name if (CONF / "model" / f"{model.name}.yaml").is_file() else shlex.quote(model.path)
     if holds != files.global_geometry.trained_length:
         name = f"{name} model.trained_length={holds}"
@@ -78,14 +78,14 @@ def advise(files: Files, model: Model, target: int, holds: int, dtype: str, devi
         target,
         holds,
         target / holds,
-        found,
+        suggested,
         kv_bytes=2.0 * shape.layers * shape.keys * target * size if shape else None,
         weight_bytes=float(shape.parameters * size) if shape else None,
         scoring_bytes=estimate.peak(shape, cell, target, target) if shape else None,
         fits=estimate.largest(shape, cell, room) if shape and room else None,
         dtype=dtype,
         device=device,
-        commands=commands(found, name, target, holds, device, text),
+        commands=commands(suggested, name, target, holds, device, text),
     )
 
 
@@ -167,15 +167,17 @@ def _engines(candidate: Candidate, files: Files, geometries: Mapping[str, Geomet
     return tuple(engines)
 
 
-def commands(found: Sequence[Candidate], name: str, target: int, holds: int, device: str, text: str) -> tuple[str, ...]:
+def commands(
+    suggested: Sequence[Candidate], name: str, target: int, holds: int, device: str, text: str
+) -> tuple[str, ...]:
     """The grids to run: one that decides between the strategies, and one over the factors of the best untuned two."""
-    untuned = [candidate for candidate in found if candidate.when == UNTUNED]
+    untuned = [candidate for candidate in suggested if candidate.when == UNTUNED]
     start = f"ropewalk grid model={name}"
     end = " cluster=gpu" if device == "cuda" else ""
     own = f" task.text={text}" if text != PYDOC else ""  # a key that passkey does not have
     if target <= holds:
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
-    # Both tasks: perplexity alone does not show what is found far back. As many documents as a comparison takes.
+    # Both tasks: perplexity alone does not show what is retrieved from far back. As many documents as a comparison takes.
     limit = statistics.needed(len(untuned) - 1)
     lengths = ",".join(map(str, dict.fromkeys([holds, target])))
     names = ",".join(candidate.strategy for candidate in untuned)

@@ -61,7 +61,7 @@ def main(choice: Workbench, asked: Asked) -> int:
     only = asked.only
     if asked.fix and not only:
         only = ("static",)
-        _log(f"--fix reads the files only, as the others correct nothing; --only {','.join(STAGES)} runs the model too")
+        _log(f"--fix: reading the files only, which is all it corrects; --only {','.join(STAGES)} runs the model too")
     device = device_of(choice.cluster.device)
     request = ExamineRequest(
         model=model_of(choice.model),
