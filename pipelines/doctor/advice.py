@@ -177,7 +177,7 @@ def commands(
     own = f" task.text={text}" if text != PYDOC else ""  # a key that passkey does not have
     if target <= holds:
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
-    # Both tasks: perplexity alone does not show what is retrieved from far back. As many documents as a comparison takes.
+    # Both tasks, as perplexity alone does not show retrieval from far back; as many documents as a comparison takes.
     limit = statistics.needed(len(untuned) - 1)
     lengths = ",".join(map(str, dict.fromkeys([holds, target])))
     names = ",".join(candidate.strategy for candidate in untuned)
