@@ -48,7 +48,7 @@ def structured(schema: type[Schema], values: Mapping[str, Any], prefix: str = ""
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
     except ConfigKeyError as error:
-        owner = error.object_type or schema
+        owner: Any = error.object_type or schema
         allowed = ", ".join(f"{prefix}{entry.name}" for entry in fields(owner))
         raise Refusal(f"{prefix}{error.full_key}: {owner.__name__} has no such key; there are {allowed}") from error
     except ValidationError as error:
