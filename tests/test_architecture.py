@@ -40,7 +40,7 @@ OWNERS = {
     "lm_eval": {"pipelines.tasks"},
     "matplotlib": {"pipelines.report.drawing"},
     "mlflow": {"pipelines.track"},
-    "omegaconf": {"pipelines.choices.config", "pipelines.choices.schema", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher", "pipelines.cli.main"},
     "optuna": {"pipelines.tune.search"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
