@@ -114,7 +114,8 @@ def save(draw: Callable[[], Any], title: str, path: Path) -> Path:
             for place in ("left", "center"):
                 axes.set_title("", loc=place)
             if axes.get_xscale() == "log":
-                ticks = [float(f"{x:.2g}") for x in np.geomspace(*axes.get_xlim(), 5)[1:-1]]
+                low, high = axes.get_xlim()
+                ticks = [float(f"{x:.2g}") for x in np.geomspace(low, high, 5)[1:-1]]
                 axes.set_xticks(ticks, [f"{x:,.4g}" for x in ticks])
                 axes.minorticks_off()
         figure.suptitle(title)

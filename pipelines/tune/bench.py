@@ -7,7 +7,6 @@ documents to 5 is measured on the 3 that are new, and what was measured once, by
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,11 @@ from typing import Any, NamedTuple
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of, geometry_for
 from pipelines.models import load
-from pipelines.records.cells import Cell, Refusal, Result, Task, frozen, strategy_label, thawed
+from pipelines.records.cells import Cell, Refusal, Result, frozen, strategy_label, thawed
 from pipelines.records.results import Store
 from pipelines.report import statistics
 from pipelines.tasks import registry, text
+from pipelines.tasks.kinds import Halves, Measure
 from pipelines.tune.search import REDUCTION, Trial, TrialOutcome
 from pipelines.workers.compute import Run, compute
 from rope import strategies
@@ -86,13 +86,12 @@ class Bench:
     computed: list[Result] = field(default_factory=list)
 
     @property
-    def measure(self) -> statistics.Measure:
+    def measure(self) -> Measure:
         return statistics.measure_of(str(self.choice.task["name"]), None)
 
     @property
-    def nested(self) -> bool:
-        """Whether more documents contain the first ones: the task cannot leave out those measured before."""
-        return str(self.choice.task["name"]) == "passkey"
+    def halves(self) -> Halves:
+        return halves_of(str(self.choice.task["name"]))
 
     @property
     def seconds_per_document(self) -> float | None:
@@ -101,22 +100,26 @@ class Bench:
         return sum(result.cost.get("seconds", 0.0) for result in self.computed) / documents if documents else None
 
     def cell(self, chosen: StrategyChoice, part: str, begin: int, end: int, length: int | None = None) -> Cell:
-        """Documents begin ... end - 1 of a half under a strategy. Keys are counted from 0, as passkey has it.
+        """Documents begin ... end - 1 of a half under a strategy; where halves are nested, all up to `end`.
 
         Raises:
             Refusal: the strategy takes no such options.
         """
-        strategy = {"name": chosen.strategy, **chosen.options}
-        choice = replace(self.choice, strategy=strategy, length=length or self.choice.length)
-        if self.nested:
-            seed = choice.seed + text.PARTS.index(part)
-            task = {**choice.task, "keys": self.screening.count}
-            return cell_of(replace(choice, task=task, limit=end, seed=seed))
-        return cell_of(replace(choice, task={**choice.task, "part": part, "skip": begin}, limit=end - begin))
+        selection = self.halves.select(part, begin, end, count=self.screening.count, seed=self.choice.seed)
+        return cell_of(
+            replace(
+                self.choice,
+                strategy={"name": chosen.strategy, **chosen.options},
+                task={**self.choice.task, **selection.options},
+                length=length or self.choice.length,
+                limit=selection.limit,
+                seed=selection.seed,
+            )
+        )
 
     def tuning_cells(self, chosen: StrategyChoice) -> list[Cell]:
         """The whole tuning half under a strategy, in the cells that a trial's rungs measure it in."""
-        rungs = self.screening.rungs[-1:] if self.nested else self.screening.rungs
+        rungs = self.screening.rungs[-1:] if self.halves.nested else self.screening.rungs
         return [self.cell(chosen, "tune", begin, end) for begin, end in zip((0, *rungs), rungs, strict=False)]
 
     def command(self, cell: Cell) -> str:
@@ -124,11 +127,14 @@ class Bench:
         # a factor is no key of conf/strategy: it stands above it, for all strategies
         keys = {name: name if name == "factor" else f"strategy.{name}" for name, _ in cell.options}
         options = [f"{keys[name]}={_override(thawed(value))}" for name, value in cell.options]
-        task = dict(cell.task.options)
-        halves = [f"task.{name}={task[name]}" for name in ("part", "skip", "keys") if name in task]
-        seed = [f"seed={cell.seed}"] if cell.seed else []
-        place = [f"strategy={cell.strategy}", *options, f"length={cell.length}", *halves, f"limit={cell.limit}", *seed]
+        place = [f"strategy={cell.strategy}", *options, f"length={cell.length}", *self.selection(cell)]
         return shlex.join(["ropewalk", "grid", *self.typed, *place])
+
+    def selection(self, cell: Cell) -> list[str]:
+        """The overrides that select a cell's documents."""
+        task = dict(cell.task.options)
+        half = [f"task.{name}={task[name]}" for name in self.halves.options if name in task]
+        return [*half, f"limit={cell.limit}", *([f"seed={cell.seed}"] if cell.seed else [])]
 
     def results(self, cells: Sequence[Cell]) -> dict[str, Result]:
         """Their results, read or computed, by cell id; the score of each document goes into `scores`."""
@@ -148,7 +154,7 @@ class Bench:
         """Trials on the documents up to a rung, of the tuning half. short: the length of the second aim, if there is
         one."""
         rungs = self.screening.rungs
-        whole = self.nested or short is not None
+        whole = self.halves.nested or short is not None
         begin, end = 0 if rung == 0 or whole else rungs[rung - 1], rungs[rung]
         requested: list[list[Cell] | Refusal] = []
         for trial in trials:
@@ -195,9 +201,22 @@ def served(chosen: StrategyChoice, cell: Cell) -> StrategyChoice:
 
 
 def worst(cell: Cell) -> float:
-    """What stands for a document whose score is not finite: that of guessing every token alike, or of no hit."""
+    """What stands for a document whose score is not finite."""
     _, config, _ = geometry_for(cell.model)
-    return math.log(text_config(config).get("vocab_size", 2**17)) if cell.task.name == "perplexity" else 0.0
+    return registry.kind(cell.task.name).worst(text_config(config).get("vocab_size", 2**17))
+
+
+def halves_of(task: str) -> Halves:
+    """How a task's documents are divided.
+
+    Raises:
+        Refusal: they are not.
+    """
+    halves = registry.kind(task).halves
+    if halves is None:
+        able = " or ".join(name for name, kind in registry.OWN.items() if kind.halves is not None)
+        raise Refusal(f"task={task}: its documents have no halves to choose and judge by; give {able}")
+    return halves
 
 
 def choose_documents(choice: Workbench, text_given: bool) -> tuple[Workbench, Screening]:
@@ -206,23 +225,20 @@ def choose_documents(choice: Workbench, text_given: bool) -> tuple[Workbench, Sc
     Raises:
         Refusal: a task without halves, or too few documents in one.
     """
-    name, count = str(choice.task["name"]), choice.limit or USUAL
-    if name not in ("perplexity", "passkey"):
-        raise Refusal(f"task={name}: its documents have no halves to choose and judge by; give perplexity or passkey")
+    halves, count = halves_of(str(choice.task["name"])), choice.limit or USUAL
     if count < LEAST:
         raise Refusal(f"limit={count}: a search is judged on at least {LEAST} documents; give limit={LEAST} or more")
-    if name == "passkey":
+    halves.check(choice.task)
+    if not halves.texts:
         return choice, Screening.up_to(count)
-    if choice.task.get("part") is not None or choice.task.get("skip"):
-        raise Refusal("task.part and task.skip: a search sets both itself; leave them out")
-    if choice.task.get("choose", "first") != "first":
-        raise Refusal(
-            f"task.choose={choice.task['choose']}: a search goes through the documents in order; leave it out"
-        )
     there = 0
-    for source in [str(choice.task["text"])] if text_given else [text.PYDOC, text.STDLIB]:
+    for source in [str(choice.task["text"])] if text_given else halves.texts:
         chosen = replace(choice, task={**choice.task, "text": source})
-        there = min(_documents_of(chosen, part) for part in text.PARTS)
+        cell = cell_of(replace(chosen, strategy={"name": "none"}))
+        counts = [
+            registry.held(cell.task, load.tokenizer(cell.model), part=part, length=choice.length) for part in text.PARTS
+        ]
+        there = min(USUAL if count is None else count for count in counts)
         if there >= LEAST:
             return chosen, Screening.up_to(min(count, there))
     raise Refusal(
@@ -230,18 +246,6 @@ def choose_documents(choice: Workbench, text_given: bool) -> tuple[Workbench, Sc
         f"search takes at least {LEAST}: give task.text=FILE, FOLDER, stdlib or hub:OWNER/NAME with longer text, or a "
         "shorter length"
     )
-
-
-def _documents_of(choice: Workbench, part: str) -> int:
-    """How many documents a half has."""
-    cell = cell_of(replace(choice, strategy={"name": "none"}, task={**choice.task, "part": part}))
-    options = {name: value for name, value in choice.task.items() if name != "name"}
-    task = Task(str(choice.task["name"]), frozen({**options, "part": part, "windows": "prefix"}))
-    try:
-        forwards = registry.forwards(task, load.tokenizer(cell.model), length=choice.length, limit=None)
-    except text.TextTooShort:
-        return 0
-    return forwards if forwards is not None else USUAL
 
 
 def _override(value: Any) -> str:

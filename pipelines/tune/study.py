@@ -127,10 +127,9 @@ TITLES = {"importance.png": "what mattered (PED-ANOVA)", "slices.png": "every tr
 
 def confirm(study: TuneStudy, judged: TuneVerdict) -> str:
     """The grid that measures the chosen options beside the defaults, on the documents that judged."""
-    choice, count = study.bench.choice, study.bench.screening.count
+    cell = study.bench.cell(judged.chosen, "report", 0, study.bench.screening.count)
     names = [default.strategy for default in study.defaults if not default.options]
     strategies = ",".join(["none", *names, str(study.folder / "best.yaml")])
     lengths = ",".join(map(str, [*([study.short] if study.short else []), study.length]))
-    half = [f"seed={choice.seed + 1}", f"task.keys={count}"] if study.bench.nested else ["task.part=report"]
-    place = [f"strategy={strategies}", f"length={lengths}", *half, f"limit={count}"]
+    place = [f"strategy={strategies}", f"length={lengths}", *study.bench.selection(cell)]
     return shlex.join(["ropewalk", "grid", *study.bench.typed, *place])
