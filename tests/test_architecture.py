@@ -40,7 +40,7 @@ OWNERS = {
     "lm_eval": {"pipelines.tasks"},
     "matplotlib": {"pipelines.report.drawing"},
     "mlflow": {"pipelines.track"},
-    "omegaconf": {"pipelines.choices.config", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher", "pipelines.cli.main"},
     "optuna": {"pipelines.tune.search"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
@@ -55,9 +55,7 @@ OWNERS = {
     },
     "transformers": {"rope.attention", "pipelines.models.load", "pipelines.train.train"},
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
-    "yaml": {
-        "pipelines.choices.config", "pipelines.doctor.rules", "pipelines.reproduce.published", "pipelines.train.recipe",
-    },
+    "yaml": {"pipelines.choices", "pipelines.doctor.rules", "pipelines.train.recipe"},
 }  # fmt: skip
 
 FILES = sorted(p for folder in ("rope", "pipelines") for p in (PROJECT / folder).rglob("*.py"))

@@ -204,7 +204,7 @@ def _tune(arguments: list[str]) -> int:
         return 0
     if flags := [a for a in arguments if a.startswith("-")]:
         return _refuse(f"ropewalk tune takes overrides, ranges and tune.SETTING=VALUE; given: {' '.join(flags)}")
-    asked = tune.Asked.of(arguments)
+    asked = tune.TuneRequest.of(arguments)
     return tune.main(_choices(list(asked.overrides)), asked, shlex.join(["ropewalk", "tune", *arguments]))
 
 
