@@ -130,7 +130,7 @@ def cell_of(choice: Workbench) -> Cell:
     name = str(task_options.pop("name"))
     task = Task(name, frozen(registry.kind(name).id_options(task_options)))
     device = device_of(choice.cluster.device)
-    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
+    regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -200,7 +200,7 @@ def patched_config(cell: Cell) -> dict[str, Any]:
     """The cell's model as a config.json with which a plain from_pretrained gives its plan.
 
     Raises:
-        ValueError: transformers has no words for it.
+        ValueError: transformers does not support it.
     """
     _, config, geometries = geometry_for(cell.model)
     return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
