@@ -71,9 +71,7 @@ def divisors(name: str, values: Sequence[float] | None, geometry: Geometry) -> A
     """
     numbers: Sequence[Any] = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
     if len(numbers) != geometry.pairs:
-        raise ValueError(
-            f"{name} has {len(numbers)} numbers; give {geometry.pairs}, one per rotated pair: its divisor"
-        )
+        raise ValueError(f"{name} has {len(numbers)} numbers; give {geometry.pairs}, one per rotated pair: its divisor")
     for pair, divisor in enumerate(numbers):
         check_number(f"{name}[{pair}]", divisor, above=0)
     return np.array(numbers, dtype=np.float64)

@@ -88,7 +88,7 @@ def test_tables_and_a_figure_are_for_people(capsys, tmp_path):
         (["strategy=yran", "length=512"], "did you mean yarn?"),
         (["strategy=yarn", "strategy.beta_fst=3", "length=512"], "did you mean beta_fast?"),
         (["strategy=yarn", "factor=1", "length=512"], "factor=1.0: give a finite number above 1"),
-        (["strategy=factors", "strategy.factors=[1,2]", "length=512"], "factors has 2 numbers; give 8, one per rotated"),
+        (["strategy=factors", "strategy.factors=[1,2]", "length=512"], "factors has 2 numbers; give 8, one per"),
         (["strategy=per_layer", "strategy.layers={a: 2}", "length=512"], "layers 'a': give layer numbers"),
         (
             ["strategy=per_layer", "strategy.layers={1-2: 2}", "length=512"],
