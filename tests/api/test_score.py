@@ -24,8 +24,8 @@ def tiny():
 
 def numbers(results):
     return [
-        (c.model.name, c.strategy, c.options, c.length, c.task, c.plans, c.data, c.versions, c.dtype, c.device, r.status,
-            r.metrics, r.series, r.documents, r.digest, r.cost["tokens"])
+        (c.model.name, c.strategy, c.options, c.length, c.task, c.plans, c.data, c.versions, c.dtype, c.device,
+            r.status, r.metrics, r.series, r.documents, r.digest, r.cost["tokens"])
         for c, r in results
     ]  # fmt: skip
 
