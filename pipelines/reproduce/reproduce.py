@@ -185,7 +185,7 @@ def run(cells: Sequence[Cell], base: Workbench, store: Store, command: str) -> d
         return {}
     sweep = Sweep("published", tuple(cells), command)
     results = launch.run(sweep, store, lambda todo: pooled(todo, base.cluster), force=base.force)
-    return {result.cell_id: result for result in results}
+    return {cell.id: result for cell, result in results}
 
 
 def _asked(table: Table, base: Workbench, task: Mapping[str, Any]) -> Iterator[Asked]:
