@@ -37,16 +37,16 @@ OWNERS = {
     "filelock": {"pipelines.track.database"},
     "gguf": {"pipelines.models.copies"},  # headers we read ourselves
     "huggingface_hub": {"pipelines.models.find"},
-    "hydra": {"pipelines.choices.config", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "hydra": {"pipelines.choices", "pipelines.grid.launcher"},
     "lm_eval": {"pipelines.tasks"},
     "matplotlib": {"pipelines.report.drawing"},
     "mlflow": {"pipelines.track"},
-    "omegaconf": {"pipelines.choices.config", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
     "optuna": {"pipelines.tune.search"},
     "pandas": {"ropewalk.results"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
-    "rich": {"pipelines.report", "pipelines.grid.preview", "pipelines.doctor", "pipelines.tune",
+    "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor", "pipelines.tune",
         "pipelines.reproduce", "pipelines.cli",
     },
     "scipy": {"pipelines.report.statistics"},
@@ -58,7 +58,7 @@ OWNERS = {
     },
     "transformers": {"rope.attention", "pipelines.models.load", "pipelines.train.train"},
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
-    "yaml": {"pipelines.choices.config", "pipelines.reproduce.published", "pipelines.train.recipe"},
+    "yaml": {"pipelines.choices", "pipelines.train.recipe"},
 }  # fmt: skip
 
 FILES = sorted(p for folder in ("rope", "pipelines", "ropewalk") for p in (PROJECT / folder).rglob("*.py"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -18,6 +19,7 @@ from pipelines.cli.main import run
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.report.statistics import RESAMPLES
+from pipelines.tasks import text
 from pipelines.tune import bench
 from pipelines.workers import pool
 
@@ -189,6 +191,19 @@ def test_passkeys_are_judged_on_keys_that_the_search_never_saw(store):
         ("report", [row["cell"] for row in study["verdict"]["rows"]]),
     )}  # fmt: skip
     assert seeds == {"tune": {0}, "report": {1}}
+
+
+def test_a_text_without_one_document_has_none_whatever_the_refusal_says(store, monkeypatch, capsys):
+    monkeypatch.setattr(text, "_lacking", lambda *facts: "no such length here")
+    given = [a for a in TUNE if not a.startswith("length=")]
+    assert run([*given, "strategy=yarn", "length=10000000", "task.text=pydoc"]) == 2
+    assert "text pydoc has 0 documents of 10,000,000 tokens" in capsys.readouterr().err
+
+
+def test_a_text_too_short_says_how_much_is_needed_even_after_another_process():
+    with pytest.raises(text.TextTooShort) as short:
+        text.windows(text.PYDOC, lambda said: list(range(30)), 31)
+    assert short.value.needed == pickle.loads(pickle.dumps(short.value)).needed == 31
 
 
 def test_halves_are_screened_by_ever_more_documents():
