@@ -71,7 +71,8 @@ class Results(Sequence[tuple[Cell, Result]]):
 
     def __repr__(self) -> str:
         counts = Counter(result.status for _, result in self)
-        return f"Results({len(self)} cells{': ' if counts else ''}{', '.join(f'{n} {s}' for s, n in counts.items())})"
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing"
+        return f"Results({statuses})"
 
     def __len__(self) -> int:
         return len(self._rows)
