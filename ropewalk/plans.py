@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="nn.Module")
 
 STRATEGIES: Mapping[str, str] = {
-    name: (strategies.EVERY[name].__doc__ or "").partition("\n")[0]
-    for name in dict.fromkeys([*strategies.STRATEGIES, *strategies.EVERY])
+    name: (function.__doc__ or "").partition("\n")[0] for name, function in strategies.STRATEGIES.items()
 }
 """Every strategy, and what it does in one line. The functions in rope/strategies have formula, options and source."""
 
@@ -100,7 +99,7 @@ def plan(strategy: str, geometry: Any, length: int, **options: Any) -> StrategyP
     plans = strategies.plans(strategy, geometries, length, **options)
     defaults = strategies.options_of(strategy)
     changed = {name: value for name, value in options.items() if value != defaults[name]}
-    return StrategyPlan(strategies.named(strategy), changed, geometries, length, plans, config)
+    return StrategyPlan(strategies.canonical_name(strategy), changed, geometries, length, plans, config)
 
 
 def _described(given: Any) -> tuple[Mapping[str, Any] | None, dict[str, Geometry]]:

@@ -148,7 +148,7 @@ def cell_for(
     task_options = dict(chosen_task)
     name = str(task_options.pop("name"))
     task = Task(name, frozen(registry.told(name, task_options)))
-    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
+    regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,

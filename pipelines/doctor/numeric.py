@@ -23,7 +23,7 @@ from rope.config import geometry_of
 from rope.geometry import Array, Geometry, Plan
 
 if TYPE_CHECKING:
-    from rope.patch import Holding
+    from rope.patch import RotaryState
 
 EXACT = 1e-5
 """Relative difference from the reference that float32 arithmetic explains."""
@@ -44,12 +44,12 @@ class Built:
     heard: tuple[str, ...] = ()
 
     @cached_property
-    def pairs(self) -> list[tuple[Holding, Geometry, Plan]]:
+    def pairs(self) -> list[tuple[RotaryState, Geometry, Plan]]:
         """What each rotary module holds, the geometry of its layers, and what it should hold."""
         from rope import patch  # here, so that listing the rules takes no torch
 
         geometries = self.files.geometries
-        held = [one for one in patch.holdings(self.model) if one.layer_type in geometries]
+        held = [one for one in patch.rotary_states(self.model) if one.layer_type in geometries]
         if not held:
             raise NotJudged("no rotary module holds the layer types that the config declares")
         return [(one, geometries[one.layer_type], native(geometries[one.layer_type])) for one in held]
@@ -102,11 +102,11 @@ def warned(built: Built) -> Iterator[Finding]:
         )
 
 
-def _values(held: Holding) -> Array:
+def _values(held: RotaryState) -> Array:
     return np.array(held.inv_freq, dtype=np.float64)
 
 
-def _uninitialised(held: Holding, plan: Plan) -> str:
+def _uninitialised(held: RotaryState, plan: Plan) -> str:
     """What in a buffer no plan could have put there; "" where nothing."""
     values, wanted = _values(held), np.array(plan.inv_freq)
     if not np.isfinite(values).all():
@@ -120,17 +120,17 @@ def _uninitialised(held: Holding, plan: Plan) -> str:
     return ""
 
 
-def _shares(held: Holding, plan: Plan) -> Array:
+def _shares(held: RotaryState, plan: Plan) -> Array:
     """Held / wanted, pair by pair; 1 where both stand still."""
     values, wanted = _values(held), np.array(plan.inv_freq)
     return np.where(wanted > 0, values / np.where(wanted > 0, wanted, 1.0), np.where(values == 0, 1.0, np.inf))
 
 
-def _off(held: Holding, plan: Plan) -> float:
+def _off(held: RotaryState, plan: Plan) -> float:
     return float(np.abs(_shares(held, plan) - 1).max())
 
 
-def _uniform(held: Holding, plan: Plan) -> float | None:
+def _uniform(held: RotaryState, plan: Plan) -> float | None:
     """By what all pairs are faster than they should be, where it is one number; None where it is not, or is 1."""
     shares = _shares(held, plan)
     middle = float(np.median(shares))
@@ -138,7 +138,7 @@ def _uniform(held: Holding, plan: Plan) -> float | None:
     return middle if alike and abs(middle - 1) > ROUNDED.get(held.dtype, 1e-4) else None
 
 
-def _multiplied(held: Holding, plan: Plan) -> float | None:
+def _multiplied(held: RotaryState, plan: Plan) -> float | None:
     """By what all pairs were multiplied, where even the first turns faster than a radian a token; else None."""
     share = _uniform(held, plan)
     return share if share is not None and share > 1 and held.inv_freq[0] > 1 + 1e-3 else None
@@ -175,7 +175,7 @@ def _declared(files: Files, layer_type: str) -> str:
     return f"{one['rope_type']}{factor} over theta {one['rope_theta']:g}"
 
 
-def _changed_after(built: Built, held: Holding) -> bool:
+def _changed_after(built: Built, held: RotaryState) -> bool:
     """Whether the model's own config says now what its module does not hold, while the files say what it does."""
     try:
         now = native(geometry_of(built.model.config, built.files.trained)[held.layer_type])

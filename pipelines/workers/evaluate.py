@@ -21,8 +21,8 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, Status
 from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
-from rope.attention import Regions
-from rope.pairwise import by_regions
+from rope.attention import RegionAttention
+from rope.pairwise import replaces_attention
 from rope.patch import patched
 
 
@@ -124,8 +124,8 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
         "attention": getattr(lm.model.config, "_attn_implementation", None),
         **(
-            {"attends": f"regions of the plan{'' if Regions.fuses else ', without kernels'}"}
-            if by_regions(cell.plans)
+            {"attends": f"regions of the plan{'' if RegionAttention.can_fuse else ', without kernels'}"}
+            if replaces_attention(cell.plans)
             else {}
         ),
     }

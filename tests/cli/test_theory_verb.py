@@ -35,7 +35,7 @@ def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsy
     assert last["attention_factor"] == yarn.attention_factor
     assert [row["inv_freq"] for row in last["table"]] == list(yarn.inv_freq)
     assert [row["wavelength"] for row in last["table"]] == theory.wavelengths(yarn).tolist()
-    assert last["unseen"] == theory.unseen(native, yarn, 256, 1024).mean()
+    assert last["unseen"] == theory.out_of_distribution(native, yarn, 256, 1024).mean()
     assert last["round_now"] == theory.critical_pair(yarn, 256) <= last["round_trained"]
     assert last["first_negative"] == theory.first_negative(yarn, 4 * 1024)
     assert last["equivalent_base"] == theory.equivalent_base(yarn)

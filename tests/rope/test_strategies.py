@@ -1,15 +1,31 @@
-"""What every strategy promises, checked on its formula alone."""
+"""Every strategy's formula, options and refusals."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
+import yaml
+from strategy_examples import FOR_SHORT_CONTEXTS, advice, examples, file_of
+from support import CONF
 
 from rope.geometry import Geometry, Plan, inverse_frequencies
-from rope.strategies import ALIASES, EVERY, PROMISES, STRATEGIES, Promise, options_of, plan, plans
+from rope.pairwise import Pairwise
+from rope.strategies import (
+    ALIASES,
+    PROMISES,
+    STRATEGIES,
+    Promise,
+    kinds_of,
+    options_of,
+    plan,
+    plans,
+    required_options,
+)
+from rope.strategies.registry import REQUIRED
 
 SMALL = Geometry(head_dim=64, base=10_000.0, trained_length=4096)
 STRETCHED = 16_384
@@ -18,63 +34,6 @@ TRAINED_SCALED = Geometry(64, 10_000.0, 4096, natives=((4096, DECLARED),))
 SCALING = ["linear", "ntk", "dynamic_ntk", "ntk_fixed", "ntk_mixed", "by_parts", "yarn", "llama3"]
 RAMPED = ("by_parts", "yarn", "llama3")
 LISTED = np.linspace(1.0, 4.0, 32).tolist()
-
-# What a strategy cannot do without.
-NEEDED = {"longrope": {"long_factor": LISTED}, "factors": {"factors": LISTED}}
-
-# For each option: a value other than its default, and the other options under which it must change the plan.
-WITNESSES = {
-    ("linear", "factor"): (8.0, {}),
-    ("ntk", "factor"): (8.0, {}),
-    ("dynamic_ntk", "rule"): ("transformers", {"factor": 2.0}),
-    ("dynamic_ntk", "factor"): (2.0, {"rule": "transformers"}),
-    ("by_parts", "factor"): (8.0, {}),
-    ("by_parts", "beta_fast"): (16.0, {}),
-    ("by_parts", "beta_slow"): (2.0, {}),
-    ("by_parts", "ramp"): ("index", {}),
-    ("by_parts", "truncate"): (False, {"ramp": "index"}),
-    ("yarn", "factor"): (8.0, {}),
-    ("yarn", "beta_fast"): (16.0, {}),
-    ("yarn", "beta_slow"): (2.0, {}),
-    ("yarn", "truncate"): (False, {}),
-    ("yarn", "attention_factor"): (1.5, {}),
-    ("yarn", "mscale"): (0.7, {"mscale_all_dim": 1.0}),
-    ("yarn", "mscale_all_dim"): (0.7, {"mscale": 1.0}),
-    ("yarn", "ramp"): ("rotations", {}),
-    ("llama3", "factor"): (8.0, {}),
-    ("llama3", "low_freq_factor"): (2.0, {}),
-    ("llama3", "high_freq_factor"): (8.0, {}),
-    ("ntk_fixed", "factor"): (8.0, {}),
-    ("ntk_mixed", "factor"): (8.0, {}),
-    ("ntk_mixed", "mixed_b"): (0.5, {}),
-    ("base", "theta"): (1e6, {}),
-    ("longrope", "factor"): (8.0, {}),
-    ("longrope", "short_factor"): ([1.5] * 32, {"original_length": STRETCHED}),
-    ("longrope", "long_factor"): ([2.0] * 32, {}),
-    ("longrope", "original_length"): (STRETCHED, {}),
-    ("longrope", "mscale"): ("yarn", {}),
-    ("longrope", "attention_factor"): (1.5, {}),
-    ("longrope", "short_mscale"): (1.5, {"original_length": STRETCHED}),
-    ("longrope", "long_mscale"): (1.5, {}),
-    ("factors", "factors"): ([2.0] * 32, {}),
-    ("factors", "attention_factor"): (1.5, {}),
-    ("power", "k"): (0.1, {}),
-    ("truncated", "cutoff"): (2048, {}),
-    ("truncated", "floor"): (32.0, {}),
-    ("truncated", "still"): (2.0, {}),
-    ("proportional", "p"): (0.5, {}),
-    ("dynamic", "over"): ("yarn", {}),
-    ("dynamic", "options"): ({"beta_fast": 16.0}, {"over": "yarn"}),
-    ("dynamic", "rule"): ("transformers", {"factor": 2.0}),
-    ("dynamic", "factor"): (2.0, {"rule": "transformers"}),
-    ("resonance", "over"): ("none", {}),
-    ("resonance", "options"): ({"beta_fast": 16.0}, {}),
-    ("resonance", "factor"): (8.0, {}),
-    ("per_layer", "over"): ("yarn", {}),
-    ("per_layer", "options"): ({"beta_fast": 16.0}, {"over": "yarn"}),
-    ("per_layer", "factor"): (8.0, {}),
-    ("per_layer", "layers"): ({"0-3": 8}, {}),
-}
 
 
 def array(found: Plan) -> np.ndarray:
@@ -86,9 +45,9 @@ def array(found: Plan) -> np.ndarray:
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if Promise.NATIVE_WHEN_TRAINED in PROMISES[name]])
 def test_up_to_the_trained_length_every_strategy_is_the_native_plan_bit_for_bit(name, length, geometry):
     assert plan(name, geometry, length) == geometry.native(length)
-    for option, (value, others) in {k[1]: v for k, v in WITNESSES.items() if k[0] == name}.items():
-        if option not in ("factor", "original_length", "short_factor", "short_mscale"):
-            assert plan(name, geometry, length, **others | {option: value}) == geometry.native(length)
+    for options in examples(name):
+        if not options.keys() & {"factor", *FOR_SHORT_CONTEXTS}:
+            assert plan(name, geometry, length, **options) == geometry.native(length)
 
 
 @pytest.mark.parametrize("name", SCALING)
@@ -104,17 +63,40 @@ def test_on_a_checkpoint_scaled_in_training_a_strategy_acts_on_top_of_its_own_pl
         assert np.abs(change / (array(alone) / SMALL.inv_freq(2)) - 1).max() > 0.01
 
 
-def test_every_option_has_a_witness():
-    assert set(WITNESSES) == {(name, option) for name in STRATEGIES for option in options_of(name)}
+def outcome(name, options):
+    """The plans of a setting, or the refusal of it."""
+    try:
+        return plans(name, {"all": SMALL}, STRETCHED, **options)
+    except ValueError as refusal:
+        return str(refusal)
 
 
-@pytest.mark.parametrize("name, option", WITNESSES)
-def test_every_option_changes_the_plan(name, option):
-    value, others = WITNESSES[name, option]
-    assert value != options_of(name)[option]
-    others = NEEDED.get(name, {}) | others
-    changed = plans(name, {"all": SMALL}, STRETCHED, **others | {option: value})
-    assert changed != plans(name, {"all": SMALL}, STRETCHED, **others)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_option_changes_the_plan(name):
+    required = required_options(name, SMALL.pairs)
+    for options in examples(name):
+        found = outcome(name, options)
+        assert not isinstance(found, str), f"{file_of(name)}: the example {options} of {name} is refused: {found}"
+        assert hash(found)
+        for option, value in options.items():
+            if value != required.get(option):
+                without = required | {other: kept for other, kept in options.items() if other != option}
+                assert found != outcome(name, without), f"{options} changes nothing. {advice(name, option)}"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_a_file_in_conf_that_says_what_its_options_mean(name):
+    path = CONF / "strategy" / f"{name}.yaml"
+    options = {option: value for option, value in options_of(name).items() if option != "factor"}  # the top level's
+    lines = [f"{option}: {yaml.safe_dump(value).split()[0]} # WHAT IT MEANS" for option, value in options.items()]
+    assert path.exists(), "\n".join(
+        [f"write conf/strategy/{name}.yaml:", "# WHAT IT IS (SOURCE)", f"name: {name}", *lines]
+    )
+    text = path.read_text()
+    assert re.match(r"# .+\.", text), f"conf/strategy/{name}.yaml: write a comment above all that says what it is"
+    for option in options:
+        line = f"`{option}: VALUE # WHAT IT MEANS`"
+        assert re.search(rf"^{option}: \S+ # \S.*$", text, re.M), f"conf/strategy/{name}.yaml: write {line} on one line"
 
 
 @pytest.mark.parametrize("name", SCALING)
@@ -144,7 +126,7 @@ def test_ntk_is_a_larger_base(name):
     assert plan(name, SMALL, STRETCHED).inv_freq[-1] == pytest.approx(SMALL.inv_freq(2)[-1] / 4, rel=1e-14)
 
 
-def test_dynamic_ntk_by_the_natural_rule_leaves_factor_aside():
+def test_dynamic_ntk_by_the_natural_rule_ignores_factor():
     natural = plan("dynamic_ntk", SMALL, STRETCHED)
     assert plan("dynamic_ntk", SMALL, STRETCHED, factor=32.0) == natural == plan("ntk", SMALL, STRETCHED)
     assert plan("dynamic_ntk", SMALL, STRETCHED, rule="transformers", factor=1) == natural
@@ -267,12 +249,12 @@ def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
         ("ntk_mixed", {"mixed_b": 0}, "mixed_b=0: give a finite number above 0; 1 is ntk_fixed"),
         ("base", {"theta": 1}, "theta=1: give a finite number above 1"),
         ("longrope", {"mscale": "mid"}, "mscale='mid': give one of su, yarn, none"),
-        ("longrope", {"long_factor": [1.0]}, "long_factor has 1 numbers; give 32, one a rotated pair"),
+        ("longrope", {"long_factor": [1.0]}, "long_factor has 1 numbers; give 32, one per rotated pair"),
         ("longrope", {"short_factor": "abc"}, "short_factor has 0 numbers; give 32"),
         ("longrope", {"long_factor": [*LISTED[:-1], 0]}, "long_factor[31]=0: give a finite number above 0"),
         ("longrope", {"original_length": 1}, "original_length=1: give a whole number of at least 2"),
         ("longrope", {"long_mscale": 0}, "long_mscale=0: give a finite number above 0"),
-        ("factors", {}, "factors has 0 numbers; give 32, one a rotated pair"),
+        ("factors", {}, "factors has 0 numbers; give 32, one per rotated pair"),
         ("factors", {"factors": LISTED, "attention_factor": 0}, "attention_factor=0: give a finite number above 0"),
         ("power", {"k": -1}, "k=-1: give a finite number of at least 0"),
         ("truncated", {"cutoff": 1}, "cutoff=1: give a whole number of at least 2"),
@@ -280,16 +262,17 @@ def test_yarn_with_bounds_that_no_pair_reaches_keeps_the_published_guard():
         ("truncated", {"still": 0.5}, "still=0.5: give a finite number of at least 1"),
         ("proportional", {"p": 1.5}, "p=1.5: give a finite number of at least 0 and at most 1"),
         ("proportional", {"p": -0.1}, "p=-0.1: give a finite number of at least 0"),
-        ("dynamic", {"over": "base"}, "over='base': give a strategy that grows from the trained length: linear, ntk"),
+        ("dynamic", {"over": "base"}, "over='base': give a strategy that grows from the trained length: "),
         ("dynamic", {"over": "resonance"}, "over='resonance': give a strategy that grows"),
+        ("dynamic", {"over": "logn"}, "over='logn': give a strategy that grows"),
         ("dynamic", {"options": {"factor": 2.0}}, "options of dynamic hold a factor, which follows the length"),
         ("dynamic", {"options": {"beta": 2.0}}, "unknown option of linear: 'beta'"),
         ("dynamic", {"rule": "hf"}, "rule='hf': give one of natural, transformers"),
         ("resonance", {"over": "zzz"}, "unknown strategy: 'zzz'"),
         ("resonance", {"options": 7}, "options=7: give names and values, such as {beta_fast: 16}"),
         ("none", {"factor": 2.0}, "unknown option of none: 'factor'; options: none at all"),
-        ("yran", {}, "unknown strategy: 'yran'; did you mean 'yarn'? strategies: none, linear, ntk"),
-        ("zzz", {}, "unknown strategy: 'zzz'; strategies: none, linear"),
+        ("yran", {}, "unknown strategy: 'yran'; did you mean 'yarn'? strategies: "),
+        ("zzz", {}, "unknown strategy: 'zzz'; strategies: "),
         (None, {}, "unknown strategy: None;"),
     ],
 )
@@ -300,38 +283,41 @@ def test_a_strategy_refuses_in_sentences(name, options, says):
         assert says in str(refusal.value)
 
 
-CHOICES = {"rule", "ramp", "over", "options", "layers"} | {("longrope", "mscale")}
-FLAGS = {"truncate", "logn", "clip"}
-LISTS = {"short_factor", "long_factor", "factors"}
-NUMBER, FLAG = (math.nan, math.inf, -1.0, "8", True, [2.0]), ("yes", 1)
-LIST = ("abc", [2.0], [math.nan] * 32, [-1.0] * 32)
-BAD = [
-    (name, option, value)
-    for name in EVERY
-    for option in options_of(name)
-    for value in (
-        LIST if option in LISTS else FLAG if option in FLAGS else ("zzz", 7) if {option, (name, option)} & CHOICES
-        else NUMBER
-    )
-]  # fmt: skip
-"""Every option of every strategy with values out of its range, or of another kind than it takes."""
+def test_an_unknown_strategy_is_answered_with_all_names():
+    with pytest.raises(ValueError, match="unknown strategy: 'zzz'") as refusal:
+        plan("zzz", SMALL, 64)
+    assert set(str(refusal.value).rpartition("strategies: ")[2].split(", ")) == {*STRATEGIES, *ALIASES}
 
 
-@pytest.mark.parametrize("name, option, value", BAD, ids=str)
-def test_every_option_out_of_its_range_is_refused_with_what_is_allowed(name, option, value):
-    needed = NEEDED.get(name, {})
-    if option == "factor" and name in ("resonance", "logn"):
-        needed = {"over": "linear"}  # `none`, over which they may go, has no factor to refuse
-    with pytest.raises(ValueError, match=r"give|strategies: ") as refusal:
-        plans(name, {"all": SMALL}, STRETCHED, **needed | {option: value})
-    assert option in str(refusal.value) or option in ("over", "options")
+NUMBERS = (math.nan, math.inf, -1.0, "8", True, [2.0])
+OUT_OF_RANGE = {
+    "number": NUMBERS,
+    "whole": NUMBERS,
+    "flag": ("yes", 1),
+    "word": ("zzz", 7),
+    "list": ("abc", [2.0], [math.nan] * 32, [-1.0] * 32),
+    "mapping": ("zzz", 7),
+}
+"""By the kind of an option: values out of its range, or of another kind."""
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_option_out_of_its_range_is_refused_with_what_is_allowed(name):
+    for option, kind in kinds_of(name).items():
+        others = required_options(name, SMALL.pairs)
+        if option == "factor" and "over" in options_of(name):
+            others = {"over": "linear"}  # some are by default over `none`, which has no factor to refuse
+        for value in OUT_OF_RANGE[kind]:
+            with pytest.raises(ValueError, match=r"give|strategies: ") as refusal:
+                plans(name, {"all": SMALL}, STRETCHED, **others | {option: value})
+            assert option in str(refusal.value) or option in ("over", "options")
 
 
 @pytest.mark.parametrize("length", [1, 0, -4, 4096.0, "4096", True, None])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_length_that_is_no_count_of_tokens_is_refused(name, length):
     with pytest.raises(ValueError, match=r"length=.*: give a whole number of at least 2"):
-        plan(name, SMALL, length, **NEEDED.get(name, {}))
+        plan(name, SMALL, length, **required_options(name, SMALL.pairs))
 
 
 def test_ntk_refuses_a_single_pair():
@@ -362,11 +348,11 @@ def test_layers_of_a_bounded_window_keep_their_native_plan():
         plans("yarn", {}, STRETCHED)
 
 
-@pytest.mark.parametrize("name", ["longrope", "factors"])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "list" in kinds_of(name).values()])
 def test_a_list_is_of_the_models_own_number_of_pairs(name):
-    options = {key: LISTED[:16] for key in NEEDED[name]}
+    options = {option: LISTED[:16] for option, kind in kinds_of(name).items() if kind == "list"}
     assert plan(name, Geometry(64, 1e4, 4096, partial=0.5), STRETCHED, **options)
-    with pytest.raises(ValueError, match="has 16 numbers; give 32, one a rotated pair"):
+    with pytest.raises(ValueError, match="has 16 numbers; give 32, one per rotated pair"):
         plan(name, SMALL, STRETCHED, **options)
 
 
@@ -409,6 +395,13 @@ def test_another_base_is_another_base():
     assert plan("base", SMALL, 64, theta=10_000.0) == SMALL.native(64)
 
 
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if REQUIRED[name]])
+def test_what_is_required_is_refused_when_it_is_missing(name):
+    for option in REQUIRED[name]:
+        with pytest.raises(ValueError, match=f"{option} has 0 numbers; give 32"):
+            plan(name, SMALL, STRETCHED)
+
+
 def test_giraffe_bends_or_truncates_slow_pairs():
     plain, wavelengths = SMALL.inv_freq(2), 2 * math.pi / SMALL.inv_freq(2)
     np.testing.assert_allclose(array(plan("power", SMALL, 64)), plain * np.sqrt(1 - np.arange(32) / 32), rtol=1e-14)
@@ -446,6 +439,12 @@ def test_resonance_rounds_the_wavelengths_of_the_plan_it_goes_over():
     assert plan("resonance", SMALL, 64, over="proportional").inv_freq[-1] == 0.0
 
 
+def test_resonance_keeps_what_a_strategy_does_to_attention():
+    found, before = plan("resonance", SMALL, STRETCHED, over="rerope"), plan("rerope", SMALL, STRETCHED)
+    assert isinstance(found, Pairwise) and found.changes() == before.changes()
+    assert found.inv_freq == plan("resonance", SMALL, STRETCHED, over="none").inv_freq
+
+
 def test_single_layers_have_their_own_plans():
     layers = {"0-1": 1, "2,5-6": 8, "7": {"factor": 2.0, "beta_slow": 3.0}}
     options = {"over": "yarn", "factor": 4.0, "options": {"beta_slow": 2.0}}
@@ -468,7 +467,7 @@ def test_single_layers_have_their_own_plans():
     [
         ({"a": 2}, "layers 'a': give layer numbers and ranges from 0 on, such as 0-7,12"),
         ({"3-1": 2}, "layers '3-1': give layer numbers"),
-        ({"0,0-2": 2}, "layers '0,0-2': a layer stands in it twice"),
+        ({"0,0-2": 2}, "layers '0,0-2': a layer is in it twice"),
         ({"0-3": 2, "3-4": 4}, "layers name layer 3 in '0-3' and in '3-4'; name it once"),
         ({"0": 0.5}, "factor=0.5: give a finite number above 1"),
         ({"0": {"beta": 2}}, "unknown option of linear: 'beta'"),
