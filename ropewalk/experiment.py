@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -101,8 +102,8 @@ def grid(*overrides: str, quiet: bool = False, **choices: Any) -> Results:
     Args:
         overrides: as on the command line.
         quiet: print nothing.
-        choices: the same by keyword; a list makes the grid, a mapping gives options: task={"text": "stdlib"} is
-            task.text=stdlib.
+        choices: the same by keyword. A list makes the grid; a mapping gives options, with or without a name:
+            task={"text": "stdlib", "last": 128} is task.text=stdlib task.last=128.
 
     Returns:
         A result for every combination.
@@ -124,7 +125,7 @@ def load_results(store: str | PathLike[str] | None = None) -> Results:
     """
     from pipelines.records.results import Store
 
-    folder = Store.at(None if store is None else fspath(store))
+    folder = Store.at(None if store is None else os.path.expanduser(store))
     if not folder.root.is_dir():
         raise Refusal(f"there is no folder {folder.root}; give the store of a grid, such as mlruns")
     rows: dict[tuple[Any, ...], tuple[Cell, Result]] = {}
@@ -155,10 +156,16 @@ def _overrides(choices: Mapping[str, Any]) -> list[str]:
             overrides += _overrides(({key: value["name"]} if "name" in value else {}) | options)
         else:
             values = list(value) if isinstance(value, (list, tuple, range)) else [value]
-            # A model's path and a task's name are taken as they are written.
-            text = fspath if key in ("model", "task", "strategy") else _value
+            text = _name if key in ("model", "task", "strategy") else _value
             overrides.append(f"{key}={','.join(map(text, values))}")
     return overrides
+
+
+def _name(value: Any) -> str:
+    """A model, strategy or task as it is written on the command line: not quoted, as it may be a path or a hub id."""
+    if not isinstance(value, (str, PathLike)):
+        raise Refusal(f"{value!r} is no name; give one, or {{'name': NAME, OPTION: VALUE}} for one with options")
+    return fspath(value)
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""docs/python.md runs as it is printed."""
+"""The Python of docs/python.md and README.md runs as it is printed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 import pytest
 from support import PROJECT
 
-PAGE = (PROJECT / "docs" / "python.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", PAGE, flags=re.M | re.S)
+PAGES = {path.name: path.read_text() for path in (PROJECT / "docs" / "python.md", PROJECT / "README.md")}
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", flags=re.M | re.S)
 
 
 def without_numbers(text):
@@ -19,15 +19,16 @@ def without_numbers(text):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_page_runs_as_printed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     (tmp_path / "models").symlink_to(PROJECT / "models")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ROPEWALK_STORE", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names: dict[str, object] = {}
-    for code, expected in BLOCKS:
+    for code, expected in BLOCK.findall(PAGES[page]):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code, "docs/python.md", "exec"), names)
+            exec(compile(code, page, "exec"), names)
         if expected:
             assert without_numbers(printed.getvalue()) == without_numbers(expected), code
 
@@ -35,4 +36,4 @@ def test_the_page_runs_as_printed(tmp_path, monkeypatch):
 def test_every_public_name_is_on_the_page():
     import ropewalk
 
-    assert [name for name in ropewalk.__all__ if name not in PAGE] == []
+    assert [name for name in ropewalk.__all__ if name not in PAGES["python.md"]] == []

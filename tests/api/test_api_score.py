@@ -154,3 +154,20 @@ def test_what_is_no_language_model_in_memory_is_refused(model, tokenizer, given,
 def test_what_is_no_tokenizer_is_refused(model, given):
     with pytest.raises(ropewalk.Refusal, match="no tokenizer"):
         ropewalk.score(model, given, "none", 256, limit=1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        ({"strategy": "yam"}, "unknown strategy"),
+        ({"strategy": [("yarn", {})]}, "is no name"),
+        ({"strategy": {"name": "yarn", "beta": 3}}, "beta"),
+        ({"lengths": 512}, "did you mean length"),
+        ({"length": "long"}, "length=long"),
+    ],
+)
+def test_a_grid_that_cannot_run_is_refused_in_a_sentence(choices, sentence, tmp_path):
+    with pytest.raises(ropewalk.Refusal, match=sentence):
+        ropewalk.grid(
+            **{"model": "tiny", "strategy": "none", "length": 512, "store": tmp_path, "cluster": "cpu", **choices}
+        )

@@ -77,7 +77,7 @@ def test_a_plan_that_differs_by_layer_has_no_single_frequencies():
     [
         (lambda: ropewalk.plan("yam", CONFIG, 1024), "strategies: none, linear"),
         (lambda: ropewalk.plan("yarn", CONFIG, 1024, beta=3), "did you mean 'beta_slow'"),
-        (lambda: ropewalk.plan("yarn", 3, 1024), "3 is no config"),
+        (lambda: ropewalk.plan("yarn", 3, 1024), "3 is not a config"),
         (lambda: ropewalk.export(ropewalk.plan("yarn", CONFIG, 1024), "tgi"), "engines: transformers"),
         (lambda: ropewalk.export(ropewalk.plan("rerope", CONFIG, 1024), "vllm"), "yarn"),
         (lambda: ropewalk.export(ropewalk.plan("yarn", ropewalk.Geometry(64, 1e4, 512), 1024), "vllm"), "give export"),
