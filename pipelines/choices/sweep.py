@@ -147,7 +147,7 @@ def cell_for(
     """
     task_options = dict(chosen_task)
     name = str(task_options.pop("name"))
-    task = Task(name, frozen(registry.told(name, task_options)))
+    task = Task(name, frozen(registry.kind(name).id_options(task_options)))
     regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     return Cell(
         model=planned.model,

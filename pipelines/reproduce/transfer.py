@@ -128,7 +128,7 @@ def _show(findings: Sequence[claims.ClaimFinding], model: str) -> None:
             comparison.difference.count for comparison in finding.comparisons if comparison.difference is not None
         ]
         if counts and min(counts) < statistics.needed(len(counts)):
-            console.print(f"  {tables.too_few('documents', str(min(counts)), len(counts))}")
+            console.print(f"  {tables.too_few('perplexity', 'documents', str(min(counts)), len(counts))}")
     console.print("difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)")
 
 
