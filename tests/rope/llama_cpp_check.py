@@ -54,7 +54,7 @@ TYPES = {"none": 0, "linear": 1, "yarn": 2}
 
 
 def environment(name: str, *packages: str) -> Path:
-    """The interpreter of an environment of its own that holds these packages; made where it is not there."""
+    """The interpreter of an environment of its own that holds these packages; created where it is missing."""
     cache = Path(os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk"))
     home = cache.expanduser() / name
     python = home / "bin" / "python"
@@ -132,10 +132,10 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
     if not result.finished:
         sys.exit(f"{cell.label}: {result.error}")
     ours = result.metrics["nll"]
-    found = theirs(python, file, deployment.arguments, list(document.ids)).mean()
-    numbers = f"ours {np.exp(ours):.6f}, llama.cpp {np.exp(found):.6f}, off {np.expm1(found - ours):+.6%}"
+    their_nll = theirs(python, file, deployment.arguments, list(document.ids)).mean()
+    numbers = f"ours {np.exp(ours):.6f}, llama.cpp {np.exp(their_nll):.6f}, off {np.expm1(their_nll - ours):+.6%}"
     print(f"{cell.strategy_label} @{cell.length}: {numbers}   {deployment.command()}", flush=True)
-    return float(abs(np.expm1(found - ours)))
+    return float(abs(np.expm1(their_nll - ours)))
 
 
 if __name__ == "__main__":

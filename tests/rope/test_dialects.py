@@ -314,11 +314,11 @@ def test_phi_3_takes_no_rope_type_but_longrope():
 def test_deepseek_keeps_the_scale_of_its_softmax():
     declared = {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0} | ORIGINAL
     config = SHAPE | {"model_type": "deepseek_v3", "qk_rope_head_dim": 32, "rope_scaling": declared}
-    words = written(config, "linear")["rope_parameters"]
-    assert (words["rope_type"], words["factor"], words["mscale_all_dim"]) == ("longrope", 4.0, 1.0)
+    parameters = written(config, "linear")["rope_parameters"]
+    assert (parameters["rope_type"], parameters["factor"], parameters["mscale_all_dim"]) == ("longrope", 4.0, 1.0)
     plain = config | {"rope_scaling": None}
-    words = written(plain, "yarn", mscale=1.0, mscale_all_dim=0.5)["rope_parameters"]
-    assert "mscale_all_dim" not in words and words["attention_factor"] > 1
+    parameters = written(plain, "yarn", mscale=1.0, mscale_all_dim=0.5)["rope_parameters"]
+    assert "mscale_all_dim" not in parameters and parameters["attention_factor"] > 1
 
 
 PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
@@ -328,11 +328,13 @@ SLIDING = {"rope_type": "default", "rope_theta": 1e4}
 def test_a_zero_frequency_is_written_as_a_finite_divisor():
     config = SHAPE | {"rope_parameters": {"full_attention": PROPORTIONAL, "sliding_attention": SLIDING}}
     ((_, plan), _) = plans("yarn", geometry_of(config), LENGTH)
-    words = written(config, "yarn")["rope_parameters"]["full_attention"]
-    assert words["rope_type"] == "longrope" and words["long_factor"][4:] == [1e28] * 12
-    assert (inverse_frequencies(32, 1e6)[:4] / words["long_factor"][:4]).tolist() == pytest.approx(plan.inv_freq[:4])
-    assert "partial_rotary_factor" not in words
-    assert json.loads(json.dumps(words)) == words
+    parameters = written(config, "yarn")["rope_parameters"]["full_attention"]
+    assert parameters["rope_type"] == "longrope" and parameters["long_factor"][4:] == [1e28] * 12
+    assert (inverse_frequencies(32, 1e6)[:4] / parameters["long_factor"][:4]).tolist() == pytest.approx(
+        plan.inv_freq[:4]
+    )
+    assert "partial_rotary_factor" not in parameters
+    assert json.loads(json.dumps(parameters)) == parameters
 
 
 def test_gemma_4_is_written_as_proportional_or_refused(tmp_path, warned):

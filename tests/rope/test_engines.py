@@ -89,14 +89,14 @@ def test_a_deployment_reads_back_as_the_plan(engine, checkpoint):
                 ((_, plan),) = plans(strategy, geometries, length, **options)
                 before = copy.deepcopy(config)
                 try:
-                    found = deploy(engine, config, strategy, options, geometries, length)
+                    deployment = deploy(engine, config, strategy, options, geometries, length)
                 except Unsupported as refusal:
                     assert engine == "exllama" and "closest supported alternatives are" in str(refusal)
                     assert plan.attention_factor != 1
                     refused += 1
                     continue
-                assert config == before and found.engine == engine
-                (read,) = ENGINES[engine].read_back(found, config).values()
+                assert config == before and deployment.engine == engine
+                (read,) = ENGINES[engine].read_back(deployment, config).values()
                 agree(plan, read.plan(length))
                 deployed += 1
     assert (refused > 0) == (engine == "exllama")
@@ -107,10 +107,10 @@ def test_a_deployment_reads_back_as_the_plan(engine, checkpoint):
 def test_a_gguf_file_with_its_keys_does_what_the_flags_do():
     geometries = geometry_of(PLAIN)
     for strategy, options in (("linear", {}), ("ntk", {}), ("yarn", {"beta_fast": 16.0, "attention_factor": 1.3})):
-        found = deploy("llama.cpp", PLAIN, strategy, options, geometries, 2048)
-        assert not found.needs_file and not found.rope_freqs
-        by_flags = dialects.from_llama_cpp(found.arguments, PLAIN)["all"].plan(2048)
-        by_keys = dialects.from_llama_cpp([], PLAIN, found.keys)["all"].plan(2048)
+        deployment = deploy("llama.cpp", PLAIN, strategy, options, geometries, 2048)
+        assert not deployment.needs_file and not deployment.rope_freqs
+        by_flags = dialects.from_llama_cpp(deployment.arguments, PLAIN)["all"].plan(2048)
+        by_keys = dialects.from_llama_cpp([], PLAIN, deployment.keys)["all"].plan(2048)
         agree(by_flags, by_keys)
         agree(dict(plans(strategy, geometries, 2048, **options))["all"], by_keys)
 
@@ -161,11 +161,11 @@ def test_vllm_and_sglang_compute_their_dynamic_at_once():
     assert vllm.read_overrides({"rope_parameters": dynamic}, PLAIN)["all"].strategy == "none"  # 4 * 1 - 3
     assert sglang.read_overrides({"rope_scaling": dynamic}, PLAIN)["all"].options == {"factor": 13.0}  # 4 * 4 - 3
     alpha = {"rope_type": "dynamic", "alpha": 1000.0, "rope_theta": 10_000.0}
-    for found in (
+    for deployment in (
         vllm.read_overrides({"rope_parameters": alpha}, PLAIN),
         sglang.read_overrides({"rope_scaling": alpha}, PLAIN),
     ):
-        assert (found["all"].strategy, found["all"].options) == ("ntk", {"factor": 1000.0})
+        assert (deployment["all"].strategy, deployment["all"].options) == ("ntk", {"factor": 1000.0})
 
 
 @pytest.mark.parametrize("checkpoint, strategy, options", [("plain", "yarn", {"factor": 2.0}), ("yarn", "none", {})])
@@ -173,17 +173,17 @@ def test_vllm_is_given_lists_where_its_table_of_yarn_would_end_too_soon(checkpoi
     config = CHECKPOINTS[checkpoint]
     for length, rope_type in ((2 * TRAINED, "yarn"), (4 * TRAINED, "longrope")):
         length = length if checkpoint == "plain" else length // 2
-        found = deploy("vllm", config, strategy, options, geometry_of(config), length)
-        assert found.name == rope_type
-        (read,) = ENGINES["vllm"].read_back(found, config).values()
+        deployment = deploy("vllm", config, strategy, options, geometry_of(config), length)
+        assert deployment.name == rope_type
+        (read,) = ENGINES["vllm"].read_back(deployment, config).values()
         agree(plans(strategy, geometry_of(config), length, **options)[0][1], read.plan(length))
 
 
 def test_exllama_computes_the_ramp_of_yarn_for_the_length_that_is_served():
     read = exllama.read_arguments(["-ry", "4", "-l", "2048"], PLAIN)["all"]
     assert read.options == {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.25}
-    found = deploy("exllama", PLAIN, "yarn", {"beta_fast": 8.0, "beta_slow": 0.25}, geometry_of(PLAIN), 2048)
-    assert found.arguments == ("-ry", "4", "-l", "2048") and not found.needs_file
+    deployment = deploy("exllama", PLAIN, "yarn", {"beta_fast": 8.0, "beta_slow": 0.25}, geometry_of(PLAIN), 2048)
+    assert deployment.arguments == ("-ry", "4", "-l", "2048") and not deployment.needs_file
     with pytest.raises(
         Unsupported,
         match=r"closest supported alternatives are -ry 4, which is yarn with beta_fast=8 and beta_slow=0\.25",
@@ -217,10 +217,10 @@ def test_layer_types_have_their_own_plans_where_the_engine_supports_it(strategy)
     geometries = geometry_of(GEMMA)
     expected = dict(plans(strategy, geometries, 2048))
     for engine in ("transformers", "transformers-v4", "vllm"):
-        found = ENGINES[engine].read_back(deploy(engine, GEMMA, strategy, {}, geometries, 2048), GEMMA)
-        assert set(found) == set(expected)
+        deployment = ENGINES[engine].read_back(deploy(engine, GEMMA, strategy, {}, geometries, 2048), GEMMA)
+        assert set(deployment) == set(expected)
         for layer_type, plan in expected.items():
-            agree(plan, found[layer_type].plan(2048))
+            agree(plan, deployment[layer_type].plan(2048))
     for engine in ("sglang", "llama.cpp", "exllama"):
         with pytest.raises(
             Unsupported,
@@ -232,10 +232,10 @@ def test_layer_types_have_their_own_plans_where_the_engine_supports_it(strategy)
 def test_overrides_go_to_the_part_of_a_config_that_is_the_language_models():
     outer = {"model_type": "llava", "text_config": dict(PLAIN)}
     for engine, flag in (("vllm", "--hf-overrides"), ("sglang", "--json-model-override-args")):
-        found = deploy(engine, outer, "yarn", {}, geometry_of(outer), 2048)
-        overrides = json.loads(found.arguments[found.arguments.index(flag) + 1])
+        deployment = deploy(engine, outer, "yarn", {}, geometry_of(outer), 2048)
+        overrides = json.loads(deployment.arguments[deployment.arguments.index(flag) + 1])
         assert list(overrides) == ["text_config"] and overrides["text_config"]["max_position_embeddings"] == 2048
-        (read,) = ENGINES[engine].read_back(found, outer).values()
+        (read,) = ENGINES[engine].read_back(deployment, outer).values()
         agree(dict(plans("yarn", geometry_of(outer), 2048))["all"], read.plan(2048))
 
 
@@ -244,9 +244,9 @@ def test_vllms_overrides_on_a_live_config_give_our_logits(strategy):
     """vLLM sets each override as an attribute of transformers' config, and has that standardised."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**PLAIN)).eval()
-    found = deploy("vllm", PLAIN, strategy, {}, geometry_of(PLAIN), 2048)
+    deployment = deploy("vllm", PLAIN, strategy, {}, geometry_of(PLAIN), 2048)
     config = copy.deepcopy(model.config)
-    for key, value in json.loads(found.arguments[found.arguments.index("--hf-overrides") + 1]).items():
+    for key, value in json.loads(deployment.arguments[deployment.arguments.index("--hf-overrides") + 1]).items():
         setattr(config, key, value)
     config.standardize_rope_params()
     config.validate_rope()
@@ -276,10 +276,10 @@ def test_a_v4_config_is_read_alike_by_transformers_v5(tmp_path):
 def test_v4_finds_the_original_length_of_a_longrope_where_it_looks_for_it():
     config = CHECKPOINTS["longrope"]
     for length in (64, TRAINED, 2048):
-        found = deploy("transformers-v4", config, "none", {}, geometry_of(config), length).config
-        assert found["original_max_position_embeddings"] == 128
+        deployment = deploy("transformers-v4", config, "none", {}, geometry_of(config), length).config
+        assert deployment["original_max_position_embeddings"] == 128
         # from max_position_embeddings, which grows, it would make another
-        assert found["rope_scaling"]["attention_factor"] == math.sqrt(1 + math.log(4) / math.log(128))
+        assert deployment["rope_scaling"]["attention_factor"] == math.sqrt(1 + math.log(4) / math.log(128))
 
 
 def test_v4_refuses_what_is_new_in_v5():
@@ -305,7 +305,7 @@ def test_the_readme_holds_the_table_of_strategies_and_engines():
     """A strategy that is new in the working tree may lack its row; the warning has it."""
     header, _, *rows = support_table().splitlines()
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert header in readme, "README.md has no table whose head is that of rope.dialects.support_table()"
+    assert header in readme, f"README.md: write the table of engines anew:\n{support_table()}"
     table = readme.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
     wrong = [row for row in table if row not in rows]
     assert not wrong, "README.md: these rows are not those of rope.dialects.support_table():\n" + "\n".join(wrong)
@@ -314,8 +314,8 @@ def test_the_readme_holds_the_table_of_strategies_and_engines():
 
 
 def test_a_command_line_is_what_a_shell_takes():
-    found = deploy("vllm", PLAIN, "linear", {}, geometry_of(PLAIN), 2048)
-    arguments = shlex.split(found.command("vllm", "serve", "a folder"))
+    deployment = deploy("vllm", PLAIN, "linear", {}, geometry_of(PLAIN), 2048)
+    arguments = shlex.split(deployment.command("vllm", "serve", "a folder"))
     assert arguments[:4] == ["vllm", "serve", "a folder", "--hf-overrides"] and arguments[-2:] == [
         "--max-model-len",
         "2048",

@@ -48,9 +48,9 @@ def case(name):
 
 
 def keeps(promise, name, geometry, length, given):
-    """Asserts one promise at one setting. A hair of floating point is allowed where values are compared, not copied."""
-    native, found = geometry.native(length), plan(name, geometry, length, **given)
-    before, after = np.array(native.inv_freq), np.array(found.inv_freq)
+    """Asserts one promise at one setting. Compared values may differ by rounding; copied ones may not."""
+    native, result = geometry.native(length), plan(name, geometry, length, **given)
+    before, after = np.array(native.inv_freq), np.array(result.inv_freq)
     with np.errstate(divide="ignore"):
         slowed = np.where(after > 0, before / after, math.inf)
     factor = stretch(geometry, length, given.get("factor"))
@@ -73,9 +73,9 @@ def keeps(promise, name, geometry, length, given):
     elif promise is Promise.ORDER_KEPT:
         assert (after[1:] <= after[:-1] * (1 + hair)).all()
     elif promise is Promise.ANY_LENGTH:
-        assert plan(name, geometry, 2 * length, **given) == found
+        assert plan(name, geometry, 2 * length, **given) == result
     elif promise is Promise.ATTENTION_KEPT:
-        assert found.attention_factor == native.attention_factor
+        assert result.attention_factor == native.attention_factor
     elif promise is Promise.WHOLE_WAVELENGTHS:
         wavelengths = 2 * math.pi / after[after > 0]
         np.testing.assert_allclose(wavelengths, np.round(wavelengths), rtol=1e-12)
@@ -87,7 +87,7 @@ def keeps(promise, name, geometry, length, given):
 def test_every_strategy_keeps_its_promises(name):
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(case(name))
-    def kept(drawn):
+    def check(drawn):
         geometry, ratio, options = drawn
         length = max(2, int(geometry.trained_length * ratio))
         try:
@@ -95,9 +95,15 @@ def test_every_strategy_keeps_its_promises(name):
         except ValueError:
             assume(False)
         for promise in PROMISES[name]:
-            keeps(promise, name, geometry, length, options)
+            try:
+                keeps(promise, name, geometry, length, options)
+            except AssertionError as broken:
+                raise AssertionError(
+                    f"{file_of(name)}: {name} promises {promise.name} ({promise.value}) and breaks it at {length} "
+                    f"tokens with {options} on {geometry}: correct its formula, or remove the promise"
+                ) from broken
 
-    kept()
+    check()
 
 
 def test_every_promise_is_made_by_some_strategy():
