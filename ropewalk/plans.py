@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -148,15 +148,13 @@ def apply(model: Model, plan: StrategyPlan | None) -> Model:
     """
     if _BLOCKS.get(model, 0):
         raise ValueError("the model is inside a block of ropewalk.patched; apply a plan before or after the block")
-    if (before := model.__dict__.pop(_APPLIED, None)) is not None:
-        before.close()
+    if (applied := model.__dict__.pop(_APPLIED, None)) is not None:
+        applied.undo()
     if plan is not None:
         from rope import patch
 
         _check(plan)
-        block = _Block()
-        block.enter_context(patch.patched(model, plan.plans))
-        model.__dict__[_APPLIED] = block
+        model.__dict__[_APPLIED] = _Applied(patch.apply(model, plan.plans))
     return model
 
 
@@ -165,8 +163,11 @@ _BLOCKS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """How many blocks of `patched` a model is in."""
 
 
-class _Block(ExitStack):
-    """An open block of rope.patch.patched. Copies and pickles of a model are not in the block: they have None."""
+class _Applied:
+    """What takes an applied plan out of its model. In copies and pickles of the model stands None instead."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self.undo = undo
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoneType, ()
