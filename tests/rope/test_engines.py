@@ -297,8 +297,8 @@ def test_v4_refuses_what_is_new_in_v5():
 
 
 def test_an_unknown_engine_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=re.escape(f"unknown engine: 'mlx'; engines: {', '.join(ENGINES)}")):
-        deploy("mlx", PLAIN, "yarn", {}, geometry_of(PLAIN), 2048)
+    with pytest.raises(ValueError, match=re.escape(f"unknown engine: 'abacus'; engines: {', '.join(ENGINES)}")):
+        deploy("abacus", PLAIN, "yarn", {}, geometry_of(PLAIN), 2048)
 
 
 def test_the_page_on_deployment_holds_the_table_of_strategies_and_engines():
