@@ -17,11 +17,11 @@ import torch
 from support import PROJECT
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from pipelines.choices.compose import expand
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of
 from pipelines.cli.export import RECORD
 from pipelines.cli.main import run
-from pipelines.grid.launcher import each, register
 from pipelines.models import find, header, load
 from pipelines.records.cells import Model, Result
 from pipelines.records.results import Store
@@ -40,8 +40,7 @@ def store(tmp_path, monkeypatch):
 
 
 def chosen(*overrides) -> Workbench:
-    register()
-    (choice,) = each(["cluster=cpu", *overrides])
+    (choice,) = expand(["cluster=cpu", *overrides])
     return choice
 
 

@@ -301,14 +301,14 @@ def test_an_unknown_engine_is_refused_with_those_there_are():
         deploy("abacus", PLAIN, "yarn", {}, geometry_of(PLAIN), 2048)
 
 
-def test_the_readme_holds_the_table_of_strategies_and_engines():
+def test_the_page_on_deployment_holds_the_table_of_strategies_and_engines():
     """A strategy that is new in the working tree may lack its row; the warning has it."""
     header, _, *rows = support_table().splitlines()
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert header in readme, f"README.md: write the table of engines anew:\n{support_table()}"
-    table = readme.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
+    page = (PROJECT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert header in page, f"docs/deploy.md: write the table of engines anew:\n{support_table()}"
+    table = page.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
     wrong = [row for row in table if row not in rows]
-    assert not wrong, "README.md: these rows are not those of rope.dialects.support_table():\n" + "\n".join(wrong)
+    assert not wrong, "docs/deploy.md: these rows are not those of rope.dialects.support_table():\n" + "\n".join(wrong)
     if missing := [row for row in rows if row not in table]:
         warnings.warn("README.md: add to the table of engines:\n" + "\n".join(missing), stacklevel=1)
 
