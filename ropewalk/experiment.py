@@ -33,7 +33,8 @@ def score(
 
         ropewalk.score(model, tokenizer, ["none", "yarn", ("ntk", {"factor": 8})], [4096, 16384], limit=8)
 
-    The model, in any dtype and on any device, is afterwards as it was before. Nothing is written to disk.
+    The model, in any dtype and on any device, is afterwards as it was before. Strategies act on what its config
+    declares, whatever plan its rotary modules hold at the moment. Nothing is written to disk.
 
     Args:
         model: a causal language model of transformers.

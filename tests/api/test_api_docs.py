@@ -18,6 +18,7 @@ def without_numbers(text):
     return re.sub(r"\s+", " ", re.sub(r"\d[\d.,e+-]*", "0", text)).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
@@ -26,7 +27,9 @@ def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.delenv("ROPEWALK_STORE", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names: dict[str, object] = {}
-    for code, expected in BLOCK.findall(PAGES[page]):
+    blocks = BLOCK.findall(PAGES[page])
+    assert blocks
+    for code, expected in blocks:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, page, "exec"), names)
         if expected:

@@ -7,6 +7,7 @@ import json
 import pydoc
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ def test_importing_ropewalk_loads_nothing_heavy():
     script = f"import sys, ropewalk; print([name for name in {heavy} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_package_is_the_command_and_knows_its_version():
+    ran = subprocess.run([sys.executable, "-m", "ropewalk", "--help"], capture_output=True, text=True, cwd=PROJECT)
+    assert ran.returncode == 0 and "ropewalk grid" in ran.stdout
+    assert ropewalk.__version__ == version("ropewalk")
 
 
 @pytest.mark.parametrize("name", sorted(set(ropewalk.__all__) - {"ENGINES", "STRATEGIES"}))

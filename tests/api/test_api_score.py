@@ -30,6 +30,7 @@ def numbers(results):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_grid(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
     choices = {"limit": 1, "task": "perplexity", "seed": 3}
