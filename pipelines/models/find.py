@@ -145,6 +145,8 @@ class PlainTokenizer:
     """
 
     def __init__(self, backend: Any, bos: str | None = None) -> None:
+        backend.no_truncation()  # a file may declare both, and transformers leaves both aside too
+        backend.no_padding()
         self.backend_tokenizer = backend
         self.bos_token_id = backend.token_to_id(bos) if bos else None
 

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ from pipelines.records.cells import Refusal
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""
 
-WINDOWS_AT_ONCE = 64
-"""Windows of one document that are cut out at a time."""
+WINDOW_TOKENS = 2**20
+"""Tokens of the windows that are cut out at a time, some 16 MB; all those of a long book would take gigabytes."""
 
 Scored = tuple["LogLikelihood", bool]
 Request = tuple[Any, list[int], list[int]]
@@ -253,40 +252,34 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             TooLong: Tokens but the last exceed max_length.
         """
-        asked: list[Request] = []
-        owners: list[int] = []
-        for owner, request in enumerate(requests):
-            windows = list(self._windows(request.args[0]))
-            asked += windows
-            owners += [owner] * len(windows)
+        windows = (
+            (number, window) for number, request in enumerate(requests) for window in self._windows(request.args[0])
+        )
         parts: list[list[LogLikelihood]] = [[] for _ in requests]
-        for owner, (scored, _) in zip(owners, self._loglikelihood_tokens(asked, disable_tqdm), strict=True):
-            parts[owner].append(scored)
+        for group in _groups(windows):
+            scored = self._loglikelihood_tokens([window for _, window in group], disable_tqdm)
+            for (number, _), (likelihood, _) in zip(group, scored, strict=True):
+                parts[number].append(likelihood)
         return [_joined(part) for part in parts]
 
-    def _rolled(self, text: str) -> LogLikelihood:
-        """One document, as many windows at a time as are worth a batch: a long one has thousands."""
-        parts: list[LogLikelihood] = []
-        windows = iter(self._windows(text))
-        while group := list(islice(windows, WINDOWS_AT_ONCE)):
-            parts += [scored for scored, _ in self._loglikelihood_tokens(group, disable_tqdm=True)]
-        return _joined(parts)
-
-    def _windows(self, text: str) -> Iterable[Request]:
+    def _windows(self, text: str) -> Iterator[Request]:
         if isinstance(text, Spans):
-            rows = (([*text.prefix, *text.ids[start:stop]], scored) for start, stop, scored in text.spans)
-            return ((None, row[:-scored], row[-scored:]) for row, scored in rows)
-        if isinstance(text, Tokens):
+            for start, stop, scored in text.spans:
+                row = [*text.prefix, *text.ids[start:stop]]
+                yield None, row[:-scored], row[-scored:]
+        elif isinstance(text, Tokens):
             if len(text.ids) < 2:
                 raise Refusal(f"a document of {len(text.ids)} tokens: scoring takes at least 2, one of them as context")
-            return [(None, list(text.ids[:1]), list(text.ids[1:]))]
-        windows = utils.get_rolling_token_windows(
-            token_list=self.tok_encode(text),
-            prefix_token=self.prefix_token_id,
-            max_seq_len=self.max_length,
-            context_len=1,
-        )
-        return [(None, *utils.make_disjoint_window(window)) for window in windows]
+            yield None, list(text.ids[:1]), list(text.ids[1:])
+        else:
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for window in windows:
+                yield None, *utils.make_disjoint_window(window)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -418,6 +411,21 @@ def batches(rows: Iterable[tuple[int, ...]], batch_tokens: int) -> Iterator[list
         batch.append(row)
     if batch:
         yield batch
+
+
+def _groups(windows: Iterable[tuple[int, Request]]) -> Iterator[list[tuple[int, Request]]]:
+    """Numbered windows in groups of at most WINDOW_TOKENS, cut as they are needed; a longer window goes alone."""
+    group: list[tuple[int, Request]] = []
+    tokens = 0
+    for number, window in windows:
+        size = len(window[1]) + len(window[2])
+        if group and tokens + size > WINDOW_TOKENS:
+            yield group
+            group, tokens = [], 0
+        group.append((number, window))
+        tokens += size
+    if group:
+        yield group
 
 
 def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:

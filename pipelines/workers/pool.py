@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -132,12 +133,13 @@ def _queues(cells: Sequence[Cell]) -> dict[Model, deque[Cell]]:
 def _interruptible() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets. The second raises KeyboardInterrupt, as SIGTERM does."""
     interrupted = threading.Event()
+    terminal = sys.stderr  # a cell that runs in this process silences sys.stderr for as long as it takes
 
     def handle(number: int, frame: Any) -> None:
         if interrupted.is_set() or number == signal.SIGTERM:
             raise KeyboardInterrupt
         interrupted.set()
-        log.warning("stopping: the cells that run are finished first; Ctrl-C again leaves them")
+        print("Finishing running cells; Ctrl-C again aborts", file=terminal, flush=True)
 
     if threading.current_thread() is not threading.main_thread():  # Python gives signals to no other
         yield interrupted

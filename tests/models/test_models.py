@@ -27,6 +27,21 @@ def folder(tmp_path_factory):
     return path
 
 
+def test_a_plain_tokenizer_neither_cuts_nor_pads(folder, tmp_path):
+    for file in ("config.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text((folder / file).read_text())
+    limits = {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "!",
+        },
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**find.read_json(folder / "tokenizer.json"), **limits}))
+    plain = find.plain_tokenizer(Model("limits", str(tmp_path)))
+    assert [len(plain("a" * length)["input_ids"]) for length in (2, 9)] == [2, 9]
+
+
 def test_a_random_model_is_the_same_every_time_and_another_with_another_seed():
     def weights(model):
         load.model.cache_clear()

@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from pipelines.records.cells import Refusal
-from pipelines.tasks.scorer import LogLikelihood, LongLM, Tokens, TooLong, batches
+from pipelines.tasks import scorer
+from pipelines.tasks.scorer import LogLikelihood, LongLM, Spans, Tokens, TooLong, batches
 
 PAIRS = [
     ("The quick brown fox", " jumps over the lazy dog"), ("The quick brown fox", " sleeps"), ("", "alone"),
@@ -140,6 +141,33 @@ def test_logits_are_never_held_for_more_rows_than_asked(lm, model):
         hook.remove()
     assert len(value.tokens) == 249
     assert [shape[0] for shape in rows] == [32] * 7 + [25] and {len(shape) for shape in rows} == {2}
+
+
+def test_windows_of_long_documents_are_cut_as_they_are_scored(lm, monkeypatch):
+    """64 tokens at a time here; the two documents have 250 windows, of 16,000 tokens."""
+    monkeypatch.setattr(scorer, "WINDOW_TOKENS", 64)
+    document = Spans("", ids_of(1000), [(start, start + 64, 8) for start in range(0, 1000 - 64, 8)])
+    cut, most, score = 0, 0, lm._loglikelihood_tokens
+
+    def counted(text):
+        nonlocal cut
+        for window in LongLM._windows(lm, text):
+            cut += 1
+            yield window
+
+    def watched(windows, *arguments):
+        nonlocal cut, most
+        most, cut = max(most, cut), 0
+        return score(windows, *arguments)
+
+    monkeypatch.setattr(lm, "_windows", counted)
+    monkeypatch.setattr(lm, "_loglikelihood_tokens", watched)
+    bounded = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (document,), (document,)))
+    assert most <= 2, "one to score, and one that did not fit with it"
+    monkeypatch.undo()
+    assert [len(value.tokens) for value in bounded] == [8 * len(document.spans)] * 2
+    for value in bounded:
+        np.testing.assert_allclose(value.tokens, lm.loglikelihood_rolling(asked("", (document,)))[0].tokens, rtol=1e-4)
 
 
 def test_only_scored_rows_reach_the_head(lm, model):

@@ -17,7 +17,8 @@ from support import PROJECT
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from pipelines.records.cells import Refusal, Task, frozen
+from pipelines.models import find
+from pipelines.records.cells import Model, Refusal, Task, frozen
 from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
 from pipelines.tasks.documents import SCORER_VERSION, Encoder, stderr
 from pipelines.tasks.scorer import LogLikelihood, LongLM
@@ -73,6 +74,32 @@ def test_perplexity_is_that_of_the_models_own_logits(lm, model, tokenizer):
     assert ends == (32, 64, 96, 128)
     assert means == pytest.approx([-logp[:, max(a, 1) - 1 : a + 31].mean() for a in (0, 32, 64, 96)], rel=1e-5)
     assert lm.scored_tokens == lm.forward_tokens == 3 * 127
+
+
+class Words:
+    """A token a word, with the space before it."""
+
+    bos_token_id = None
+
+    def __init__(self):
+        self.words = []
+
+    def __call__(self, text, **_):
+        self.words = re.findall(r" ?\S+", text)
+        return {"input_ids": list(range(len(self.words)))}
+
+    def decode(self, ids, **_):
+        return "".join(self.words[number] for number in ids)
+
+
+def test_bits_per_byte_leaves_out_the_bytes_of_the_first_token_which_is_context_alone(tmp_path):
+    (tmp_path / "text.txt").write_text("first Ü c")
+    options = {**perplexity.OPTIONS, "text": str(tmp_path / "text.txt"), "last": 1}
+    [document] = perplexity.KIND.build(options, Encoder("words", Words()), length=3, limit=1, seed=0)
+    # " Ü" has 3 bytes and takes 1 bit, " c" has 2 and takes 3: 4 bits for 5 bytes.
+    answer = LogLikelihood(-4 * math.log(2), -np.log(2) * np.array([1, 3], np.float32))
+    metrics, _ = perplexity.KIND.finish({"nll": 2 * math.log(2)}, [document], [answer], options)
+    assert metrics["bits_per_byte"] == pytest.approx(4 / 5)
 
 
 def test_one_document_has_no_standard_error_and_a_short_one_no_last_tokens(lm):
@@ -180,13 +207,25 @@ def test_a_digest_follows_limit_seed_and_text(lm, tmp_path):
     assert scores(lm, other, 64, limit=1).digest not in digests
 
 
-def test_tokenizers_are_equal_where_all_their_parts_are(tiny_folder, tokenizer):
+def test_tokenizers_are_equal_where_they_give_every_text_the_same_ids(tiny_folder, tokenizer):
     again = AutoTokenizer.from_pretrained(tiny_folder)
     again.pad_token = "</s>"
     again(["a", "bcd"], padding=True, truncation=True, max_length=8)
     assert Encoder.of(again) == Encoder.of(tokenizer)
+    split = AutoTokenizer.from_pretrained(tiny_folder, split_special_tokens=True)
+    assert Encoder.of(split)("<s>") != Encoder.of(tokenizer)("<s>")
+    without = AutoTokenizer.from_pretrained(tiny_folder)
+    without.bos_token = None
     again.add_tokens(["new"])
-    assert Encoder.of(again) != Encoder.of(tokenizer)
+    assert len({Encoder.of(other) for other in (again, split, without, tokenizer)}) == 4
+
+
+def test_a_text_is_encoded_once_for_two_tokenizers_that_wrap_the_same_parts(tiny_folder, tokenizer, monkeypatch):
+    plain = find.plain_tokenizer(find.describe(Model("tiny", str(tiny_folder)))[0])
+    said = "encoded once, by the one that needs no transformers"
+    ids = Encoder.of(plain)(said)
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("encoded again"))
+    assert Encoder.of(tokenizer)(said) == ids
 
 
 # ---------------------------------------------------------------------------------------------------------- passkey

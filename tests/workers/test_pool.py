@@ -39,6 +39,13 @@ def work(cells):
         yield Result(cell.id, status, error=told.get(options.get("ends")), provenance={"pid": os.getpid()})
 
 
+def silenced(cells):
+    from pipelines.tasks.scorer import quiet
+
+    with quiet():
+        yield from work(cells)
+
+
 @pytest.fixture
 def ray_workers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PATHS)
@@ -113,14 +120,22 @@ def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(r
     assert "died as they started" in results[0][1].error
 
 
-@pytest.mark.parametrize("workers", ["pool.Workers('cpu')", "pool.Workers('cpu', count=2)"], ids=["here", "ray"])
-def test_ctrl_c_finishes_what_runs_and_hands_out_no_more(workers):
+@pytest.mark.parametrize(
+    ("workers", "work"),
+    [
+        ("pool.Workers('cpu')", "work"),
+        ("pool.Workers('cpu')", "silenced"),
+        ("pool.Workers('cpu', count=2)", "work"),
+    ],
+    ids=["here", "here, as lm-eval is silenced", "ray"],
+)
+def test_ctrl_c_finishes_what_runs_and_hands_out_no_more(workers, work):
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_pool import pool, stub_cell, work
+from test_pool import pool, silenced, stub_cell, work
 try:
-    for cell, result in pool.run([stub_cell(length=n, seconds=1.0) for n in range(8, 28)], {workers}, work):
+    for cell, result in pool.run([stub_cell(length=n, seconds=1.0) for n in range(8, 28)], {workers}, {work}):
         print(result.status, flush=True)
 except KeyboardInterrupt:
     print("interrupted")
@@ -133,7 +148,7 @@ except KeyboardInterrupt:
     rest, warned = run.communicate(timeout=60)
     told += rest.splitlines(keepends=True)
     assert told[-1] == "interrupted\n" and 2 <= told.count("ok\n") <= 4, (told, warned)
-    assert "Ctrl-C again" in warned
+    assert "Finishing running cells; Ctrl-C again aborts" in warned
 
 
 @pytest.mark.parametrize("given", [
