@@ -18,7 +18,7 @@ from pipelines.doctor.cliff import context_gains
 from pipelines.doctor.examine import Examination
 from pipelines.doctor.profile import Profile, buckets, first_broken
 from pipelines.doctor.rules import LEVELS, RULES, STAGES, Finding, Verdict
-from pipelines.records.cells import told
+from pipelines.records.cells import option_text
 from pipelines.records.numbers import number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -82,7 +82,7 @@ def value_told(value: Any) -> str:
         return "(" + ", ".join(map(value_told, value)) + ")"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {value_told(entry)}" for key, entry in value.items()) + "}"
-    return told(value)
+    return option_text(value)
 
 
 def _by_reason(unjudged: Mapping[str, str]) -> dict[str, list[str]]:

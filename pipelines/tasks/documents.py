@@ -31,7 +31,7 @@ class Document:
 
     ids: all its tokens, BOS included where there is one.
     scored: how many of the last are scored; 0 where an answer is generated after them. Of spans: in all of them.
-    facts: what its result tells beside its scores, such as the depth of a key.
+    facts: what its record holds beside its scores, such as the depth of a key.
     spans: the windows in which it is scored; none: it is one forward.
     prefix: tokens before every window, which are not among ids.
     """
@@ -48,7 +48,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task found out about a model at one length.
+    """The results of a task for a model at one length.
 
     metrics: by name; NAME_stderr where there are at least two documents, absent otherwise.
     series: by name, ((x, y), ...).

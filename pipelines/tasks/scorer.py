@@ -59,9 +59,9 @@ class LogLikelihood(float):
     tokens: NDArray[np.float32]
 
     def __new__(cls, value: float, tokens: NDArray[np.float32]) -> LogLikelihood:
-        made = super().__new__(cls, value)
-        made.tokens = tokens
-        return made
+        likelihood = super().__new__(cls, value)
+        likelihood.tokens = tokens
+        return likelihood
 
     def __getnewargs__(self) -> tuple[float, NDArray[np.float32]]:  # type: ignore[override]
         return float(self), self.tokens
@@ -76,9 +76,9 @@ class Tokens(str):
     ids: tuple[int, ...]
 
     def __new__(cls, text: str, ids: Iterable[int]) -> Tokens:
-        made = super().__new__(cls, text)
-        made.ids = tuple(ids)
-        return made
+        tokens = super().__new__(cls, text)
+        tokens.ids = tuple(ids)
+        return tokens
 
     def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
         return str(self), self.ids
@@ -94,9 +94,9 @@ class Spans(Tokens):
     def __new__(
         cls, text: str, ids: Iterable[int], spans: Iterable[tuple[int, int, int]] = (), prefix: Iterable[int] = ()
     ) -> Spans:
-        made = str.__new__(cls, text)
-        made.ids, made.spans, made.prefix = tuple(ids), tuple(spans), tuple(prefix)
-        return made
+        document = str.__new__(cls, text)
+        document.ids, document.spans, document.prefix = tuple(ids), tuple(spans), tuple(prefix)
+        return document
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
         return str(self), self.ids, self.spans, self.prefix
@@ -284,19 +284,19 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Scored]:
-        asked: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
+        by_row: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
         for number, (_, context, continuation) in enumerate(requests):
             if not context or not continuation:
                 raise Refusal("a log-likelihood needs at least 1 token of context and 1 to score")
             row = (*context, *continuation[:-1])
             if len(row) > self.max_length:
                 raise TooLong("a text to score", len(row), self.max_length)
-            asked.setdefault(row, []).append(number)
+            by_row.setdefault(row, []).append(number)
         answers: dict[int, Scored] = {}
         # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
-        work = list(batches(asked, self.batch_tokens if self.head == "chunked" else 1))
+        work = list(batches(by_row, self.batch_tokens if self.head == "chunked" else 1))
         for rows in tqdm(work, desc="forward passes", disable=disable_tqdm or not self.progress):
-            numbers = [asked[row] for row in rows]
+            numbers = [by_row[row] for row in rows]
             longest = max(len(requests[n][2]) for group in numbers for n in group)
             states = self._states(rows, keep=longest)
             for state, row, group in zip(states, rows, numbers, strict=True):
@@ -352,22 +352,22 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """How to get logits: by decoder and head one by one, if these say of eight tokens what the model says."""
         ids = torch.arange(8, device=self.device)[None] % self.vocabulary
         try:
-            said = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
-            fallback = "logits_to_keep" if said.shape[0] == 4 else "full"
+            theirs = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
+            fallback = "logits_to_keep" if theirs.shape[0] == 4 else "full"
         except (TypeError, ValueError):
-            said, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
+            theirs, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
         try:
             ours = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             return fallback, f"the model's decoder and head do not answer one by one: {error}"
-        ours = ours[-said.shape[0] :].to(said.device)
-        if ours.shape != said.shape:
-            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {said.shape[-1]}"
+        ours = ours[-theirs.shape[0] :].to(theirs.device)
+        if ours.shape != theirs.shape:
+            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {theirs.shape[-1]}"
         # Half precision rounds scale and cap in the model itself, which _logits does in float32.
         exact = self.model.dtype in (torch.float32, torch.float64)
-        off = float((ours - said).abs().max() / said.abs().max().clamp(min=1e-6))
+        off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
         if off > (1e-4 if exact else 3e-2):
             return fallback, f"the model does more to its logits than its head, scale and soft cap (off by {off:.1%})"
         return "chunked", ""

@@ -13,9 +13,14 @@ from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal
 
 SHAPE = (
-    ("hidden_size", 64), ("intermediate_size", 96), ("max_position_embeddings", 128), ("num_attention_heads", 4),
-    ("num_hidden_layers", 1), ("num_key_value_heads", 2), ("vocab_size", 257),
-)  # fmt: skip
+    ("hidden_size", 64),
+    ("intermediate_size", 96),
+    ("max_position_embeddings", 128),
+    ("num_attention_heads", 4),
+    ("num_hidden_layers", 1),
+    ("num_key_value_heads", 2),
+    ("vocab_size", 257),
+)
 RANDOM = Model("random", "random", shape=SHAPE)
 
 
@@ -33,10 +38,14 @@ def test_a_plain_tokenizer_neither_cuts_nor_pads(folder, tmp_path):
     limits = {
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
         "padding": {
-            "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-            "pad_type_id": 0, "pad_token": "!",
+            "strategy": {"Fixed": 16},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "!",
         },
-    }  # fmt: skip
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps({**find.read_json(folder / "tokenizer.json"), **limits}))
     plain = find.plain_tokenizer(Model("limits", str(tmp_path)))
     assert [len(plain("a" * length)["input_ids"]) for length in (2, 9)] == [2, 9]
@@ -99,10 +108,16 @@ def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path, untied):
         step()
     _, config = find.describe(Model("small", str(path)))
     assert config == {
-        "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 4096, "rope_theta": 500000.0, "rotary_dim": 32, "vocab_size": 8,
+        "model_type": "llama",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_theta": 500000.0,
+        "rotary_dim": 32,
+        "vocab_size": 8,
         "tie_word_embeddings": not untied,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,11 @@ def test_error_line_is_the_exception_itself():
 
 def test_a_cell_comes_back_from_its_json():
     shaped = replace(
-        CELL, model=replace(CELL.model, shape=(("hidden_size", 64),)), strategy="yarn", options=(("factor", 2.0),),
+        CELL,
+        model=replace(CELL.model, shape=(("hidden_size", 64),)),
+        strategy="yarn",
+        options=(("factor", 2.0),),
         task=Task("passkey", (("depths", (0.1, 0.9)), ("text", None))),
-    )  # fmt: skip
+    )
     for cell in (CELL, shaped):
         assert Cell.of(json.loads(json.dumps(cell.spec()))) == cell

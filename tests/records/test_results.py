@@ -14,9 +14,15 @@ from pipelines.records.cells import Result
 from pipelines.records.results import Store
 
 RESULT = Result(
-    CELL.id, "ok", metrics={"ppl": 10.25}, series={"nll_by_position": [(32.0, 3.5), (64.0, 2.5)]},
-    documents=[{"index": 0, "nll": 2.3}], digest="d", cost={"seconds": 1.5}, provenance={"torch": "2"},
-)  # fmt: skip
+    CELL.id,
+    "ok",
+    metrics={"ppl": 10.25},
+    series={"nll_by_position": [(32.0, 3.5), (64.0, 2.5)]},
+    documents=[{"index": 0, "nll": 2.3}],
+    digest="d",
+    cost={"seconds": 1.5},
+    provenance={"torch": "2"},
+)
 
 
 def test_what_is_saved_is_recalled(tmp_path):

@@ -386,5 +386,7 @@ def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(e
     ]
     told, _ = passkey.KIND.finish({}, made, answers, options)
     assert {name: told[name] for name in told if name.startswith("acc_at")} == {
-        "acc_at_0": 0, "acc_at_0.2": 1, "acc_at_0.4": 1,
-    }  # fmt: skip
+        "acc_at_0": 0,
+        "acc_at_0.2": 1,
+        "acc_at_0.4": 1,
+    }

@@ -18,15 +18,27 @@ from pipelines.tasks import scorer
 from pipelines.tasks.scorer import LogLikelihood, LongLM, Spans, Tokens, TooLong, batches
 
 PAIRS = [
-    ("The quick brown fox", " jumps over the lazy dog"), ("The quick brown fox", " sleeps"), ("", "alone"),
-    ("one two three ", "four"), ("a" * 150, "b" * 20), ("The quick brown fox", " jumps over the lazy cat"),
-]  # fmt: skip
+    ("The quick brown fox", " jumps over the lazy dog"),
+    ("The quick brown fox", " sleeps"),
+    ("", "alone"),
+    ("one two three ", "four"),
+    ("a" * 150, "b" * 20),
+    ("The quick brown fox", " jumps over the lazy cat"),
+]
 STRINGS = ["short", "a text of more than one window. " * 12, "exactly" * 10]
 SIZES = {
-    "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 260,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -66,8 +66,9 @@ def test_the_parts_of_a_collection_share_no_document_at_any_length(tmp_path):
     for number in range(9):
         (tmp_path / f"{number}.txt").write_text(str(number) * (10 + 10 * number))
     for length in (5, 40):
-        seen = {part: [w.document for w in text.windows(str(tmp_path), letters, length, part=part)]
-                for part in text.PARTS}  # fmt: skip
+        seen = {
+            part: [w.document for w in text.windows(str(tmp_path), letters, length, part=part)] for part in text.PARTS
+        }
         assert seen["tune"] == [n for n in range(9) if n % 2 == 0 and 10 + 10 * n >= length]
         assert seen["report"] == [n for n in range(9) if n % 2 == 1 and 10 + 10 * n >= length]
 

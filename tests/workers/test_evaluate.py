@@ -93,9 +93,11 @@ def test_an_exception_is_a_failed_result_with_its_traceback(monkeypatch):
 
 def test_worse_than_guessing_is_diverged_and_what_is_not_finite_is_absent(monkeypatch):
     scores = registry.Scores(
-        metrics={"nll": 9.0, "ppl": math.inf}, series={"nll_by_position": [(1.0, 2.0), (2.0, math.nan)]},
-        documents=[{"index": 0, "nll": math.nan}], digest="d",
-    )  # fmt: skip
+        metrics={"nll": 9.0, "ppl": math.inf},
+        series={"nll_by_position": [(1.0, 2.0), (2.0, math.nan)]},
+        documents=[{"index": 0, "nll": math.nan}],
+        digest="d",
+    )
     monkeypatch.setattr(registry, "score", lambda *_, **__: scores)
     result = one(random_cell())
     assert result.status == "diverged"

@@ -140,9 +140,15 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           start_new_session=True, cwd=PROJECT,
-                           env={**os.environ, "PYTHONPATH": PATHS})  # fmt: skip
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": PATHS},
+    )
     told = [run.stdout.readline()]  # the first cell is finished, the next ones run
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     rest, warned = run.communicate(timeout=60)
@@ -151,10 +157,17 @@ except KeyboardInterrupt:
     assert "Finishing running cells; Ctrl-C again aborts" in warned
 
 
-@pytest.mark.parametrize("given", [
-    {"count": 0}, {"device": "cuda", "gpus": 1.5}, {"device": "cuda", "gpus": 0.0}, {"timeout": 0.0}, {"retries": -1},
-    {"cpus": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"count": 0},
+        {"device": "cuda", "gpus": 1.5},
+        {"device": "cuda", "gpus": 0.0},
+        {"timeout": 0.0},
+        {"retries": -1},
+        {"cpus": 0},
+    ],
+)
 def test_impossible_workers_are_refused(given):
     with pytest.raises(Refusal, match="give"):
         pool.Workers(**given)
