@@ -121,15 +121,15 @@ def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path, untied):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "sentence"),
     [
         ("./nowhere", "no file or folder"),
         ("nowhere.gguf", "no file or folder"),
         ("package://no_such_package/model.gguf", "not installed"),
     ],
 )
-def test_a_model_that_is_not_there_is_refused(path, told):
-    with pytest.raises(Refusal, match=told):
+def test_a_model_that_is_not_there_is_refused(path, sentence):
+    with pytest.raises(Refusal, match=sentence):
         find.describe(Model("m", path))
 
 

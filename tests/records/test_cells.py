@@ -64,8 +64,8 @@ def test_distinct_keeps_the_first_of_equal_cells():
 
 
 def test_error_line_is_the_exception_itself():
-    told = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
-    assert Result("x", "failed", error=told).error_line == "ValueError: no such thing"
+    traceback = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
+    assert Result("x", "failed", error=traceback).error_line == "ValueError: no such thing"
     assert Result("x", "ok").error_line == ""
 
 

@@ -200,8 +200,8 @@ def test_reading_local_text_loads_nothing_heavy_and_digests_alike_in_every_proce
         "print([m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'numpy') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
-    told, heavy = ran.stdout.splitlines()
-    assert told == text.digest("pydoc")
+    outcome, heavy = ran.stdout.splitlines()
+    assert outcome == text.digest("pydoc")
     assert set(json.loads(heavy.replace("'", '"'))) <= {"numpy"}
 
 

@@ -34,9 +34,9 @@ def work(cells):
         if options.get("raises"):
             raise RuntimeError("a stub's exception")
         time.sleep(options.get("seconds", 0.0))
-        told = {"oom": "out of memory", "cuda": "CUDA error: device-side assert triggered"}
+        errors = {"oom": "out of memory", "cuda": "CUDA error: device-side assert triggered"}
         status = {"oom": "oom", "cuda": "failed"}.get(options.get("ends"), "ok")
-        yield Result(cell.id, status, error=told.get(options.get("ends")), provenance={"pid": os.getpid()})
+        yield Result(cell.id, status, error=errors.get(options.get("ends")), provenance={"pid": os.getpid()})
 
 
 def silenced(cells):
@@ -149,11 +149,11 @@ except KeyboardInterrupt:
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": PATHS},
     )
-    told = [run.stdout.readline()]  # the first cell is finished, the next ones run
+    lines = [run.stdout.readline()]  # the first cell is finished, the next ones run
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     rest, warned = run.communicate(timeout=60)
-    told += rest.splitlines(keepends=True)
-    assert told[-1] == "interrupted\n" and 2 <= told.count("ok\n") <= 4, (told, warned)
+    lines += rest.splitlines(keepends=True)
+    assert lines[-1] == "interrupted\n" and 2 <= lines.count("ok\n") <= 4, (lines, warned)
     assert "Finishing running cells; Ctrl-C again aborts" in warned
 
 
