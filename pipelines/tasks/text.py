@@ -53,8 +53,12 @@ READ_AT_MOST = 10_000
 _DATA_SET = re.compile(r"hub:(?P<path>[^@:]+)(@(?P<split>[^@:]+))?(:(?P<field>[^@:]+))?")
 
 
-class TooShort(Refusal):
-    """A source holds no document that is long enough."""
+class TextTooShort(Refusal):
+    """A source holds no document that is long enough. needed: tokens that one must have."""
+
+    def __init__(self, message: str, needed: int = 0) -> None:  # a default, so that it can be pickled
+        super().__init__(message)
+        self.needed = needed
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
             if dice is None and len(chosen) == cut.count:
                 return chosen
     if not chosen:
-        raise TooShort(_lacking(source, cut, longest, number + 1, seen))
+        message = _lacking(source, cut, longest, number + 1, seen)
+        raise Refusal(message) if seen else TextTooShort(message, cut.least)
     return sorted(chosen, key=lambda window: (window.document, window.start))
 
 
