@@ -196,7 +196,7 @@ def test_a_folder_is_not_the_concatenation_of_its_files(tmp_path):
 
 def test_reading_local_text_loads_nothing_heavy_and_digests_alike_in_every_process():
     script = (
-        "import sys; from pipelines import text; print(text.digest('pydoc')); "
+        "import sys; from pipelines.tasks import text; print(text.digest('pydoc')); "
         "print([m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'numpy') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
