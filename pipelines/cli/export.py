@@ -201,7 +201,7 @@ def write(planned: Planned, found: Deployment, folder: Path) -> list[str]:
     return [*lines, command, *(f"note: {note}" for note in found.notes)]
 
 
-def _gguf(planned: Planned, found: Deployment, source: find.Source, folder: Path) -> tuple[list[str], str]:
+def _gguf(planned: Planned, found: Deployment, source: find.ModelFiles, folder: Path) -> tuple[list[str], str]:
     """A GGUF file that says it by itself, where there is one to copy; what is told of it, and the command line."""
     start = PROGRAMS[found.engine]
     if source.gguf is None:
@@ -218,7 +218,7 @@ def _gguf(planned: Planned, found: Deployment, source: find.Source, folder: Path
     return lines, found.command(*start, str(file), written=True)
 
 
-def _config(planned: Planned, found: Deployment, source: find.Source, folder: Path) -> tuple[list[str], str]:
+def _config(planned: Planned, found: Deployment, source: find.ModelFiles, folder: Path) -> tuple[list[str], str]:
     """Of engines that read config.json: the model as it is where arguments say it all, else a folder with another."""
     start = PROGRAMS.get(found.engine)
     original = str(source.folder.resolve() if source.folder else source.hub or "")
@@ -234,7 +234,7 @@ def _config(planned: Planned, found: Deployment, source: find.Source, folder: Pa
     return [line], found.command(*start, original or str(folder), written=True) if start else loading
 
 
-def _whole(planned: Planned, engine: str, source: find.Source, folder: Path) -> None:
+def _whole(planned: Planned, engine: str, source: find.ModelFiles, folder: Path) -> None:
     """A folder that holds the whole model, and the config.json in which the engine finds the strategy."""
     if source.shape is None:
         origin = Path(load.materialise(planned.model))
@@ -257,7 +257,7 @@ def _loading(model: str, config: str | None = None) -> str:
     return f'AutoModelForCausalLM.from_pretrained("{model}"{given})'
 
 
-def _check_free(folder: Path, source: find.Source) -> None:
+def _check_free(folder: Path, source: find.ModelFiles) -> None:
     """Refuse to write over anything but an earlier export."""
     if source.folder is not None and folder.resolve() == source.folder.resolve():
         raise Refusal(f"out={folder} is the model itself, which stays as it is; give another folder")
