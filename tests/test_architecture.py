@@ -32,6 +32,7 @@ ANYWHERE = {"numpy"}
 # Every other one has owners: a room, or one file of it.
 OWNERS = {
     "accelerate": {"pipelines.train"},
+    "argcomplete": {"pipelines.cli.main"},
     "datasets": {"pipelines.tasks"},
     "filelock": {"pipelines.track.database"},
     "gguf": {"pipelines.models.copies"},  # headers we read ourselves

@@ -26,54 +26,14 @@ from pipelines.tune.verdict import Verdict
 from pipelines.workers import compute, pool
 from rope.strategies import bounded
 
-HELP = """ropewalk tune strategy=NAME length=N [strategy.OPTION=LOW..HIGH] [OVERRIDES] [tune.SETTING=VALUE]
-
-Searches a strategy's options for a model and a length: trials are screened on a few documents of one half of the text,
-the best go on to more, and the best of all is judged against the published defaults on the other half. Trials are
-ordinary cells: nothing is computed twice, and a search that was killed goes on when it is asked for again.
-  ropewalk tune strategy=yarn length=4096                               the usual range of every option
-  ropewalk tune strategy=yarn strategy.beta_fast=8..64 strategy.ramp=index,rotations length=4096
-  ropewalk tune strategy=base length=4096                               theta
-  ropewalk tune strategy=factors length=4096                            a divisor for every pair (LongRoPE)
-  ropewalk tune strategy=dynamic_yarn strategy.options.beta_fast=8..64 length=4096
-  ropewalk tune model=smollm2 strategy=factors length=32768 tune.trials=48 cluster=gpu
-Ranges are LOW..HIGH or A,B; one value holds an option still. Other overrides are a grid's. limit=N: documents of each
-half (16, at least 12); seed and text as for a grid (pydoc, or stdlib where pydoc is too short).
-  tune.trials=24       trials in all
-  tune.sampler=tpe     or cmaes, or nsga2: quality at the length and cost at a short one, with all that none beats
-  tune.seed=0          one seed gives one search
-  tune.batch=null      trials at once; null: as many as there are workers
-  tune.short=null      tokens at which the cost is told; null: the trained length
-"""
-
-SETTINGS = ("trials", "sampler", "seed", "batch", "short")
-
 
 @dataclass(frozen=True)
-class Asked:
+class TuneRequest:
     """A command line: ranges, by option; what tune.* says; and the overrides that are a grid's."""
 
     ranges: Mapping[str, str]
     settings: Mapping[str, str]
     overrides: Sequence[str]
-
-    @classmethod
-    def of(cls, arguments: Sequence[str]) -> Asked:
-        ranges: dict[str, str] = {}
-        settings: dict[str, str] = {}
-        overrides = []
-        for argument in arguments:
-            key, _, value = argument.partition("=")
-            group, _, name = key.partition(".")
-            if group == "tune":
-                if name not in SETTINGS:
-                    raise Refusal(f"{key}: no such setting; there are {', '.join(f'tune.{s}' for s in SETTINGS)}")
-                settings[name] = value
-            elif (key == "factor" or (group == "strategy" and name)) and _is_range(value):
-                ranges[name or key] = value
-            else:
-                overrides.append(argument)
-        return cls(ranges, settings, overrides)
 
     @property
     def held(self) -> set[str]:
@@ -89,11 +49,7 @@ class Asked:
             raise Refusal(f"tune.{name}={told}: give a whole number") from error
 
 
-def _is_range(value: str) -> bool:
-    return ".." in value or ("," in value and value[:1] not in "[{'\"(")
-
-
-def main(choices: Sequence[Workbench], asked: Asked, command: str) -> int:
+def main(choices: Sequence[Workbench], asked: TuneRequest, command: str) -> int:
     """Search, judge, keep, show. Returns the exit code.
 
     Raises:
@@ -114,7 +70,7 @@ def main(choices: Sequence[Workbench], asked: Asked, command: str) -> int:
     return 1 if any(trial.status == "failed" for trial in trials) else 0
 
 
-def _study(choice: Workbench, asked: Asked, command: str) -> Study:
+def _study(choice: Workbench, asked: TuneRequest, command: str) -> Study:
     strategy = str(choice.strategy["name"])
     fixed = {name: value for name, value in choice.strategy.items() if name != "name" and name in asked.held}
     if choice.factor is not None:
