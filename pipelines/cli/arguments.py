@@ -105,14 +105,17 @@ def own_keys(options: Options) -> tuple[dict[str, str], list[str]]:
     """The verb's own KEY=VALUE among the words, and the other words.
 
     Raises:
-        Refusal: a key is given twice.
+        Refusal: a key is given twice, or looks like one of them misspelt.
     """
     names = {key.name for key in options.keys}
+    others = {*meanings.GROUPS, *(key.name for key in meanings.top_keys())}
     own: dict[str, str] = {}
     rest = []
     for word in options.words:
         key, sign, value = word.partition("=")
         if not sign or key not in names:
+            if sign and key not in others and difflib.get_close_matches(key, names, n=1, cutoff=0.75):
+                refuse_word(options, word)
             rest.append(word)
         elif key in own:
             raise Refusal(f"{key} is given twice: {key}={own[key]} and {word}")
@@ -138,14 +141,16 @@ def refuse_word(options: Options, word: str) -> NoReturn:
     names = [key.name for key in options.keys]
     close = difflib.get_close_matches(word.partition("=")[0], names, n=1)
     hint = f"did you mean {close[0]}=...? " if close else ""
-    taken = ", ".join(f"{name}=..." for name in names)
+    taken = ", ".join([*(f"{name}=..." for name in names), *(["overrides"] if options.composed else [])])
     raise Refusal(f"{word}: {hint}{options.parser.prog} takes {taken} ({options.parser.prog} --help)")
 
 
 def refuse_option(options: Options, word: str) -> NoReturn:
     """Refuse an unknown option with those that the verb has."""
+    if word.startswith("--shell-completion"):
+        raise Refusal("--shell-completion comes without a verb: ropewalk --shell-completion bash")
     names = [n for action in options.parser._actions for n in action.option_strings if n.startswith("--")]
-    close = difflib.get_close_matches(word.partition("=")[0], names, n=1)
+    close = difflib.get_close_matches(word.partition("=")[0], names, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}? " if close else ""
     raise Refusal(f"{options.parser.prog} has no option {word}; {hint}it has {', '.join(names)}")
 

@@ -36,7 +36,11 @@ def add(verbs: Verbs) -> None:
 
 def details() -> Iterator[str]:
     yield "keys of a recipe, with type and default:"
-    yield from meanings.table(meanings.record_keys(SITE / "pipelines" / "train" / "recipe.py", "TrainRecipe"))
+    yield from meanings.table(recipe_keys())
+
+
+def recipe_keys() -> list[Key]:
+    return meanings.record_keys(SITE / "pipelines" / "train" / "recipe.py", "TrainRecipe")
 
 
 def run(options: Options) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Verbs
 from pipelines.cli.meanings import Key
-from pipelines.records.refusal import Refusal
 
 DESCRIPTION = """
 Searches a strategy's options for a model and a length: trials are screened on a few documents of one half of the text,
@@ -52,10 +49,7 @@ def run(options: Options) -> int:
         key, _, value = word.partition("=")
         group, _, option = key.partition(".")
         if group == "tune":
-            names = [known.name for known in options.keys]
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise Refusal(f"{key}: no such setting; {hint}there are {', '.join(names)}")
+            arguments.refuse_word(options, word)
         if (key == "factor" or (group == "strategy" and option)) and _is_range(value):
             ranges[option or key] = value
         else:

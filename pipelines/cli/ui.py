@@ -32,7 +32,7 @@ def run(options: Options) -> int:
     own, ports = arguments.own_keys(options)
     port, *rest = ports or ["5000"]
     if rest or not port.isdigit():
-        arguments.refuse_word(options, rest[0] if rest else port)
+        raise Refusal(f"{rest[0] if rest else port}: ropewalk ui takes one port and store=FOLDER")
     from pipelines.records.results import Store
     from pipelines.track import tracking_uri
 

@@ -219,7 +219,7 @@ def test_halves_are_screened_by_ever_more_documents():
         (["strategy=none"], "no option with a usual range"),
         (["strategy=yarn,linear"], "give each one value"),
         (["strategy=yarn", "limit=8"], "at least 12 documents"),
-        (["strategy=yarn", "tune.speed=9"], "there are tune.trials, tune.sampler"),
+        (["strategy=yarn", "tune.speed=9"], "tune.speed=9: "),
         (["strategy=yarn", "tune.trials=many"], "tune.trials=many: give a whole number"),
         (["strategy=yarn", "tune.sampler=luck"], "tpe, cmaes, nsga2"),
         (["strategy=yarn", "task.part=tune"], "a search sets both itself"),
