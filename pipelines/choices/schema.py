@@ -11,9 +11,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipelines.records.cells import Refusal
 
@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
         raise Refusal(f"{path.name}: {error}") from error
     if not isinstance(values, dict):
         raise Refusal(f"{path.name}: give keys with values, as the other files of {path.parent.name} have")

@@ -130,7 +130,7 @@ def _columns(table: PublishedTable) -> tuple[str, str, str, str]:
     short = f"{len(needs.models)} model{'s' if len(needs.models) > 1 else ''}"
     if needs.texts:
         short += f", {len(needs.texts)} data set{'s' if len(needs.texts) > 1 else ''}"
-    elif any(column.task.get("name") not in registry.VERSIONS for column in table.columns):
+    elif any(column.task.get("name") not in registry.OWN for column in table.columns):
         short += ", lm-eval's data"
     here = f"no: {len(needs.lacking)} of these not here" if needs.lacking else "yes"
     return short, _size(needs.peak), _time(needs.seconds), f"{here}{star}"

@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from pipelines.choices.config import Workbench
-from pipelines.choices.sweep import cell_of, trained_length
+from pipelines.choices.sweep import cell_of, planned_of
 from pipelines.records.cells import Cell, Refusal, Result, Task
 from pipelines.report import statistics, tables, terminal
 from pipelines.report.terminal import console
 from pipelines.reproduce import claims, published
 from pipelines.reproduce.published import PublishedTable
 from pipelines.reproduce.session import Session, counted, introduce, write
-from pipelines.tasks import registry, text
+from pipelines.tasks import registry
 
 VERDICTS = (claims.HOLDS, claims.FAILS, claims.OPEN)
 
@@ -79,12 +79,12 @@ def _cells(table: PublishedTable, longest: float, session: Session) -> list[Clai
     longest: of all lengths that any table needs, in trained lengths; every document is at least as long.
     """
     base, task = session.base, session.task
-    first = cell_of(replace(base, length=2, strategy={"name": "none"}, task={"name": "perplexity"}))
-    trained = trained_length(first)
+    native = planned_of(replace(base, length=2, strategy={"name": "none"}, factor=None))
+    trained = max(geometry.trained_length for geometry in native.geometries.values())
     required = claims.required(table.claims)
     protocol = {name: value for name, value in table.task.items() if name not in ("text", "document", "choose", "bos")}
-    options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
-    options |= {**task, "at_least": max(int(trained * longest), task.get("at_least") or 0)}
+    at_least = max(int(trained * longest), task.get("at_least") or 0)
+    options = {**protocol, "name": claims.TASK, **task, "at_least": at_least}
     if options.get("windows", "prefix") == "prefix":  # one window: nothing to stride over
         idle = sorted({"stride", "bos_at"} & set(task))
         if idle:
@@ -97,7 +97,7 @@ def _cells(table: PublishedTable, longest: float, session: Session) -> list[Clai
         options.setdefault("document", int(trained * max(length for _, length in required)))
         if any(claim.kind == "gentler" for claim in table.claims):
             _check_ends(options, [int(trained * length) for _, length in required])
-    whole_task = {**registry.options_of(Task("perplexity"), None), **options}
+    whole_task = {**registry.options_of(Task(claims.TASK), None), **options}
     choices = [
         replace(base, length=int(trained * length), strategy=dict(strategy), factor=None, task=whole_task)
         for strategy, length in required
@@ -128,7 +128,7 @@ def _show(findings: Sequence[claims.ClaimFinding], model: str) -> None:
             comparison.difference.count for comparison in finding.comparisons if comparison.difference is not None
         ]
         if counts and min(counts) < statistics.needed(len(counts)):
-            console.print(f"  {tables.too_few('documents', str(min(counts)), len(counts))}")
+            console.print(f"  {tables.too_few(claims.TASK, 'documents', str(min(counts)), len(counts))}")
     console.print("difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)")
 
 
