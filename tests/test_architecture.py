@@ -56,7 +56,7 @@ OWNERS = {
     },
     "transformers": {"rope.attention", "pipelines.models.load", "pipelines.train.train"},
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
-    "yaml": {"pipelines.choices", "pipelines.train.recipe"},
+    "yaml": {"pipelines.choices", "pipelines.doctor.rules", "pipelines.train.recipe"},
 }  # fmt: skip
 
 FILES = sorted(p for folder in ("rope", "pipelines") for p in (PROJECT / folder).rglob("*.py"))
