@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.choices.sweep import Sweep, trained_length
+from pipelines.choices.sweep import trained_length
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
 from pipelines.records.numbers import duration, number
@@ -48,15 +48,14 @@ class Shown:
 DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
 
 
-def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: Store) -> None:
-    """The end of a sweep: a table a model and task, what failed and where its log lies, and how to see it all."""
-    rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
-    for shown in tables(rows):
-        table(console, shown.title, shown.header, shown.rows)
-        if shown.legend:
-            console.print(shown.legend)
-        if shown.longest:
-            table(console, "Differences at the longest length", DIFFERENCES, shown.differences[-shown.longest :])
+def show(console: Console, rows: Results, shown: Sequence[Shown], store: Store) -> None:
+    """The end of a sweep: its tables, what failed and where its log lies, and how to see it all."""
+    for one in shown:
+        table(console, one.title, one.header, one.rows)
+        if one.legend:
+            console.print(one.legend)
+        if one.longest:
+            table(console, "Differences at the longest length", DIFFERENCES, one.differences[-one.longest :])
     for cell, result in _failures(rows):
         console.print(
             f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
@@ -232,12 +231,12 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
     return dict(Counter(result.status for result in results))
 
 
-def markdown(results: Results) -> str:
+def markdown(shown: Iterable[Shown]) -> str:
     """Every table with its legend, and below it all its differences."""
     parts = []
-    for shown in tables(results):
-        parts += [f"**{shown.title}**", _markdown(shown.header, shown.rows), shown.legend.replace("\n", "\n\n")]
-        parts += [_markdown(DIFFERENCES, shown.differences)] if shown.differences else []
+    for one in shown:
+        parts += [f"**{one.title}**", _markdown(one.header, one.rows), one.legend.replace("\n", "\n\n")]
+        parts += [_markdown(DIFFERENCES, one.differences)] if one.differences else []
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -50,9 +50,11 @@ def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) 
                 results[cell.id] = result
                 tracker.record(sweep.bearing(cell.id), result, cached=False)
         finally:  # what there is after Ctrl-C is worth a table too
-            tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
-            tables.show(console, sweep, results, store)
-    return [results[cell.id] for cell in sweep.cells if cell.id in results]
+            rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
+            shown = tables.tables(rows)
+            tracker.conclude(rows, shown)
+            tables.show(console, rows, shown, store)
+    return [result for _, result in rows]
 
 
 def prepare(cells: Sequence[Cell]) -> None:

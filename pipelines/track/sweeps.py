@@ -70,7 +70,7 @@ class Tracker:
         self.client.log_artifact(run, str(self.store.cell(cell.id) / "result.json"))
         self.client.set_terminated(run, "FINISHED" if result.finished else "FAILED", end)
 
-    def conclude(self, results: Sequence[tuple[Cell, Result]]) -> None:
+    def conclude(self, results: Sequence[tuple[Cell, Result]], shown: Sequence[tables.Shown]) -> None:
         """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
         counts = tables.counts([result for _, result in results])
         for status, count in counts.items():
@@ -81,7 +81,7 @@ class Tracker:
                 self.parent, "mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items())
             )
         self.client.log_dict(self.parent, self.sweep.spec(), "sweep.json")
-        self.client.log_text(self.parent, tables.markdown(results), "tables.md")
+        self.client.log_text(self.parent, tables.markdown(shown), "tables.md")
         with tempfile.TemporaryDirectory() as folder:
             for figure in tables.figures(results, Path(folder)):
                 self.client.log_artifact(self.parent, str(figure), "figures")
