@@ -34,7 +34,7 @@ def record(found: Examination, store: Store) -> str:
     page = io.StringIO()
     show.report(Console(file=page, width=120, highlight=False), found)
     body = show.plain(show.whole(found))
-    track.examination(
+    track.record_examination(
         store, f"{order.model.name}: doctor", params, list(metrics(found)), body, figures, page.getvalue()
     )
     return f"MLflow's experiment doctor, and {', '.join(map(str, figures)) or 'no figures'}"

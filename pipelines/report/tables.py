@@ -12,10 +12,11 @@ from rich.console import Console
 
 from pipelines.choices.sweep import trained_length
 from pipelines.records import provenance
-from pipelines.records.cells import Cell, Result
+from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.numbers import duration, number
 from pipelines.records.results import Store
-from pipelines.report import drawing, statistics
+from pipelines.report import curves, drawing, statistics
+from pipelines.report.curves import Results
 from pipelines.report.statistics import Difference, Versus
 from pipelines.report.terminal import table
 
@@ -25,11 +26,8 @@ HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
 BETTER, WORSE = "▲", "▼"
 """Beside a value that differs from the baseline's by more than chance."""
 
-Results = Sequence[tuple[Cell, Result]]
-
-
 @dataclass(frozen=True)
-class Shown:
+class ScoreTable:
     """One model and task: strategy x length, and what of it is chance.
 
     legend: what the marks mean, or why there are none; "" where nothing is compared.
@@ -48,7 +46,7 @@ class Shown:
 DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
 
 
-def show(console: Console, rows: Results, shown: Sequence[Shown], store: Store) -> None:
+def show(console: Console, rows: Results, shown: Sequence[ScoreTable], store: Store) -> None:
     """The end of a sweep: its tables, what failed and where its log lies, and how to see it all."""
     for one in shown:
         table(console, one.title, one.header, one.rows)
@@ -68,16 +66,13 @@ def show(console: Console, rows: Results, shown: Sequence[Shown], store: Store) 
     console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
 
 
-def tables(results: Results) -> list[Shown]:
+def tables(results: Results) -> list[ScoreTable]:
     """Strategy x length, one for each model and task; every value with its standard error, and marked where it is
     significantly better or worse than the baseline's."""
-    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
-    for cell, result in results:
-        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
-    return [_table(model, task, rows) for (model, task), rows in groups.items()]
+    return [_table(model, task, rows) for (model, task), rows in curves.by_task(results).items()]
 
 
-def _table(model: str, task: str, rows: Results) -> Shown:
+def _table(model: str, task: str, rows: Results) -> ScoreTable:
     lengths = sorted({cell.length for cell, _ in rows})
     headlines = _headlines(task, rows)
     compared = statistics.against_baseline(rows, headlines[0] if headlines else None)
@@ -95,14 +90,14 @@ def _table(model: str, task: str, rows: Results) -> Shown:
         [strategy, *("; ".join(by_length.get(length, [""])) for length in lengths)]
         for strategy, by_length in shown.items()
     ]
-    alike = {strategy: consistency(of) for strategy, of in _by_strategy(rows).items()}
+    alike = {strategy: consistency(of) for strategy, of in curves.by_strategy(rows).items()}
     if any(share is not None for share in alike.values()):
         header.append("consistency")
         body = [[*row, "" if (share := alike[row[0]]) is None else number(share)] for row in body]
     told = sorted((v for v in compared if v.difference is not None), key=lambda v: v.cell.length)
     longest = [v for v in told if v.cell.length == told[-1].cell.length] if _enough(compared) else []
     lines = tuple(difference_line(v, v.difference) for v in told if v.difference is not None)
-    return Shown(title, header, body, _legend(compared), lines, len(longest))
+    return ScoreTable(title, header, body, _legend(compared), lines, len(longest))
 
 
 def _row_key(cell: Cell) -> tuple[str, str]:
@@ -231,7 +226,7 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
     return dict(Counter(result.status for result in results))
 
 
-def markdown(shown: Iterable[Shown]) -> str:
+def markdown(shown: Iterable[ScoreTable]) -> str:
     """Every table with its legend, and below it all its differences."""
     parts = []
     for one in shown:
@@ -248,41 +243,38 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def figures(results: Results, folder: Path) -> list[Path]:
     """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; and, for
     perplexity, NLL against position at the longest length. Returns the files."""
-    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
-    for cell, result in results:
-        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
-    made = []
-    for (model, task), rows in groups.items():
-        about, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
-        trained = trained_length(rows[0][0])
+    paths = []
+    for (model, task), rows in curves.by_task(results).items():
+        title, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
+        trained, strategies = _trained_length(rows[0][0]), curves.by_strategy(rows)
         [name, *_] = _headlines(task, rows) or ("",)
-        curves = {
-            strategy: [(c.length, r.metrics[name], r.metrics.get(f"{name}_stderr")) for c, r in of if name in r.metrics]
-            for strategy, of in _by_strategy(rows).items()
-        }
-        if len({x for curve in curves.values() for x, *_ in curve}) > 1:
-            axes = drawing.Axes("length (tokens)", name, about, trained, doubling=True)
-            made.append(drawing.lines(curves, folder / f"{stem}_{name}.png", axes))
+        scores = {label: curves.by_length(of_one).get(name, []) for label, of_one in strategies.items()}
+        if len({x for curve in scores.values() for x, *_ in curve}) > 1:
+            axes = drawing.Axes("length (tokens)", name, title, trained, doubling=True)
+            paths.append(drawing.lines(scores, folder / f"{stem}_{name}.png", axes))
         longest = max(cell.length for cell, _ in rows)
-        by_position = {
-            strategy: [
-                (x, y, None) for c, r in of if c.length == longest for x, y in r.series.get("nll_by_position", ())
+        by_position: dict[str, list[curves.Point]] = {
+            label: [
+                (x, y, None)
+                for cell, result in of_one
+                if cell.length == longest
+                for x, y in result.series.get("nll_by_position", ())
             ]
-            for strategy, of in _by_strategy(rows).items()
+            for label, of_one in strategies.items()
         }
         if any(by_position.values()):
-            axes = drawing.Axes(
-                "position (tokens)", "NLL (nats a token)", f"{about}: NLL by position at {longest:,}", trained
-            )
-            made.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
-    return made
+            title = f"{title}: NLL by position at {longest:,}"
+            axes = drawing.Axes("position (tokens)", "NLL (nats a token)", title, trained)
+            paths.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
+    return paths
 
 
-def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
-    groups: dict[str, list[tuple[Cell, Result]]] = {}
-    for cell, result in sorted(rows, key=lambda row: row[0].length):
-        groups.setdefault(cell.strategy_label, []).append((cell, result))
-    return groups
+def _trained_length(cell: Cell) -> int | None:
+    """None where the model is no longer there."""
+    try:
+        return trained_length(cell)
+    except Refusal:
+        return None
 
 
 def distinct_rows(rows: Results) -> Results:

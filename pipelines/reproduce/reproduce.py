@@ -93,7 +93,7 @@ def _reproduce(table: Table, base: Workbench, task: Mapping[str, Any], store: St
     files = [write(folder / "comparison.json", {"table": table.name, "values": [asdict(one) for one in compared]})]
     files.append(drawing.beside(*_figure(table, compared), folder / "comparison.png"))
     if any(one.ours is not None for one in compared):
-        track.reproduced(
+        track.record_reproduction(
             store,
             table.name,
             {"title": table.title, "source": table.source, "sure": table.sure, "command": command},

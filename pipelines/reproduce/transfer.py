@@ -56,7 +56,7 @@ def _judged(
     files += tables.figures(rows, folder)
     counts = {verdict: sum(one.verdict == verdict for one in findings) for verdict in _CLAIM_VERDICTS}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    track.reproduced(
+    track.record_reproduction(
         store,
         f"{table.name} on {model}",
         {"title": table.title, "source": table.source, "model": model, "command": command},

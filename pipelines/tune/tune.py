@@ -105,7 +105,7 @@ def main(choices: Sequence[Workbench], asked: Asked, command: str) -> int:
     console.print(_plan(study))
     with pool.standing(compute.workers(study.bench.choice.cluster, study.device)) as run:
         study.bench.run = run
-        with track.Study.open(study.store, study.spec()) as tracked:
+        with track.StudyTracker.open(study.store, study.spec()) as tracked:
             trials = list(_searched(study, tracked))
             best = _chosen(study, trials)
             judged = verdict.judge(study.bench, best, study.defaults, study.short)
@@ -162,7 +162,7 @@ def _plan(study: Study) -> str:
     )
 
 
-def _searched(study: Study, tracked: track.Study) -> Iterator[Trial]:
+def _searched(study: Study, tracked: track.StudyTracker) -> Iterator[Trial]:
     """Every trial, told and recorded as it is settled. The defaults are measured first, on the whole half."""
     workbench, count = study.bench, study.bench.documents.count
     rungs = workbench.documents.rungs
