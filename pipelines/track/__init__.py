@@ -10,7 +10,7 @@ from pipelines.track.examinations import record_examination
 from pipelines.track.reproductions import record_reproduction
 from pipelines.track.studies import StudyTracker
 from pipelines.track.sweeps import Tracker
-from pipelines.track.sync import sync
+from pipelines.track.rebuild import sync
 from pipelines.track.training import Training
 
 __all__ = [
