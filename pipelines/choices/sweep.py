@@ -128,7 +128,7 @@ def cell_of(choice: Workbench) -> Cell:
     planned = planned_of(choice)
     task_options = dict(choice.task)
     name = str(task_options.pop("name"))
-    task = Task(name, frozen(registry.told(name, task_options)))
+    task = Task(name, frozen(registry.kind(name).id_options(task_options)))
     device = device_of(choice.cluster.device)
     regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
     return Cell(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from pipelines.records.cells import Cell, Refusal, Result, digest_of
 from pipelines.records.provenance import PACKAGES
+from pipelines.tasks import registry
+from pipelines.tasks.kinds import Measure
 
 ALPHA = 0.05
 """Significant is an adjusted p below this."""
@@ -30,35 +32,6 @@ number has a version of its own in the cell. Host, driver, threads and time move
 
 SEED = 0
 """Of the resampling, so that the same results give the same p every time."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What of a task's documents is compared.
-
-    name: key of every document's record, and what a report calls it.
-    lower: whether less of it is better.
-    unit: what counts as one observation: documents of one value of this key are averaged first, for they are not
-        independent (the same passkey at several depths); None: every document is its own.
-    """
-
-    name: str
-    lower: bool
-    unit: str | None = None
-
-    @property
-    def units(self) -> str:
-        return "keys" if self.unit == "key_number" else "documents"
-
-
-MEASURES = {
-    "perplexity": Measure("nll", lower=True),
-    "passkey": Measure("acc", lower=False, unit="key_number"),
-}
-"""Of our own tasks; of lm-eval's, the table's own metric, if it is among these:"""
-
-LOWER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
-HIGHER = frozenset({"acc", "acc_norm", "exact_match", "em", "f1", "score", "bleu", "chrf", "mcc"})
 
 
 @dataclass(frozen=True)
@@ -145,17 +118,12 @@ def check(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> None:
 
 
 def measure_of(task: str, metric: str | None) -> Measure:
-    """What is compared of a task.
+    """What is compared of a task. metric: the table's, for tasks that are not ours.
 
     Raises:
         Refusal: nobody said whether more of the metric is better.
     """
-    if task in MEASURES:
-        return MEASURES[task]
-    name = (metric or "").partition("/")[0]
-    if metric is None or name not in LOWER | HIGHER:
-        raise Refusal(f"task {task}: whether more {metric} is better is not known; add it to LOWER or HIGHER")
-    return Measure(metric, lower=name in LOWER)
+    return registry.kind(task).measure_of(task, metric)
 
 
 def difference(measure: Measure, differences: NDArray[np.float64]) -> Difference:

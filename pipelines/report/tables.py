@@ -19,9 +19,7 @@ from pipelines.report import curves, drawing, statistics
 from pipelines.report.curves import Results
 from pipelines.report.statistics import Difference, Versus
 from pipelines.report.terminal import table
-
-HEADLINES = {"perplexity": ("ppl", "ppl_last_256"), "passkey": ("acc",)}
-"""The metrics of a task that its table shows; of other tasks the first that is not a standard error."""
+from pipelines.tasks import registry
 
 BETTER, WORSE = "▲", "▼"
 """Beside a value that differs from the baseline's by more than chance."""
@@ -128,13 +126,12 @@ def _enough(compared: Sequence[Versus]) -> bool:
     return bool(counts) and max(counts) >= statistics.needed(_tests(compared))
 
 
-def too_few(units: str, there: str, tests: int, against: str = "") -> str:
+def too_few(task: str, units: str, there: str, tests: int, against: str = "") -> str:
     """How many documents, or keys, it takes for so many comparisons to show anything. there: how many there are."""
     least = statistics.needed(tests)
-    how = f"limit={least}" if units == "documents" else f"task.keys={least} limit={least}"
     return (
         f"Too few {units} to tell a difference from chance: {there}, and {_comparisons(tests)}{against} take at least "
-        f"{least} ({how})."
+        f"{least} ({registry.kind(task).larger(least)})."
     )
 
 
@@ -151,7 +148,9 @@ def _legend(compared: Sequence[Versus]) -> str:
     tests, units, counts = _tests(compared), found[0].measure.units, sorted({difference.count for difference in found})
     against = compared[0].baseline.strategy_label
     if not _enough(compared):
-        return too_few(units, f"{_span(counts)} a cell", tests, f" with {against}") + refused
+        return (
+            too_few(compared[0].cell.task.name, units, f"{_span(counts)} a cell", tests, f" with {against}") + refused
+        )
     few = sorted({v.cell.length for v in compared if v.difference is not None and v.difference.p is None})
     lacking = f" Too few {units} to tell at {', '.join(f'{n:,}' for n in few)}." if few else ""
     return (
@@ -181,10 +180,11 @@ def consistency(rows: Results) -> float | None:
     None where there are no keys, or none that was asked at every length.
     """
     verdicts: dict[int, list[float]] = {}
-    results = [result for _, result in rows if any("key_number" in document for document in result.documents)]
-    for result in results:
-        for document in result.documents:
-            verdicts.setdefault(document["key_number"], []).append(document["acc"])
+    for cell, result in rows:
+        kind = registry.kind(cell.task.name)
+        if kind.consistency and kind.measure is not None and kind.measure.unit is not None:
+            for document in result.documents:
+                verdicts.setdefault(document[kind.measure.unit], []).append(document[kind.measure.name])
     asked = max(map(len, verdicts.values()), default=0)
     alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == asked > 1]
     return sum(alike) / len(alike) if alike else None
@@ -212,9 +212,11 @@ def _value(cell: Cell, result: Result) -> str:
 
 
 def _headlines(task: str, rows: Results) -> tuple[str, ...]:
-    if task in HEADLINES:
-        return HEADLINES[task]
-    return tuple(name for _, result in rows for name in result.metrics if not name.endswith("_stderr"))[:1]
+    """The metrics of a task that its table shows; of lm-eval's tasks the first that is not a standard error."""
+    return (
+        registry.kind(task).headlines
+        or tuple(name for _, result in rows for name in result.metrics if not name.endswith("_stderr"))[:1]
+    )
 
 
 def _with_error(result: Result, name: str) -> str:

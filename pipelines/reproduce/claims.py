@@ -21,8 +21,9 @@ import numpy as np
 
 from pipelines.records.cells import Cell, Refusal, Result, digest_of, frozen, strategy_label
 from pipelines.report import statistics
-from pipelines.report.statistics import Difference, Measure
+from pipelines.report.statistics import Difference
 from pipelines.reproduce.published import Claim
+from pipelines.tasks.kinds import Measure
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
 

@@ -135,7 +135,7 @@ def _listed(table: Table) -> tuple[str, str, str, str]:
     short = f"{len(found.models)} model{'s' if len(found.models) > 1 else ''}"
     if found.texts:
         short += f", {len(found.texts)} data set{'s' if len(found.texts) > 1 else ''}"
-    elif any(table.task_of(column).get("name") not in registry.VERSIONS for column in table.columns):
+    elif any(table.task_of(column).get("name") not in registry.OWN for column in table.columns):
         short += ", lm-eval's data"
     lacking = f"no: {len(found.lacking)} of these not here" if found.lacking else "yes"
     return short, _size(found.peak), _time(found.seconds), f"{lacking}{star}"

@@ -144,7 +144,7 @@ def _tell(findings: Sequence[claims.Finding], model: str) -> None:
             console.print(f"  {note}")
         counts = [one.difference.count for one in finding.comparisons if one.difference is not None]
         if counts and min(counts) < statistics.needed(len(counts)):
-            console.print(f"  {tables.too_few('documents', str(min(counts)), len(counts))}")
+            console.print(f"  {tables.too_few('perplexity', 'documents', str(min(counts)), len(counts))}")
     console.print("difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
 
 from pipelines.records.cells import Options, Refusal
+
+SCORER_VERSION = 1
+"""Goes up whenever a change to pipelines/tasks/scorer.py can change a score. Here, as that file loads torch."""
 
 
 class Span(NamedTuple):
@@ -58,42 +61,6 @@ class Scores:
     series: dict[str, list[tuple[float, float]]]
     documents: list[dict[str, Any]]
     digest: str
-
-
-class Recipe(Protocol):
-    """What a module of this folder offers for its task."""
-
-    OPTIONS: Mapping[str, Any]
-    """Every option with its default."""
-
-    LATER: Mapping[str, Any]
-    """Those that came when numbers had been made without them, at the value that changes nothing: a cell leaves them
-    out there, so that its id is what it was."""
-
-    def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
-        """Refuse, cheaply, what `build` would refuse."""
-
-    def forwards(
-        self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
-    ) -> int | None:
-        """How many forwards the documents take; None where that takes an encoder, or a data set, not at hand."""
-
-    def build(
-        self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
-    ) -> list[Document]:
-        """The documents, of at most `length` tokens each."""
-
-    def yaml(self, options: Mapping[str, Any]) -> str:
-        """Name of the lm-eval task that scores them."""
-
-    def finish(
-        self,
-        metrics: dict[str, float],
-        documents: Sequence[Document],
-        answers: Sequence[Any],
-        options: Mapping[str, Any],
-    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
-        """Metrics and series that take all documents together; `answers` is what the model said to each."""
 
 
 @dataclass(frozen=True)

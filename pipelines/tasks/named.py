@@ -5,19 +5,25 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipelines.records.cells import Refusal
 from pipelines.tasks.documents import Encoder
+from pipelines.tasks.kinds import TaskKind
 from pipelines.tasks.passkey import FILLER
 
-OPTIONS: Mapping[str, Any] = {"num_fewshot": None}
-"""num_fewshot: examples before each question; None: as the task has it."""
 
-OURS = ("perplexity", "passkey")
+class NamedTask(TaskKind):
+    """num_fewshot: examples before each question; None: as the task has it."""
+
+    options: Mapping[str, Any] = {"num_fewshot": None}
+    hashed = ("num_fewshot",)
+
+
+KIND = NamedTask()
 
 _KIND = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#\[{]+)["']?[ \t]*(?:\#.*)?$""", re.MULTILINE)
 
@@ -28,8 +34,8 @@ RULER_WORDS = 2.5
 """Tokens a word, at most. Above, they look without end at any length: theirs are sized for tokenizers of words."""
 
 
-def find(name: str) -> Path:
-    """The YAML of a task of lm-eval.
+def find(name: str, ours: Iterable[str] = ()) -> Path:
+    """The YAML of a task of lm-eval. ours: names of tasks of our own, which a refusal tells of.
 
     Raises:
         Refusal: there is none of that name.
@@ -41,9 +47,9 @@ def find(name: str) -> Path:
     if name in groups:
         some = f", such as {', '.join(members)}" if members else ""
         raise Refusal(f"task {name} is a group of lm-eval's tasks: name one task{some}; commas make a grid")
-    close = difflib.get_close_matches(name, [*OURS, *tasks], n=3, cutoff=0.7) or members
+    close = difflib.get_close_matches(name, [*ours, *tasks], n=3, cutoff=0.7) or members
     hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists what there is"
-    raise Refusal(f"unknown task {name}; ours are {' and '.join(OURS)}, all others are lm-eval's: {hint}")
+    raise Refusal(f"unknown task {name}; ours are {' and '.join(ours)}, all others are lm-eval's: {hint}")
 
 
 @lru_cache(maxsize=1)
@@ -62,13 +68,13 @@ def _index() -> tuple[dict[str, Path], set[str]]:
     return tasks, groups
 
 
-def check(name: str, encode: Encoder, length: int) -> Path:
+def check(name: str, encode: Encoder, length: int, ours: Iterable[str] = ()) -> Path:
     """The task's YAML, after what can be known without loading it.
 
     Raises:
         Refusal: an unknown name, or a task of RULER that lacks packages, length, or a tokenizer of words.
     """
-    path = find(name)
+    path = find(name, ours)
     if path.parent.name == "ruler":
         missing = [package for package in RULER_PACKAGES if importlib.util.find_spec(package) is None]
         if missing:

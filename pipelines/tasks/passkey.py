@@ -19,6 +19,7 @@ import numpy as np
 from pipelines.records.cells import Refusal
 from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder
+from pipelines.tasks.kinds import Curve, Measure, OwnTask, Selection
 
 OPTIONS: Mapping[str, Any] = {
     "depths": (0.1, 0.35, 0.65, 0.9),
@@ -27,10 +28,8 @@ OPTIONS: Mapping[str, Any] = {
     "protocol": "grid",
 }
 """depths: shares of the filler that come before the key. keys: at every depth, or as many as `limit` says if those are
-fewer. answer: loglikelihood or generate."""
-
-LATER: Mapping[str, Any] = {"protocol": "grid"}
-"""protocol: grid, as above; or as published: pi, yarn or codellama, which set depths, keys and answer themselves."""
+fewer. answer: loglikelihood or generate. protocol: grid, as above; or as published: pi, yarn or codellama, which set
+depths, keys and answer themselves."""
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "pi": {"depths": tuple(n / 32 for n in range(32)), "keys": 10, "answer": "generate"},
@@ -70,40 +69,6 @@ def _settled(options: Mapping[str, Any]) -> Mapping[str, Any]:
     if options["protocol"] not in ("grid", *PUBLISHED):
         raise Refusal(f"protocol={options['protocol']} of the task passkey: give {', '.join(['grid', *PUBLISHED])}")
     return {**options, **PUBLISHED.get(options["protocol"], {})}
-
-
-def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
-    """Refuse options out of range, and a length that the shortest prompt does not fit into."""
-    options = _settled(options)
-    _validate(options)
-    least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
-    if length < least:
-        raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more")
-
-
-def forwards(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
-    """A forward for a key at every depth."""
-    return len(_asked(_settled(options), limit, seed=0))
-
-
-def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
-    """Prompts with as many words of filler as fit; key 0 at every depth first, then key 1, ...
-
-    Raises:
-        Refusal: the shortest prompt does not fit, or an option is out of its range.
-    """
-    options = _settled(options)
-    _validate(options)
-    documents, words = [], 0
-    for number, key, depth in _asked(options, limit, seed):
-        cost = partial(_cost, encode, options, key, depth)
-        least = cost(0)
-        if least > length:
-            raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose a longer one")
-        words = most(cost, length, guess=words)
-        ids, scored = _tokens(encode, options, key, depth, words)
-        documents.append(Document(ids, scored, (("key_number", number), ("key", key), ("depth", depth))))
-    return documents
 
 
 def _validate(options: Mapping[str, Any]) -> None:
@@ -218,11 +183,6 @@ def most(cost: Callable[[int], int], budget: int, guess: int = 0) -> int:
     return fits[0]
 
 
-def yaml(options: Mapping[str, Any]) -> str:
-    """Name of the lm-eval task that scores the documents."""
-    return "passkey_generate" if _settled(options)["answer"] == "generate" else "passkey"
-
-
 def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """Whether one key was found, and its NLL (nats a token). What passkey.yaml calls process_results."""
     (answer,) = results
@@ -231,28 +191,6 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
         return {"acc": float(said is not None and int(said[0]) == row["document"].fact("key"))}
     likelihood, greedy = answer
     return {"acc": float(greedy), "nll_key": -float(likelihood) / len(likelihood.tokens)}
-
-
-def finish(
-    metrics: dict[str, float], documents: Sequence[Document], answers: Sequence[Any], options: Mapping[str, Any]
-) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
-    """Adds the consistency of keys over depths, and accuracy by depth."""
-    keys: dict[int, list[bool]] = {}
-    depths: dict[float, list[bool]] = {}
-    for document, answer in zip(documents, answers, strict=True):
-        found = bool(measure({"document": document}, [answer])["acc"])
-        keys.setdefault(document.fact("key_number"), []).append(found)
-        depths.setdefault(document.fact("depth"), []).append(found)
-    share = consistency(list(keys.values()))
-    if share is not None:
-        metrics["consistency"] = share
-    if options["protocol"] == "pi":
-        length = max(len(document.ids) for document in documents)
-        curve = [((1 - depth) * length, float(np.mean(row))) for depth, row in depths.items()]
-        metrics["effective_length"] = effective_length(curve, FOUND["pi"])
-    if options["protocol"] == "codellama":
-        metrics.update({f"acc_at_{depth:g}": float(np.mean(row)) for depth, row in depths.items()})
-    return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
 
 
 def effective_length(curve: Sequence[tuple[float, float]], share: float) -> float:
@@ -301,3 +239,104 @@ def consistency(verdicts: Sequence[Sequence[bool]]) -> float | None:
     """
     alike = [len(set(row)) == 1 for row in verdicts if len(row) > 1]
     return sum(alike) / len(alike) if alike else None
+
+
+class PasskeyHalves:
+    """Keys of one seed, and of the next."""
+
+    options = ("keys",)
+    nested = True
+    texts: tuple[str, ...] = ()
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        pass
+
+    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
+        return Selection({"keys": count}, limit=end, seed=seed + text.PARTS.index(part))
+
+    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
+        return None
+
+
+class Passkey(OwnTask):
+    name = "passkey"
+    version = 2
+    options = OPTIONS
+    hashed = ("depths", "keys", "answer")
+    headlines = ("acc",)
+    measure = Measure("acc", lower=False, unit="key_number")
+    consistency = True
+    halves = PasskeyHalves()
+    over: Mapping[str, Callable[[Curve], float]] = {
+        "passkey_context": passkey_context,
+        "passkey_accuracy": passkey_accuracy,
+    }
+
+    def larger(self, count: int) -> str:
+        return f"task.keys={count} limit={count}"
+
+    def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
+        """Refuse options out of range, and a length that the shortest prompt does not fit into."""
+        options = _settled(options)
+        _validate(options)
+        least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
+        if length < least:
+            raise Refusal(
+                f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more"
+            )
+
+    def forwards(self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
+        """A forward for a key at every depth."""
+        return len(_asked(_settled(options), limit, seed=0))
+
+    def build(
+        self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
+    ) -> list[Document]:
+        """Prompts with as many words of filler as fit; key 0 at every depth first, then key 1, ...
+
+        Raises:
+            Refusal: the shortest prompt does not fit, or an option is out of its range.
+        """
+        options = _settled(options)
+        _validate(options)
+        documents, words = [], 0
+        for number, key, depth in _asked(options, limit, seed):
+            cost = partial(_cost, encode, options, key, depth)
+            least = cost(0)
+            if least > length:
+                raise Refusal(f"length={length}: the passkey prompt alone takes {least} tokens; choose a longer one")
+            words = most(cost, length, guess=words)
+            ids, scored = _tokens(encode, options, key, depth, words)
+            documents.append(Document(ids, scored, (("key_number", number), ("key", key), ("depth", depth))))
+        return documents
+
+    def yaml(self, options: Mapping[str, Any]) -> str:
+        return "passkey_generate" if _settled(options)["answer"] == "generate" else "passkey"
+
+    def finish(
+        self,
+        metrics: dict[str, float],
+        documents: Sequence[Document],
+        answers: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+        """Adds the consistency of keys over depths, and accuracy by depth."""
+        keys: dict[int, list[bool]] = {}
+        depths: dict[float, list[bool]] = {}
+        for document, answer in zip(documents, answers, strict=True):
+            found = bool(measure({"document": document}, [answer])["acc"])
+            keys.setdefault(document.fact("key_number"), []).append(found)
+            depths.setdefault(document.fact("depth"), []).append(found)
+        share = consistency(list(keys.values()))
+        if share is not None:
+            metrics["consistency"] = share
+        if options["protocol"] == "pi":
+            length = max(len(document.ids) for document in documents)
+            curve = [((1 - depth) * length, float(np.mean(row))) for depth, row in depths.items()]
+            metrics["effective_length"] = effective_length(curve, FOUND["pi"])
+        if options["protocol"] == "codellama":
+            metrics.update({f"acc_at_{depth:g}": float(np.mean(row)) for depth, row in depths.items()})
+        return metrics, {"acc_by_depth": [(float(depth), float(np.mean(row))) for depth, row in sorted(depths.items())]}
+
+
+KIND = Passkey()

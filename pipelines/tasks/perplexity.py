@@ -26,10 +26,15 @@ from numpy.typing import NDArray
 from pipelines.records.cells import Refusal
 from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder, Span, stderr
+from pipelines.tasks.kinds import Measure, OwnTask, Selection
 
 WINDOWS = ("prefix", "sliding", "means", "overlapping")
 
-LATER: Mapping[str, Any] = {
+OPTIONS: Mapping[str, Any] = {
+    "text": text.PYDOC,
+    "bos": None,
+    "last": 256,
+    "buckets": 16,
     "windows": "prefix",
     "stride": 256,
     "document": None,
@@ -39,50 +44,13 @@ LATER: Mapping[str, Any] = {
     "part": None,
     "skip": 0,
 }
-"""windows: how they are laid, as above. stride: tokens from one to the next. document: tokens to which documents are
+"""text: a source of pipelines/tasks/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
+last: tokens at the end whose NLL is reported on its own. buckets: of equal width, for NLL by position.
+windows: how they are laid, as above. stride: tokens from one to the next. document: tokens to which documents are
 cut; None: as many as they have. at_least: tokens that a document must have, so that every length can be given the same
 documents; None: those of a window. choose: first, or random: as many as the limit, drawn by the seed. bos_at: window or
 document, whose beginning a BOS is put at. part: tune or report, a half of the text. skip: documents left out at its
 beginning."""
-
-OPTIONS: Mapping[str, Any] = {"text": text.PYDOC, "bos": None, "last": 256, "buckets": 16, **LATER}
-"""text: a source of pipelines/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
-last: tokens at the end whose NLL is told on its own. buckets: of equal width, for NLL by position."""
-
-
-def check(options: Mapping[str, Any], encode: Encoder, length: int) -> None:
-    """Refuse where not one document can be made."""
-    build(options, encode, length=length, limit=1, seed=0)
-
-
-def forwards(options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int | None:
-    """One a document, or a window of it; of the hub's data sets, and without an encoder, of as many as the limit."""
-    if encode is not None and not options["text"].startswith(text.HUB):
-        found = _pieces(options, encode, length, limit, seed=0)
-        if options["windows"] == "prefix":
-            return len(found)
-        return sum(len(_spans(options, encode, len(piece.ids), length)[0]) for piece in found)
-    if options["windows"] == "prefix" or limit is None:
-        return limit
-    if options["document"] is None:
-        return None
-    return limit * len(list(_sliding(options["document"], length, options["stride"])))
-
-
-def build(options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
-    """Documents in windows of `length` tokens, a BOS among them where one is asked for.
-
-    The seed draws the documents of choose=random, and changes nothing else.
-
-    Raises:
-        Refusal: the text is not there or too short, length is below 2, or an option out of its range.
-    """
-    _validate(options, length)
-    found = _pieces(options, encode, length, limit, seed)
-    beginning = encode.beginning(options["bos"])
-    if options["windows"] == "prefix":
-        return [_prefix(encode, (*beginning, *piece.ids)) for piece in found]
-    return [_windowed(options, encode, piece.ids, length) for piece in found]
 
 
 def _validate(options: Mapping[str, Any], length: int) -> None:
@@ -175,11 +143,6 @@ def _bytes(encode: Encoder, ids: tuple[int, ...]) -> int:
     return len(encode.text(ids).encode("utf-8", "replace"))
 
 
-def yaml(options: Mapping[str, Any]) -> str:
-    """Name of the lm-eval task that scores the documents."""
-    return "perplexity"
-
-
 def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """NLL of one document and of its last tokens, nats a token. What perplexity.yaml calls process_results."""
     (answer,) = results
@@ -194,33 +157,6 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
 
 def _by_window(document: Document, tokens: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     return np.split(tokens, np.cumsum([span.scored for span in document.spans])[:-1])
-
-
-def finish(
-    metrics: dict[str, float], documents: Sequence[Document], answers: Sequence[Any], options: Mapping[str, Any]
-) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
-    """Adds what is no mean over documents: perplexities, bits per byte; and NLL by position.
-
-    A perplexity is exp of the mean NLL over all that is scored: tokens, or windows where their means are averaged; its
-    standard error that of the NLL carried through exp to first order.
-    """
-    _weigh(metrics, documents, answers, options)
-    last = f"_last_{options['last']}"
-    for end in ("", last) if f"nll{last}" in metrics else ("",):
-        metrics[f"ppl{end}"] = _exp(metrics[f"nll{end}"])
-        if f"nll{end}_stderr" in metrics:
-            metrics[f"ppl{end}_stderr"] = metrics[f"ppl{end}"] * metrics[f"nll{end}_stderr"]
-    facts = [dict(document.facts) for document in documents]
-    sizes = np.array([fact.get("bytes", 0) for fact in facts], dtype=np.float64)
-    if sizes.sum() > 0:
-        bits = np.array([-float(answer) for answer in answers]) / math.log(2)
-        metrics["bits_per_byte"], spread = _ratio(bits, sizes)
-        if spread is not None:
-            metrics["bits_per_byte_stderr"] = spread
-    if options["windows"] != "prefix":
-        return metrics, {}
-    nll = -np.stack([answer.tokens for answer in answers]).mean(axis=0, dtype=np.float64)
-    return metrics, {"nll_by_position": by_position(nll, options["buckets"])}
 
 
 def _weigh(
@@ -256,3 +192,107 @@ def by_position(nll: NDArray[np.float64], buckets: int) -> list[tuple[float, flo
 
 def _exp(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
+
+
+class PerplexityHalves:
+    """The two parts of a text."""
+
+    options = ("part", "skip")
+    nested = False
+    texts = (text.PYDOC, text.STDLIB)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        if options.get("part") is not None or options.get("skip"):
+            raise Refusal("task.part and task.skip: a search sets both itself; leave them out")
+        if options.get("choose", "first") != "first":
+            raise Refusal(
+                f"task.choose={options['choose']}: a search goes through the documents in order; leave it out"
+            )
+
+    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
+        return Selection({"part": part, "skip": begin}, limit=end - begin, seed=seed)
+
+    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
+        try:
+            return KIND.forwards({**options, "part": part, "windows": "prefix"}, encode, length=length, limit=None)
+        except text.TooShort:
+            return 0
+
+
+class Perplexity(OwnTask):
+    name = "perplexity"
+    version = 1
+    options = OPTIONS
+    hashed = ("text", "bos", "last", "buckets")
+    headlines = ("ppl", "ppl_last_256")
+    measure = Measure("nll", lower=True)
+    halves = PerplexityHalves()
+
+    def worst(self, vocabulary: int) -> float:
+        """As of guessing every token alike."""
+        return math.log(vocabulary)
+
+    def forwards(
+        self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
+    ) -> int | None:
+        """One a document, or a window of it; of hub data sets, and without an encoder, of as many as the limit."""
+        if encode is not None and not options["text"].startswith(text.HUB):
+            found = _pieces(options, encode, length, limit, seed=0)
+            if options["windows"] == "prefix":
+                return len(found)
+            return sum(len(_spans(options, encode, len(piece.ids), length)[0]) for piece in found)
+        if options["windows"] == "prefix" or limit is None:
+            return limit
+        if options["document"] is None:
+            return None
+        return limit * len(list(_sliding(options["document"], length, options["stride"])))
+
+    def build(
+        self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
+    ) -> list[Document]:
+        """Documents in windows of `length` tokens, a BOS among them where one is asked for.
+
+        The seed draws the documents of choose=random, and changes nothing else.
+
+        Raises:
+            Refusal: the text is not there or too short, length is below 2, or an option out of its range.
+        """
+        _validate(options, length)
+        found = _pieces(options, encode, length, limit, seed)
+        beginning = encode.beginning(options["bos"])
+        if options["windows"] == "prefix":
+            return [_prefix(encode, (*beginning, *piece.ids)) for piece in found]
+        return [_windowed(options, encode, piece.ids, length) for piece in found]
+
+    def finish(
+        self,
+        metrics: dict[str, float],
+        documents: Sequence[Document],
+        answers: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+        """Adds what is no mean over documents: perplexities, bits per byte; and NLL by position.
+
+        A perplexity is exp of the mean NLL over all that is scored: tokens, or windows where their means are averaged;
+        its standard error that of the NLL carried through exp to first order.
+        """
+        _weigh(metrics, documents, answers, options)
+        last = f"_last_{options['last']}"
+        for end in ("", last) if f"nll{last}" in metrics else ("",):
+            metrics[f"ppl{end}"] = _exp(metrics[f"nll{end}"])
+            if f"nll{end}_stderr" in metrics:
+                metrics[f"ppl{end}_stderr"] = metrics[f"ppl{end}"] * metrics[f"nll{end}_stderr"]
+        facts = [dict(document.facts) for document in documents]
+        sizes = np.array([fact.get("bytes", 0) for fact in facts], dtype=np.float64)
+        if sizes.sum() > 0:
+            bits = np.array([-float(answer) for answer in answers]) / math.log(2)
+            metrics["bits_per_byte"], spread = _ratio(bits, sizes)
+            if spread is not None:
+                metrics["bits_per_byte_stderr"] = spread
+        if options["windows"] != "prefix":
+            return metrics, {}
+        nll = -np.stack([answer.tokens for answer in answers]).mean(axis=0, dtype=np.float64)
+        return metrics, {"nll_by_position": by_position(nll, options["buckets"])}
+
+
+KIND = Perplexity()

@@ -6,44 +6,38 @@ Importing this loads neither torch nor lm-eval; `score` does.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pipelines.records.cells import Options, Refusal, Task
 from pipelines.tasks import named, passkey, perplexity, text
-from pipelines.tasks.documents import Document, Encoder, Recipe, Scores, digest
+from pipelines.tasks.documents import SCORER_VERSION, Document, Encoder, Scores, digest
+from pipelines.tasks.kinds import Curve, OwnTask, TaskKind
 
 if TYPE_CHECKING:
     from pipelines.tasks.scorer import LongLM
 
-__all__ = ["OVER", "VERSIONS", "Scores", "forwards", "options_of", "prepare", "score", "told", "versions"]
+__all__ = ["OVER", "OWN", "Scores", "forwards", "held", "kind", "options_of", "prepare", "score", "versions"]
 
-VERSIONS = {"perplexity": 1, "passkey": 2}
-"""A task's version goes up whenever a change can change its documents or its metrics."""
+OWN: Mapping[str, OwnTask] = {task.name: task for task in (perplexity.KIND, passkey.KIND)}
+"""Our own tasks by name. A new one is a file of this folder and its entry here."""
 
-_SCORER = 1
-"""scorer.SCORER_VERSION, which takes an import of torch to read; a test holds the two together."""
-
-OVER: Mapping[str, Callable[[Sequence[tuple[float, float]]], float]] = {
-    "passkey_context": passkey.passkey_context,
-    "passkey_accuracy": passkey.passkey_accuracy,
+OVER: Mapping[str, Callable[[Curve], float]] = {
+    name: function for task in OWN.values() for name, function in task.over.items()
 }
 """Metrics that are of a task's `acc` at several lengths: (tokens, acc) of each -> one number."""
 
-_RECIPES: dict[str, Recipe] = {"perplexity": perplexity, "passkey": passkey}
+
+def kind(name: str) -> TaskKind:
+    """What there is to know of a task, by its name; of any that is not ours as of a task that lm-eval brings."""
+    return OWN.get(name, named.KIND)
 
 
 def versions(task: Task) -> dict[str, Any]:
     """Versions of whatever decides a task's numbers: of the scorer, and of the task or of lm-eval that brings it."""
-    own = {"task": VERSIONS[task.name]} if task.name in VERSIONS else {"lm_eval": importlib.metadata.version("lm_eval")}
-    return {"scorer": _SCORER, **own}
-
-
-def told(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's options as a cell has them: without those that came later and change nothing."""
-    later = _RECIPES[name].LATER if name in _RECIPES else {}
-    return {key: value for key, value in options.items() if key not in later or value != later[key]}
+    own = {"task": OWN[task.name].version} if task.name in OWN else {"lm_eval": importlib.metadata.version("lm_eval")}
+    return {"scorer": SCORER_VERSION, **own}
 
 
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:
@@ -53,10 +47,10 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
         Refusal: an unknown task or option, text that is not there or too short, packages that are missing.
     """
     options = options_of(task, limit)
-    if task.name in _RECIPES:
-        _RECIPES[task.name].check(options, Encoder.of(tokenizer), length)
+    if task.name in OWN:
+        OWN[task.name].check(options, Encoder.of(tokenizer), length)
     else:
-        named.check(task.name, Encoder.of(tokenizer), length)
+        named.check(task.name, Encoder.of(tokenizer), length, OWN)
 
 
 def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
@@ -70,15 +64,26 @@ def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | Non
     """
     options = options_of(task, limit)
     encode = None if tokenizer is None else Encoder.of(tokenizer)
-    if task.name in _RECIPES:
+    if task.name in OWN:
         if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
-            _RECIPES[task.name].check(options, encode, length)
-        return _RECIPES[task.name].forwards(options, encode, length=length, limit=limit)
+            OWN[task.name].check(options, encode, length)
+        return OWN[task.name].forwards(options, encode, length=length, limit=limit)
     if encode is None:
-        named.find(task.name)
+        named.find(task.name, OWN)
     else:
-        named.check(task.name, encode, length)
+        named.check(task.name, encode, length, OWN)
     return limit
+
+
+def held(task: Task, tokenizer: Any, *, part: str, length: int) -> int | None:
+    """Documents of exactly this length in one half of a task that has halves; None: not known before it runs.
+
+    Raises:
+        Refusal: as `prepare`.
+    """
+    halves = kind(task.name).halves
+    assert halves is not None, f"task {task.name} has no halves"
+    return halves.held(part, options_of(task, None), Encoder.of(tokenizer), length)
 
 
 def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
@@ -92,7 +97,7 @@ def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) 
     """
     options = options_of(task, limit)
     lm.max_length = length
-    if task.name in _RECIPES:
+    if task.name in OWN:
         return _score_own(lm, task.name, options, length, limit, seed)
     return _score_named(lm, task.name, options, length, limit, seed)
 
@@ -100,12 +105,12 @@ def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) 
 def _score_own(lm: LongLM, name: str, options: Mapping[str, Any], length: int, limit: int | None, seed: int) -> Scores:
     from pipelines.tasks import harness
 
-    recipe, encode = _RECIPES[name], Encoder.of(lm.tokenizer)
+    own, encode = OWN[name], Encoder.of(lm.tokenizer)
     data = text.digest(options["text"]) if "text" in options else ""
     documents = _documents(name, tuple(options.items()), encode, data, length, limit, seed)
     rows = harness.Rows(documents, encode, options)
-    outcome = harness.run(lm, harness.prepared(recipe.yaml(options), rows), length=length, limit=None)
-    metrics, series = recipe.finish(dict(outcome.metrics), documents, outcome.answers, options)
+    outcome = harness.run(lm, harness.prepared(own.yaml(options), rows), length=length, limit=None)
+    metrics, series = own.finish(dict(outcome.metrics), documents, outcome.answers, options)
     told = [
         {"index": row["index"], "tokens": len(document.ids), **dict(document.facts), **row}
         for document, row in zip(documents, outcome.documents, strict=True)
@@ -121,7 +126,7 @@ def _score_named(
     encode = Encoder.of(lm.tokenizer)
     built = harness.by_name(
         name,
-        named.check(name, encode, length),
+        named.check(name, encode, length, OWN),
         length=length,
         encode=encode,
         folder=lm.folder,
@@ -140,7 +145,7 @@ def _documents(
     name: str, options: Options, encode: Encoder, data: str, length: int, limit: int | None, seed: int
 ) -> list[Document]:
     # `data` is the digest of the text that the options name: the text may change under its name.
-    return _RECIPES[name].build(dict(options), encode, length=length, limit=limit, seed=seed)
+    return OWN[name].build(dict(options), encode, length=length, limit=limit, seed=seed)
 
 
 def options_of(task: Task, limit: int | None) -> Mapping[str, Any]:
@@ -151,7 +156,7 @@ def options_of(task: Task, limit: int | None) -> Mapping[str, Any]:
     """
     if limit is not None and limit < 1:
         raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
-    known = _RECIPES[task.name].OPTIONS if task.name in _RECIPES else named.OPTIONS
+    known = kind(task.name).options
     unknown = sorted(set(dict(task.options)) - set(known))
     if unknown:
         raise Refusal(f"task {task.name} takes no option {', '.join(unknown)}; its options: {', '.join(known)}")

@@ -1,5 +1,6 @@
 """LongLM: lm-eval's Hugging Face model for long contexts.
 
+A change here that can change a score raises SCORER_VERSION (pipelines/tasks/documents.py).
 It never holds logits of [length, vocabulary], sums in float64 what it computed in float32, keeps the log-probability of
 every token, and refuses where lm-eval truncates. Scores are those of the stock model to float32 accuracy.
 
@@ -24,9 +25,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipelines.records.cells import Refusal
-
-SCORER_VERSION = 1
-"""Goes up whenever a change here can change a score."""
 
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""

@@ -55,6 +55,10 @@ READ_AT_MOST = 10_000
 _DATA_SET = re.compile(r"hub:(?P<path>[^@:]+)(@(?P<split>[^@:]+))?(:(?P<field>[^@:]+))?")
 
 
+class TooShort(Refusal):
+    """A source holds no document that is long enough."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Token ids that lie next to each other in one document: `ids` begins at token `start` of document `document`."""
@@ -156,7 +160,7 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
             if dice is None and len(found) == cut.count:
                 return found
     if not found:
-        raise Refusal(_lacking(source, cut, longest, number + 1, seen))
+        raise TooShort(_lacking(source, cut, longest, number + 1, seen))
     return sorted(found, key=lambda window: (window.document, window.start))
 
 

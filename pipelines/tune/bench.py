@@ -19,6 +19,7 @@ from pipelines.records.cells import Cell, Refusal, Result, Task, frozen, thawed
 from pipelines.records.results import Store
 from pipelines.report import statistics
 from pipelines.tasks import registry, text
+from pipelines.tasks.kinds import Measure
 from pipelines.tune.search import REDUCTION, Outcome, Trial
 from pipelines.workers.compute import Run, compute
 from rope import strategies
@@ -65,7 +66,7 @@ class Bench:
     forwards: int = 0
 
     @property
-    def measure(self) -> statistics.Measure:
+    def measure(self) -> Measure:
         return statistics.measure_of(str(self.choice.task["name"]), None)
 
     def cell(self, recipe: Recipe, part: str, begin: int, end: int, length: int | None = None) -> Cell:

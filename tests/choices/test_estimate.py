@@ -117,8 +117,8 @@ def test_the_plain_tokenizer_says_what_transformers_says(model):
 def test_documents_are_counted_as_they_are_built(task, length, limit):
     described, _ = find.describe(TINY)
     tokenizer = load.tokenizer(described)
-    options = {**registry._RECIPES[task.name].OPTIONS, **dict(task.options)}
-    built = registry._RECIPES[task.name].build(options, Encoder.of(tokenizer), length=length, limit=limit, seed=0)
+    options = {**registry.OWN[task.name].options, **dict(task.options)}
+    built = registry.OWN[task.name].build(options, Encoder.of(tokenizer), length=length, limit=limit, seed=0)
     plain = find.plain_tokenizer(described)
     assert registry.forwards(task, plain, length=length, limit=limit) == len(built)
 

@@ -14,10 +14,11 @@ from support import CELL
 
 from pipelines.records.cells import Refusal, Result, Task
 from pipelines.report import statistics
-from pipelines.report.statistics import MEASURES, Measure, compare
+from pipelines.report.statistics import compare
+from pipelines.tasks.kinds import Measure
 from rope.geometry import ALL_LAYERS, Plan
 
-NLL = MEASURES["perplexity"]
+NLL = statistics.measure_of("perplexity", None)
 
 
 def flips(differences):

@@ -127,7 +127,7 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
         file = folder / "list.gguf"
     options = {**perplexity.OPTIONS, **dict(cell.task.options)}
     encode = Encoder.of(load.tokenizer(model))
-    (document,) = perplexity.build(options, encode, length=cell.length, limit=1, seed=0)
+    (document,) = perplexity.KIND.build(options, encode, length=cell.length, limit=1, seed=0)
     (result,) = evaluate([cell])
     if not result.finished:
         sys.exit(f"{cell.label}: {result.error}")

@@ -170,7 +170,7 @@ def test_documents_may_be_cut_before_windows_slide_over_them(tiny, folder, docum
 
 def built(encode, source, length=LENGTH, limit=None, seed=0, **options):
     options = {**perplexity.OPTIONS, "text": source, **options}
-    return perplexity.build(options, encode, length=length, limit=limit, seed=seed)
+    return perplexity.KIND.build(options, encode, length=length, limit=limit, seed=seed)
 
 
 @pytest.mark.parametrize("source", ["pydoc", "folder"])
@@ -213,12 +213,12 @@ def test_ids_of_a_data_set_are_taken_as_they_are(encode, tmp_path):
 def test_windows_are_estimated_as_they_are_laid(encode, folder):
     for windows in perplexity.WINDOWS:
         options = {**perplexity.OPTIONS, "text": str(folder), "windows": windows, "stride": STRIDE}
-        made = perplexity.build(options, encode, length=LENGTH, limit=None, seed=0)
-        told = perplexity.forwards(options, encode, length=LENGTH, limit=None)
+        made = perplexity.KIND.build(options, encode, length=LENGTH, limit=None, seed=0)
+        told = perplexity.KIND.forwards(options, encode, length=LENGTH, limit=None)
         assert told == sum(len(d.spans) or 1 for d in made)
     of_hub = {**perplexity.OPTIONS, "text": "hub:a/b", "windows": "means", "document": 1000, "stride": 100}
-    assert perplexity.forwards(of_hub, encode, length=500, limit=3) == 3 * 6
-    assert perplexity.forwards({**of_hub, "document": None}, encode, length=500, limit=3) is None
+    assert perplexity.KIND.forwards(of_hub, encode, length=500, limit=3) == 3 * 6
+    assert perplexity.KIND.forwards({**of_hub, "document": None}, encode, length=500, limit=3) is None
 
 
 @pytest.mark.parametrize(
@@ -234,13 +234,6 @@ def test_windows_are_estimated_as_they_are_laid(encode, folder):
 def test_what_cannot_be_laid_is_refused(encode, folder, options, sentence):
     with pytest.raises(Refusal, match=sentence):
         built(encode, str(folder), **options)
-
-
-def test_options_that_came_later_leave_the_default_cells_as_they_were():
-    told = registry.told("perplexity", {"text": "pydoc", "bos": None, "last": 256, "buckets": 16, **perplexity.LATER})
-    assert told == {"text": "pydoc", "bos": None, "last": 256, "buckets": 16}
-    assert registry.told("perplexity", {"windows": "means", "stride": 256}) == {"windows": "means"}
-    assert registry.told("gsm8k", {"num_fewshot": None}) == {"num_fewshot": None}
 
 
 # ---------------------------------------------------------------------------------------------- passkeys as published
@@ -346,13 +339,13 @@ def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
 ):
     plain = AutoTokenizer.from_pretrained(TINY)
     heard = []
-    finish = passkey.finish
+    finish = passkey.KIND.finish
 
     def overheard(metrics, documents, answers, options):
         heard.extend(zip(documents, answers, strict=True))
         return finish(metrics, documents, answers, options)
 
-    monkeypatch.setattr(passkey, "finish", overheard)
+    monkeypatch.setattr(passkey.KIND, "finish", overheard)
     task = Task("passkey", frozen({"protocol": protocol}))
     told = registry.score(LongLM(tiny, plain, max_length=length), task, length=length, limit=trials, seed=0)
     asked = examples(trials)
@@ -379,8 +372,8 @@ def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
 
 def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(encode):
     options = {**passkey.OPTIONS, "protocol": "codellama"}
-    made = passkey.build(options, encode, length=700, limit=2, seed=0)
-    assert passkey.forwards(options, encode, length=700, limit=None) == 3 * 64
+    made = passkey.KIND.build(options, encode, length=700, limit=2, seed=0)
+    assert passkey.KIND.forwards(options, encode, length=700, limit=None) == 3 * 64
     for document in made:
         said, key = encode.text(document.ids), document.fact("key")
         *functions, question = ast.parse(f"{said}{key}").body
@@ -391,12 +384,7 @@ def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(e
         f"{document.fact('key')}\n\ndef f(): return 7" if document.fact("depth") else f"7 or {document.fact('key')}"
         for document in made
     ]
-    told, _ = passkey.finish({}, made, answers, options)
+    told, _ = passkey.KIND.finish({}, made, answers, options)
     assert {name: told[name] for name in told if name.startswith("acc_at")} == {
         "acc_at_0": 0, "acc_at_0.2": 1, "acc_at_0.4": 1,
     }  # fmt: skip
-
-
-def test_a_passkey_that_is_not_as_published_leaves_the_default_cells_as_they_were():
-    assert "protocol" not in registry.told("passkey", dict(passkey.OPTIONS))
-    assert registry.told("passkey", {"protocol": "codellama"}) == {"protocol": "codellama"}

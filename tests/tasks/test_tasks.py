@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from pipelines.records.cells import Refusal, Task, frozen
 from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
-from pipelines.tasks.documents import Encoder, stderr
+from pipelines.tasks.documents import SCORER_VERSION, Encoder, stderr
 from pipelines.tasks.scorer import LogLikelihood, LongLM
 
 FOLDER = Path(registry.__file__).parent
@@ -44,7 +44,7 @@ def scores(lm, task, length, limit=None, seed=0):
 
 
 def prompts(encode, length, limit=None, seed=0, **options):
-    return passkey.build({**passkey.OPTIONS, **options}, encode, length=length, limit=limit, seed=seed)
+    return passkey.KIND.build({**passkey.OPTIONS, **options}, encode, length=length, limit=limit, seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------------- perplexity
@@ -102,7 +102,9 @@ def test_a_part_and_what_is_skipped_arrive_in_the_documents(lm, encode):
 
 def test_a_bos_takes_a_token_of_the_length_and_begins_every_document(encode, tokenizer):
     def begins(bos):
-        built = perplexity.build({**perplexity.OPTIONS, "bos": bos}, Encoder.of(tokenizer), length=64, limit=2, seed=0)
+        built = perplexity.KIND.build(
+            {**perplexity.OPTIONS, "bos": bos}, Encoder.of(tokenizer), length=64, limit=2, seed=0
+        )
         assert [len(document.ids) for document in built] == [64, 64]
         return [document.ids[0] == 256 for document in built]
 
@@ -126,7 +128,7 @@ def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
     hopeless = LogLikelihood(-8000.0, np.full(10, -800.0, np.float32))
     assert perplexity.measure(row, [hopeless]) == {"nll": 800.0}
     built = perplexity.Document((1,) * 11, 10, (("bytes", 10),))
-    told, _ = perplexity.finish({"nll": 800.0}, [built], [hopeless], perplexity.OPTIONS)
+    told, _ = perplexity.KIND.finish({"nll": 800.0}, [built], [hopeless], perplexity.OPTIONS)
     assert told["ppl"] == math.inf
     assert harness._metrics({"nll,none": math.nan, "nll_stderr,none": math.nan}, [{}, {}], 64).keys() == {"nll"}
 
@@ -136,7 +138,7 @@ def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
 
 LETTERS = """
 import sys, json
-from pipelines import tasks
+from pipelines.tasks import registry
 from pipelines.tasks.documents import Encoder, digest
 
 class Letters:
@@ -145,8 +147,8 @@ class Letters:
     def decode(self, ids, **_): return "".join(map(chr, ids))
 
 def built(name, length):
-    recipe = registry._RECIPES[name]
-    return digest(recipe.build(recipe.OPTIONS, Encoder("letters", Letters()), length=length, limit=2, seed=3))
+    task = registry.OWN[name]
+    return digest(task.build(task.options, Encoder("letters", Letters()), length=length, limit=2, seed=3))
 
 asked = json.loads(sys.argv[1]) if __name__ == "__main__" else []
 print(*[built(name, length) for name, length in asked])
@@ -397,7 +399,7 @@ def by_name(tmp_path, monkeypatch):
     (tmp_path / "colours.py").write_text(COLOURS)
     for name, content in {"colours": NAMED, "like_ruler": LIKE_RULER}.items():
         (tmp_path / f"{name}.yaml").write_text(content)
-    monkeypatch.setattr(named, "find", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(named, "find", lambda name, ours=(): tmp_path / f"{name}.yaml")
 
 
 def test_a_task_of_the_harness_runs_by_its_name(lm, by_name):
@@ -441,10 +443,9 @@ def test_every_task_of_the_harness_is_found_by_its_yaml():
 
 
 def test_the_versions_of_a_cell_are_those_of_what_computes_it():
-    assert registry._SCORER == scorer.SCORER_VERSION
-    for name, version in registry.VERSIONS.items():
-        assert f"version: {version}\n" in (FOLDER / f"{name}.yaml").read_text()
-        assert registry.versions(a_task(name)) == {"scorer": scorer.SCORER_VERSION, "task": version}
+    for name, task in registry.OWN.items():
+        assert f"version: {task.version}\n" in (FOLDER / f"{name}.yaml").read_text()
+        assert registry.versions(a_task(name)) == {"scorer": SCORER_VERSION, "task": task.version}
     assert set(registry.versions(a_task("wikitext"))) == {"scorer", "lm_eval"}
 
 
@@ -476,7 +477,7 @@ def test_the_pi_protocol_asks_ten_keys_at_each_of_32_distances(encode):
     assert len(built) == 320 and len({document.fact("depth") for document in built}) == 32
     assert all(document.scored == 0 and len(document.ids) + passkey.NEW_TOKENS <= 700 for document in built)
     found = ["" if document.fact("depth") < 0.5 else f" {document.fact('key')}." for document in built]
-    told, _ = passkey.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
+    told, _ = passkey.KIND.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
     assert told["effective_length"] == pytest.approx(max(len(d.ids) for d in built) / 2)
 
 

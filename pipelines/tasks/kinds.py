@@ -1,0 +1,167 @@
+"""What ropewalk needs to know of a task, whatever the task measures; the rest of the code asks this, never a name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.records.cells import Refusal
+from pipelines.tasks.documents import Document, Encoder
+
+LOWER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
+HIGHER = frozenset({"acc", "acc_norm", "exact_match", "em", "f1", "score", "bleu", "chrf", "mcc"})
+"""lm-eval's metrics of which less, or more, is better."""
+
+Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What of a task's documents is compared.
+
+    name: key of every document's record, and what a report calls it.
+    lower: whether less of it is better.
+    unit: key of a record, such as key_number. Documents of one value of it count as one observation and are averaged
+        first, for they are not independent (the same passkey at several depths); None: every document is its own.
+    """
+
+    name: str
+    lower: bool
+    unit: str | None = None
+
+    @property
+    def units(self) -> str:
+        """What a report calls the observations: documents, or what `unit` numbers (keys)."""
+        return "documents" if self.unit is None else f"{self.unit.removesuffix('_number')}s"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some documents of one half, as choices of a cell: options of its task, its limit and its seed."""
+
+    options: Mapping[str, Any]
+    limit: int
+    seed: int
+
+
+class Halves(Protocol):
+    """Two halves of a task's documents that share nothing: options are chosen on one (tune), judged on the other
+    (report)."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The task's options that select a half."""
+
+    @property
+    def nested(self) -> bool:
+        """Whether every selection begins with the half's first document, so that a longer one holds a shorter one."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Texts to try in this order where none is given; none: the task makes as many documents as are wanted."""
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that the selection of a half sets itself."""
+
+    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
+        """Documents begin ... end - 1 of a half of `count` documents; where nested, all up to `end`."""
+
+    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
+        """How many documents of exactly this length a half holds; None: not known before it runs."""
+
+
+class TaskKind:
+    """One task; the defaults are those of a task that lm-eval brings.
+
+    options: every option with its default.
+    hashed: the options that a cell's id has even at their default. Any other is left out there, so that a new option
+        leaves the ids of older cells alone.
+    headlines: the metrics that its table shows; (): the first that is no standard error.
+    measure: what is compared between results; None: the table's metric.
+    consistency: whether its table shows the share of units that score alike at every depth and length.
+    halves: how a search divides its documents; None: it cannot.
+    over: metrics that are of its `acc` at several lengths: (tokens, acc) of each -> one number.
+    """
+
+    options: Mapping[str, Any]
+    hashed: tuple[str, ...] = ()
+    headlines: tuple[str, ...] = ()
+    measure: Measure | None = None
+    consistency: bool = False
+    halves: Halves | None = None
+    over: Mapping[str, Callable[[Curve], float]] = {}
+
+    def larger(self, count: int) -> str:
+        """The overrides that make it that many observations: what advice spells out."""
+        return f"limit={count}"
+
+    def worst(self, vocabulary: int) -> float:
+        """What stands for the measure of a document whose score is not finite. vocabulary: the model's tokens."""
+        return 0.0
+
+    def measure_of(self, task: str, metric: str | None) -> Measure:
+        """What is compared between results of the task, whose table shows `metric`.
+
+        Raises:
+            Refusal: nobody said whether more of the metric is better.
+        """
+        if self.measure is not None:
+            return self.measure
+        name = (metric or "").partition("/")[0]
+        if metric is None or name not in LOWER | HIGHER:
+            raise Refusal(f"task {task}: whether more {metric} is better is not known; add it to LOWER or HIGHER")
+        return Measure(metric, lower=name in LOWER)
+
+    def id_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a cell's id has: those of `hashed`, and all that differ from their default."""
+        return {
+            name: value
+            for name, value in options.items()
+            if name in self.hashed or name not in self.options or value != self.options[name]
+        }
+
+
+class OwnTask(TaskKind, ABC):
+    """A task of this folder: a file that makes documents, and a YAML of lm-eval's that scores each.
+
+    version: goes up whenever a change can change its documents or its metrics.
+    """
+
+    name: str
+    version: int
+
+    @abstractmethod
+    def build(
+        self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
+    ) -> list[Document]:
+        """The documents, of at most `length` tokens each; `limit` of them, None: all there are.
+
+        Raises:
+            Refusal: not one can be made, or an option is out of its range.
+        """
+
+    def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
+        """Refuse, cheaply, what `build` would refuse."""
+        self.build(options, encode, length=length, limit=1, seed=0)
+
+    def forwards(
+        self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
+    ) -> int | None:
+        """How many forwards the documents take; None where that takes an encoder, or a data set, not at hand."""
+        return limit
+
+    def yaml(self, options: Mapping[str, Any]) -> str:
+        """Name of the lm-eval task that scores the documents."""
+        return self.name
+
+    def finish(
+        self,
+        metrics: dict[str, float],
+        documents: Sequence[Document],
+        answers: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
+        """Metrics and series that take all documents together; `answers` is what the model said to each."""
+        return metrics, {}

@@ -1,0 +1,135 @@
+"""A task says itself how it is compared, halved and shown: no other code knows a task by its name."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import pytest
+from support import PROJECT
+
+from pipelines.records.cells import Refusal
+from pipelines.tasks import named, passkey, perplexity, registry
+from pipelines.tasks.kinds import Measure, Selection
+
+NAMES = {*registry.OWN, "key_number"}
+WORDS = {("train", "perplexity"), ("doctor", "perplexity")}
+"""Rooms that have a metric or a column of this name."""
+
+
+def switches(source: str) -> set[str]:
+    """Names of tasks that a source compares with, matches, looks up, or maps to something."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        parts: list[ast.expr | None] = []
+        if isinstance(node, ast.Compare):
+            for side in (node.left, *node.comparators):
+                parts += side.elts if isinstance(side, (ast.Tuple, ast.List, ast.Set)) else [side]
+        elif isinstance(node, ast.Dict):
+            parts += node.keys
+        elif isinstance(node, ast.Subscript):
+            parts.append(node.slice)
+        elif isinstance(node, ast.MatchValue):
+            parts.append(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            parts += node.args[:1]
+        found |= {part.value for part in parts if isinstance(part, ast.Constant) and part.value in NAMES}
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if cell.task.name == "perplexity": pass',
+        'if name not in ("perplexity", "other"): pass',
+        'HEADLINES = {"perplexity": ("ppl",)}',
+        'HEADLINES["perplexity"]',
+        'HEADLINES.get("perplexity")',
+        'match name:\n    case "perplexity": pass',
+        'any("perplexity" in row for row in rows)',
+    ],
+)
+def test_a_switch_on_a_name_is_seen(source):
+    assert switches(source) == {"perplexity"}
+    assert not switches('task: str = "perplexity"\nTask("perplexity")')
+
+
+ROOMS = sorted(path.name for path in (PROJECT / "pipelines").iterdir() if path.is_dir() and path.name != "tasks")
+NOT_YET = {"tune": pytest.mark.xfail(reason="bench and study still decide by names")}
+
+
+@pytest.mark.parametrize("room", [pytest.param(room, marks=NOT_YET.get(room, ())) for room in ROOMS])
+def test_no_other_room_switches_on_the_name_of_a_task(room):
+    for path in (PROJECT / "pipelines" / room).rglob("*.py"):
+        found = {name for name in switches(path.read_text()) if (room, name) not in WORDS}
+        assert not found, f"{path.relative_to(PROJECT)} decides by {found}: ask registry.kind(name) instead"
+
+
+def test_every_own_task_can_be_chosen_and_scored():
+    for name, task in registry.OWN.items():
+        assert (PROJECT / "conf" / "task" / f"{name}.yaml").is_file()
+        assert (Path(registry.__file__).parent / f"{task.yaml(task.options)}.yaml").is_file()
+        assert set(task.hashed) <= set(task.options)
+    assert registry.kind("wikitext") is named.KIND
+
+
+def test_options_at_their_default_leave_older_ids_alone():
+    founding = {"text": "pydoc", "bos": None, "last": 256, "buckets": 16}
+    assert perplexity.KIND.id_options({**perplexity.OPTIONS, **founding}) == founding
+    assert perplexity.KIND.id_options({"windows": "means", "stride": 256}) == {"windows": "means"}
+    assert "protocol" not in passkey.KIND.id_options(passkey.OPTIONS)
+    assert passkey.KIND.id_options({"protocol": "codellama"}) == {"protocol": "codellama"}
+    assert registry.kind("gsm8k").id_options({"num_fewshot": None}) == {"num_fewshot": None}
+    assert registry.kind("gsm8k").id_options({"unknown": 1}) == {"unknown": 1}, "refused later, with its name"
+
+
+def test_what_is_compared_and_in_what_units():
+    assert (perplexity.KIND.measure.name, perplexity.KIND.measure.units) == ("nll", "documents")
+    assert (passkey.KIND.measure.name, passkey.KIND.measure.units) == ("acc", "keys")
+    assert registry.kind("gsm8k").measure_of("gsm8k", "exact_match/strict") == Measure(
+        "exact_match/strict", lower=False
+    )
+    with pytest.raises(Refusal, match="whether more colour is better"):
+        registry.kind("gsm8k").measure_of("gsm8k", "colour")
+
+
+def test_the_worst_score_is_that_of_guessing_or_of_no_hit():
+    assert perplexity.KIND.worst(257) == pytest.approx(math.log(257))
+    assert passkey.KIND.worst(257) == 0.0
+
+
+def test_more_observations_are_asked_for_in_the_words_of_the_task():
+    assert perplexity.KIND.larger(9) == "limit=9"
+    assert passkey.KIND.larger(9) == "task.keys=9 limit=9", "one limit alone takes no more keys than there are"
+
+
+def test_the_halves_of_a_text_go_on_where_the_last_documents_ended():
+    halves = perplexity.KIND.halves
+    assert halves.select("tune", 2, 5, count=12, seed=7) == Selection({"part": "tune", "skip": 2}, limit=3, seed=7)
+    assert not halves.nested
+    for options, sentence in (
+        ({"part": "tune"}, "task.part"),
+        ({"skip": 1}, "task.skip"),
+        ({"choose": "random"}, "order"),
+    ):
+        with pytest.raises(Refusal, match=sentence):
+            halves.check(options)
+    halves.check(perplexity.OPTIONS)
+
+
+def test_the_halves_of_keys_are_two_seeds():
+    halves = passkey.KIND.halves
+    assert halves.select("tune", 2, 5, count=12, seed=7) == Selection({"keys": 12}, limit=5, seed=7)
+    assert halves.select("report", 0, 12, count=12, seed=7) == Selection({"keys": 12}, limit=12, seed=8)
+    assert halves.nested, "keys are counted from 0"
+
+
+def test_a_half_tells_how_many_documents_it_holds(tmp_path, tokenizer):
+    (tmp_path / "text.txt").write_text("one two three four " * 200)
+    task = registry.Task("perplexity", (("text", str(tmp_path / "text.txt")),))
+    whole = registry.forwards(task, tokenizer, length=32, limit=None)
+    parts = [registry.held(task, tokenizer, part=part, length=32) for part in ("tune", "report")]
+    assert all(parts) and whole - 1 <= sum(parts) <= whole
+    assert registry.held(task, tokenizer, part="tune", length=100_000) == 0
+    assert registry.held(registry.Task("passkey"), tokenizer, part="tune", length=512) is None
