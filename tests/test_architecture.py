@@ -42,6 +42,7 @@ OWNERS = {
     "mlflow": {"pipelines.track"},
     "omegaconf": {"pipelines.choices.config", "pipelines.grid.launcher", "pipelines.cli.main"},
     "optuna": {"pipelines.tune.search"},
+    "pandas": {"pipelines.report.frame"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
     "rich": {"pipelines.report", "pipelines.grid.preview", "pipelines.doctor", "pipelines.tune",

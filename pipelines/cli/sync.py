@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines import track
 from pipelines.records.cells import Refusal
 from pipelines.records.results import Store
+from pipelines.track import rebuild
 
 HELP = """ropewalk sync [store=FOLDER] [force=true]
 
@@ -23,10 +23,8 @@ def main(arguments: list[str]) -> int:
     if set(options) - {"store", "force"} or options.get("force", "false") not in ("true", "false"):
         raise Refusal(f"ropewalk sync takes store=FOLDER and force=true; given: {' '.join(arguments)}")
     store = Store.at(options.get("store"))
-    incomplete, empty = False, True
-    for synced in track.sync(store, force=options.get("force") == "true"):
-        print(f"{synced.label}: {synced.text}", flush=True)
-        incomplete, empty = incomplete or not synced.complete, False
-    if empty:
-        raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
-    return 1 if incomplete else 0
+    code = 0
+    for rebuilt in rebuild.rebuild(store, force=options.get("force") == "true"):
+        print(rebuilt, flush=True)
+        code = code if rebuilt.complete else 1
+    return code

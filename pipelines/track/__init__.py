@@ -10,7 +10,6 @@ from pipelines.track.examinations import record_examination
 from pipelines.track.reproductions import record_reproduction
 from pipelines.track.studies import StudyTracker
 from pipelines.track.sweeps import Tracker
-from pipelines.track.rebuild import sync
 from pipelines.track.training import Training
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "frequencies",
     "record_examination",
     "record_reproduction",
-    "sync",
     "tracking_uri",
     "warm",
 ]

@@ -39,9 +39,7 @@ def _draw(client: Any, experiment: str, store: Store, cells: Sequence[Cell], swe
     # The UI makes a section of what stands before the slash; and one chart should not hold a cell's own metric,
     # which has no step, beside the curve's.
     section, model = f"{cells[0].task.name} by length", cells[0].model.name
-    metrics = [
-        (f"{section}/{name}", y, int(x)) for name, curve in curves.by_length(rows).items() for x, y, _ in curve
-    ]
+    metrics = [(f"{section}/{name}", y, int(x)) for name, curve in curves.by_length(rows).items() for x, y, _ in curve]
     # Drawn as a whole and anew: a step that is written twice stays in the chart twice; and the UI's chart shows the
     # ten newest runs, which should be the curves of the last grid.
     for run in earlier:

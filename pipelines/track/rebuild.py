@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.choices.sweep import Sweep
-from pipelines.records.cells import Cell, distinct
+from pipelines.records.cells import Cell, Refusal, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
@@ -23,30 +23,36 @@ UNREADABLE = (ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
-class Synced:
+class Rebuilt:
     """What became of one sweep or study. complete: whether MLflow now has all that can be expected of it."""
 
     label: str
     text: str
     complete: bool = True
 
+    def __str__(self) -> str:
+        return f"{self.label}: {self.text}"
 
-def sync(store: Store, *, force: bool = False) -> Iterator[Synced]:
+
+def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
     """Record every sweep and study that MLflow lacks, or has in part, or all of them anew (`force`).
 
     Sweeps that are no longer on disk are deleted from the store's own database, with their points of the curves; on
     a server of the user's, other stores may have theirs.
+
+    Raises:
+        Refusal: there is nothing on disk, and no database.
     """
     specs, studies = list(store.sweeps()), list(store.studies())
     if not specs and not studies and not (store.root / "mlflow.db").exists():
-        return
+        raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
     client = connect(store)
     sweeps, cells = [], dict[str, Cell]()
     for spec in specs:
         try:
             sweep = Sweep.of(spec)
         except UNREADABLE as error:
-            yield Synced(str(spec.get("command", "a sweep")), f"cannot be read, left as it is: {error!r}", False)
+            yield Rebuilt(str(spec.get("command", "a sweep")), f"cannot be read, left as it is: {error!r}", False)
         else:
             sweeps.append(sweep)
             cells |= {cell.id: cell for cell in sweep.cells}
@@ -58,36 +64,36 @@ def sync(store: Store, *, force: bool = False) -> Iterator[Synced]:
                 curve_runs.prune(client, experiment.name, store, cells)
     start = time.monotonic()
     for number, sweep in enumerate(sweeps, 1):
-        synced = _sweep(client, sweep, store, force=force)
+        rebuilt = _sweep(client, sweep, store, force=force)
         left = (time.monotonic() - start) / number * (len(sweeps) - number)
-        text = f"{synced.text}  left {duration(left)}" if left else synced.text
-        yield Synced(f"{number}/{len(sweeps)}  {synced.label}", text, synced.complete)
+        text = f"{rebuilt.text}  left {duration(left)}" if left else rebuilt.text
+        yield Rebuilt(f"{number}/{len(sweeps)}  {rebuilt.label}", text, rebuilt.complete)
     for study in studies:
         yield _study(client, study, store, force=force)
 
 
-def _pruned(client: Any, on_disk: set[str]) -> Iterator[Synced]:
+def _pruned(client: Any, on_disk: set[str]) -> Iterator[Rebuilt]:
     for experiment in client.search_experiments():
         for run in search(client, experiment.name, "tags.`ropewalk.kind` = 'sweep'"):
             if run.data.tags["sweep_id"] not in on_disk and run.info.status != "RUNNING":
                 forget(client, experiment.name, run.data.tags["sweep_id"])
-                yield Synced(run.info.run_name, "no longer on disk, deleted")
+                yield Rebuilt(run.info.run_name, "no longer on disk, deleted")
 
 
-def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Synced:
+def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
     results = {cell.id: result for cell in distinct(sweep.cells) if (result := store.read(cell.id)) is not None}
     expected = sum(len(sweep.bearing(cell_id)) for cell_id in results)
     present = recorded(client, sweep)
     if present is None:
-        return Synced(sweep.label, "running, left alone")
+        return Rebuilt(sweep.label, "running, left alone")
     if present == expected and not force:
-        return Synced(sweep.label, f"in MLflow already, {present} cells")
+        return Rebuilt(sweep.label, f"in MLflow already, {present} cells")
     try:  # everything is built before anything is deleted
         runs = [[cell_run(cell, result) for cell in sweep.bearing(cell_id)] for cell_id, result in results.items()]
         rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
         shown = tables.tables(rows)
     except UNREADABLE as error:
-        return Synced(sweep.label, f"cannot be rebuilt, left as it is: {error!r}", complete=False)
+        return Rebuilt(sweep.label, f"cannot be rebuilt, left as it is: {error!r}", complete=False)
     forget(client, sweep.experiment, sweep.id)
     with Tracker.open(sweep, store, client) as tracker:
         for bearing in runs:
@@ -97,17 +103,17 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Synced:
         tracker.conclude(rows, shown)
     reasons = [run.lost for bearing in runs for run in bearing if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"
-    return Synced(sweep.label, f"recorded, {expected} cells{lost if reasons else ''}", not reasons)
+    return Rebuilt(sweep.label, f"recorded, {expected} cells{lost if reasons else ''}", not reasons)
 
 
-def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool) -> Synced:
+def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool) -> Rebuilt:
     label, trials, runs = f"{study['label']}, a search", study["trials"], runs_of(client, study["id"])
     if any(run.info.status == "RUNNING" for run in runs):
-        return Synced(label, "running, left alone")
+        return Rebuilt(label, "running, left alone")
     if len(runs) == len(trials) + 1 and not force:
-        return Synced(label, f"in MLflow already, {len(trials)} trials")
+        return Rebuilt(label, f"in MLflow already, {len(trials)} trials")
     with StudyTracker.open(store, study, client) as tracker:
         for trial in trials:
             tracker.record(trial, None)
         tracker.conclude(study, store.study(study["id"]))
-    return Synced(label, f"recorded, {len(trials)} trials")
+    return Rebuilt(label, f"recorded, {len(trials)} trials")

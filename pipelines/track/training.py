@@ -18,9 +18,7 @@ class Training:
         client = connect(store)
         experiment = experiment_id(client, experiment, store)
         self._end = ExitStack()
-        self._run = self._end.enter_context(
-            start_run(client, experiment, name, {"ropewalk.kind": "train"}, resume=run)
-        )
+        self._run = self._end.enter_context(start_run(client, experiment, name, {"ropewalk.kind": "train"}, resume=run))
         self.run = self._run.id
         if run is None:
             self._run.log(params)

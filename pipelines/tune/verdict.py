@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.records.cells import Cell, Refusal, Result, frozen, strategy_label
 from pipelines.records.numbers import number
 from pipelines.report import statistics, tables
-from pipelines.report.statistics import Difference, Versus
+from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.tune.bench import Bench, Recipe, served
 from pipelines.tune.space import LISTS_FROM, Space
 from rope import strategies
@@ -43,7 +43,7 @@ class Verdict:
     chosen: Recipe
     rows: tuple[Row, ...]
     best_default: Row
-    compared: tuple[Versus, ...]
+    compared: tuple[PairedComparison, ...]
     names: Mapping[str, str]
     sentences: tuple[str, ...]
 
@@ -113,7 +113,7 @@ def judge(bench: Bench, chosen: Recipe, defaults: Sequence[Recipe], short: int |
         native, *others = at_short
         served_ones = {c.id: c for c in (others[theirs.index(best)], others[-1])}
         pairs += [(cell, native) for cell in served_ones.values() if cell.id != native.id]
-    compared = statistics.family(
+    compared = statistics.compare_pairs(
         ((a, results[a.id]), (b, results[b.id])) for a, b in pairs if results[a.id].metrics and results[b.id].metrics
     )
     labels = [*map(label, defaults), name_of(chosen)]
@@ -127,7 +127,7 @@ def judge(bench: Bench, chosen: Recipe, defaults: Sequence[Recipe], short: int |
     return Verdict(chosen, tuple(shown), rows[theirs.index(best)], tuple(compared), names, tuple(told))
 
 
-def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[Versus]) -> list[str]:
+def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[PairedComparison]) -> list[str]:
     """What each of these does to the model at the length that it was trained on. names: by cell id."""
     found = {v.cell.id: v.difference for v in compared if v.baseline.id == native.id}
     told = []
@@ -140,7 +140,7 @@ def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[Versus]) -
     return told
 
 
-def _target(bench: Bench, ours: Row, best: Row, compared: Sequence[Versus]) -> str:
+def _target(bench: Bench, ours: Row, best: Row, compared: Sequence[PairedComparison]) -> str:
     at = f"at {ours.length:,} tokens, over {len(ours.result.documents)} documents that the search never saw"
     if ours.cell.id == best.cell.id:
         return f"No better than the default: nothing that was tried came before {best.label}. Keep it."
