@@ -43,6 +43,7 @@ OWNERS = {
     "mlflow": {"pipelines.track"},
     "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
     "optuna": {"pipelines.tune.search"},
+    "pandas": {"pipelines.report.frame"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
     "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor", "pipelines.tune",

@@ -9,7 +9,8 @@ from pipelines.records.refusal import Refusal
 
 DESCRIPTION = """
 Brings MLflow to what the results on disk say: sweeps and searches that it lacks, or has in part (after a crash, or when
-mlflow.db was deleted), are recorded from the results; nothing is computed.
+mlflow.db was deleted), are recorded from the results, and sweeps that are no longer on disk are deleted; nothing is
+computed. Exit code 1: some could not be rebuilt in full, as their strategy or model is gone.
 """
 
 
@@ -33,7 +34,8 @@ def run(options: Options) -> int:
     force = own.get("force", "false")
     if force not in ("true", "false"):
         raise Refusal(f"force={force}: give true or false")
-    store = Store.at(own.get("store"))
-    for line in rebuild.rebuild(store, force=force == "true"):
-        print(line, flush=True)
-    return 0
+    code = 0
+    for rebuilt in rebuild.rebuild(Store.at(own.get("store")), force=force == "true"):
+        print(rebuilt, flush=True)
+        code = code if rebuilt.complete else 1
+    return code

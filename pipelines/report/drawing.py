@@ -21,12 +21,12 @@ DASHES = ("-", "--", "-.", ":")
 
 @dataclass(frozen=True)
 class Axes:
-    """What a figure's axes say. trained: where the trained length is marked; doubling: x by powers of two."""
+    """What a figure's axes say. trained: where to mark the trained length, if at all; doubling: x by powers of two."""
 
     x: str
     y: str
     title: str
-    trained: int
+    trained: int | None
     doubling: bool = False
 
 
@@ -55,7 +55,7 @@ def lines(curves: Mapping[str, Curve], path: Path, told: Axes) -> Path:
     values = [y for curve in curves.values() for _, y, _ in curve if not math.isnan(y)]  # nan: a gap in the line
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-    if lengths[0] <= told.trained <= lengths[-1]:
+    if told.trained is not None and lengths[0] <= told.trained <= lengths[-1]:
         axes.axvline(told.trained, color="gray", linestyle=":", label=f"trained length {told.trained:,}")
     axes.set(xlabel=told.x, ylabel=told.y, title=told.title)
     axes.grid(alpha=0.3)

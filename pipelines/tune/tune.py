@@ -53,7 +53,7 @@ def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> in
     with pool.standing(workers) as run:
         study = study_of(choice, request, command, run, workers.count or 1)
         console.print(_preview(study))
-        with track.Study.open(study.bench.store, study.spec()) as tracked:
+        with track.StudyTracker.open(study.bench.store, study.spec()) as tracked:
             trials = list(_search(study, tracked))
             judged = verdict.judge(study.bench, _best_choice(study, trials), study.defaults, study.short)
             tracked.conclude(write(study, trials, judged), study.folder)
@@ -111,7 +111,7 @@ def _preview(study: TuneStudy) -> str:
     )
 
 
-def _search(study: TuneStudy, tracked: track.Study) -> Iterator[Trial]:
+def _search(study: TuneStudy, tracked: track.StudyTracker) -> Iterator[Trial]:
     """Every trial, shown and recorded as it is settled. The defaults are measured first, on the whole half."""
     workbench, screening = study.bench, study.bench.screening
     for default in study.defaults:

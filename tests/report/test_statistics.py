@@ -157,7 +157,7 @@ def test_depths_of_a_key_are_averaged_first():
         ({"digest": "other"}, ["documents differ", "d and other", "same text"]),
         ({"digest": ""}, ["documents differ", "none"]),
         ({"provenance": {"torch": "3"}}, ["torch differs (2 and 3)", "force=true"]),
-        ({"provenance": {"torch": "2", "device": "H100"}}, ["device differs (not told and H100)"]),
+        ({"provenance": {"torch": "2", "device": "H100"}}, ["device differs (unknown and H100)"]),
         ({"values": (1.0,) * 7}, ["8 and 7 documents", "same limit"]),
         ({"documents": [], "status": "oom"}, ["none has no documents", "oom"]),
         ({"cell": replace(CELL, strategy="none", dtype="bfloat16")}, ["dtype differs (float32 and bfloat16)"]),
