@@ -46,7 +46,7 @@ OWNERS = {
     "pandas": {"pipelines.report.frame"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
-    "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor", "pipelines.tune",
+    "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor",
         "pipelines.reproduce", "pipelines.cli",
     },
     "scipy": {"pipelines.report.statistics"},
