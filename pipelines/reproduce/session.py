@@ -1,6 +1,6 @@
-"""What reproducing numbers and testing claims have in common: cells launched as a grid, and what came of a table kept.
+"""What reproducing numbers and testing claims have in common: cells run as a grid, and the records of a table.
 
-Every table ends the same way: JSON and figures in mlruns/published, a run in MLflow, and a line in the terminal.
+Every table ends alike: JSON and figures in mlruns/published, a run in MLflow, and a line in the terminal.
 """
 
 from __future__ import annotations
