@@ -18,7 +18,7 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, told
 from pipelines.records.results import Store
 from rope import strategies
-from rope.dialects import Deployment, Unsayable, deploy
+from rope.dialects import Deployment, Unsupported, deploy
 
 RECORD = "export.json"
 """What was exported; it also marks a folder that may be overwritten."""
@@ -67,7 +67,7 @@ def main(request: ExportRequest) -> int:
     for engine in request.engines:
         try:
             deployment = _deployment(planned, engine)
-        except Unsayable as reason:
+        except Unsupported as reason:
             console.print(f"\n{engine}: not possible. {reason}", markup=False)
             unsupported += 1
             continue
@@ -134,14 +134,14 @@ def _deployment(planned: Planned, engine: str) -> Deployment:
     options, source = dict(planned.options), find.locate(planned.model)
     try:
         deployment = deploy(engine, config, planned.strategy, options, planned.geometries, planned.length)
-    except Unsayable:
+    except Unsupported:
         raise
     except ValueError as error:
         raise Refusal(f"{engine}: {error}") from error
     if engine == "llama.cpp" and deployment.needs_file and source.gguf is None:
-        raise Unsayable(
+        raise Unsupported(
             f"llama.cpp takes {planned.strategy} as a list of divisors within a GGUF file, and {planned.model.name} is "
-            "none: give model=FILE.gguf; the closest alternatives supported by flags are yarn, ntk and linear"
+            "none: give model=FILE.gguf; the closest supported alternatives by flags are yarn, ntk and linear"
         )
     return deployment
 

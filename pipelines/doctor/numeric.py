@@ -22,7 +22,7 @@ from rope.config import geometry_of
 from rope.geometry import Array, Geometry, Plan
 
 if TYPE_CHECKING:
-    from rope.patch import Holding
+    from rope.patch import RotaryState
 
 EXACT = 1e-5
 """Relative difference from the reference that float32 arithmetic explains."""
@@ -50,7 +50,7 @@ class Built:
         geometries = self.files.geometries
         modules = [
             RotaryModule(holding, geometries[holding.layer_type], native(geometries[holding.layer_type]))
-            for holding in patch.holdings(self.model)
+            for holding in patch.rotary_states(self.model)
             if holding.layer_type in geometries
         ]
         if not modules:
@@ -62,7 +62,7 @@ class Built:
 class RotaryModule:
     """What a rotary module holds, the geometry of its layers, and the plan that it should hold."""
 
-    held: Holding
+    held: RotaryState
     geometry: Geometry
     plan: Plan
 
