@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipelines.report.curves import Point
 
@@ -114,78 +116,24 @@ def spectra(plans: Sequence[Spectrum], marks: Mapping[str, float], title: str, p
     return path
 
 
-def importance(shares: Mapping[str, float], title: str, path: Path) -> Path:
-    """Each dimension's share of the differences between trials, the largest at the top."""
-    names = sorted(shares, key=lambda name: shares[name])
-    with _png(path, 8, 1.2 + 0.4 * len(names)) as figure:
-        axes = figure.subplots()
-        axes.barh(names, [shares[name] for name in names], color="tab:blue")
-        axes.set(xlabel="share of the differences between trials", title=title)
-        axes.grid(axis="x", alpha=0.3)
-    return path
+def save(draw: Callable[[], Any], title: str, path: Path) -> Path:
+    """A figure that another library draws with pyplot, as a PNG. draw: returns its axes, one or an array of them."""
+    import matplotlib
+    from matplotlib import pyplot
 
-
-@dataclass(frozen=True)
-class Slice:
-    """One dimension of a search. xs: each trial's number or word; log: logarithmic; start: the default, if any."""
-
-    name: str
-    xs: Sequence[Any]
-    log: bool = False
-    start: float | None = None
-
-
-def slices(drawn: Sequence[Slice], ys: Sequence[float], far: Sequence[int], label: str, title: str, path: Path) -> Path:
-    """Every trial's value against each dimension; darker the more documents it was measured on (`far`)."""
-    columns = min(4, len(drawn))
-    rows = -(-len(drawn) // columns)
-    with _png(path, max(5.0, 3.4 * columns), 0.8 + 3 * rows) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        order = sorted(range(len(ys)), key=lambda n: far[n])  # what went far is drawn above what did not
-        for number, (one, axes) in enumerate(zip(drawn, grid.flat, strict=False)):
-            words = any(isinstance(x, (str, bool)) for x in one.xs)
-            xs = [str(one.xs[n]) if words else one.xs[n] for n in order]
-            colours = {"c": [far[n] for n in order], "cmap": "viridis_r", "vmin": 0, "vmax": max(far)}
-            dots = axes.scatter(xs, [ys[n] for n in order], s=28, **colours)
-            if one.log and not words:
-                low, ratio = min(one.xs), max(one.xs) / min(one.xs)
-                axes.set_xscale("log")
-                axes.set_xticks([float(f"{low * ratio ** (n / 3):.2g}") for n in range(4)])
-                axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.4g}")
+    with matplotlib.rc_context():  # its style is its own
+        figure = np.ravel(draw())[0].figure
+        for axes in figure.axes:
+            for place in ("left", "center"):
+                axes.set_title("", loc=place)
+            if axes.get_xscale() == "log":
+                low, high = axes.get_xlim()
+                ticks = [float(f"{x:.2g}") for x in np.geomspace(low, high, 5)[1:-1]]
+                axes.set_xticks(ticks, [f"{x:,.4g}" for x in ticks])
                 axes.minorticks_off()
-            if one.start is not None:
-                axes.axvline(one.start, color="gray", linestyle=":", label="default")
-                axes.legend(fontsize=8)
-            axes.set(xlabel=one.name, ylabel=label if number % columns == 0 else "")
-            axes.grid(alpha=0.3)
-        for axes in grid.flat[len(drawn) :]:
-            axes.set_visible(False)
-        figure.colorbar(dots, ax=grid, label="documents", shrink=0.8)
         figure.suptitle(title)
-    return path
-
-
-def pareto(
-    points: Sequence[tuple[float, float]],
-    best: Sequence[tuple[float, float]],
-    marked: Mapping[str, tuple[float, float]],
-    labels: tuple[str, str],
-    title: str,
-    path: Path,
-) -> Path:
-    """Two aims, both better when smaller: all points, those that none beats joined by a line, and some by name."""
-    with _png(path, 8, 5.5) as figure:
-        axes = figure.subplots()
-        xs, ys = zip(*points, strict=True)
-        axes.scatter(xs, ys, color="lightsteelblue", s=22, label="trials")
-        if best:
-            front = zip(*sorted(best), strict=True)
-            axes.plot(*front, marker="o", color="tab:blue", drawstyle="steps-post", label="none better in both")
-        for name, (x, y) in marked.items():
-            axes.scatter([x], [y], marker="*", s=140, zorder=3, label=name)
-        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        figure.savefig(path, dpi=130, bbox_inches="tight")
+        pyplot.close(figure)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a published table is cited for, asked of any model: paired over the same documents, with a verdict.
+"""What a published table is cited for, tested on any model: paired over the same documents, with a verdict.
 
 Kinds of claim, of strategies s at lengths in trained lengths:
 
@@ -25,6 +25,9 @@ from pipelines.report.statistics import Difference
 from pipelines.reproduce.published import Claim
 from pipelines.tasks.kinds import Measure
 
+TASK = "perplexity"
+"""What claims are tested with: they compare its NLL, of whole documents and of their last tokens."""
+
 HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
 
 
@@ -33,7 +36,7 @@ class Comparison:
     """One difference that a claim is about, and whether it is on the claimed side.
 
     says: what should be. difference: below 0 where it is so; None where there is none, for the reason given.
-    settled: what is known without statistics, as of equal plans. note: what is seen besides, and not tested.
+    settled: a verdict without statistics, as of equal plans. note: an observation that is not tested.
     """
 
     says: str
@@ -52,19 +55,19 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A claim and what became of it: fails where any of its comparisons does, holds where all do."""
+class ClaimFinding:
+    """A claim and its verdict: fails where any of its comparisons does, holds where all do."""
 
     claim: Claim
     comparisons: tuple[Comparison, ...]
 
     @property
     def verdict(self) -> str:
-        found = {comparison.verdict for comparison in self.comparisons}
-        return FAILS if FAILS in found else HOLDS if found == {HOLDS} else OPEN
+        verdicts = {comparison.verdict for comparison in self.comparisons}
+        return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else OPEN
 
 
-class Measured:
+class ClaimResults:
     """Results of one model by strategy and length; the last tokens' NLL by document."""
 
     def __init__(self, rows: Mapping[tuple[str, float], tuple[Cell, Result]]) -> None:
@@ -76,10 +79,10 @@ class Measured:
         Raises:
             Refusal: there is none.
         """
-        found = self.rows.get((key(strategy), length))
-        if found is None or not found[1].documents:
-            raise Refusal(f"{named(strategy)} at {length:g} trained lengths has no result")
-        return found
+        row = self.rows.get((key(strategy), length))
+        if row is None or not row[1].documents:
+            raise Refusal(f"{label(strategy)} at {length:g} trained lengths has no result")
+        return row
 
     def nll(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL of each document, in order."""
@@ -98,96 +101,96 @@ def key(strategy: Mapping[str, Any]) -> str:
     return digest_of(dict(strategy))[:12]
 
 
-def named(strategy: Mapping[str, Any]) -> str:
+def label(strategy: Mapping[str, Any]) -> str:
     options = {name: value for name, value in strategy.items() if name != "name"}
     return strategy_label(str(strategy["name"]), frozen(options))
 
 
-def asked(claims: Sequence[Claim]) -> dict[tuple[str, float], tuple[Mapping[str, Any], float]]:
-    """Every strategy and length that some claim takes."""
-    found: dict[tuple[str, float], tuple[Mapping[str, Any], float]] = {}
+def required(claims: Sequence[Claim]) -> list[tuple[Mapping[str, Any], float]]:
+    """Every strategy and length that some claim takes, once."""
+    places: dict[tuple[str, float], tuple[Mapping[str, Any], float]] = {}
     for claim in claims:
         for strategy in claim.strategies:
             for length in claim.lengths:
-                found.setdefault((key(strategy), length), (strategy, length))
-    return found
+                places.setdefault((key(strategy), length), (strategy, length))
+    return list(places.values())
 
 
-def judge(claims: Sequence[Claim], measured: Measured) -> list[Finding]:
+def judge(claims: Sequence[Claim], results: ClaimResults) -> list[ClaimFinding]:
     """The claims with their verdicts; p adjusted over the comparisons of each claim."""
-    return [Finding(claim, _adjusted(list(KINDS[claim.kind](claim, measured)))) for claim in claims]
+    return [ClaimFinding(claim, _adjusted(list(KINDS[claim.kind](claim, results)))) for claim in claims]
 
 
-def _adjusted(found: list[Comparison]) -> tuple[Comparison, ...]:
-    tested = [c.difference.p for c in found if c.difference is not None and c.difference.p is not None]
+def _adjusted(comparisons: list[Comparison]) -> tuple[Comparison, ...]:
+    tested = [c.difference.p for c in comparisons if c.difference is not None and c.difference.p is not None]
     adjusted = iter(statistics.holm(tested))
     return tuple(
         replace(c, difference=replace(c.difference, adjusted=next(adjusted)))
         if c.difference is not None and c.difference.p is not None
         else c
-        for c in found
+        for c in comparisons
     )
 
 
-def _better(measured: Measured, better: Mapping[str, Any], worse: Mapping[str, Any], length: float) -> Comparison:
-    says = f"{named(better)} better than {named(worse)} at {length:g}x"
+def _better(results: ClaimResults, better: Mapping[str, Any], worse: Mapping[str, Any], length: float) -> Comparison:
+    says = f"{label(better)} better than {label(worse)} at {length:g}x"
     try:
-        ours, theirs = measured.at(better, length), measured.at(worse, length)
+        ours, theirs = results.at(better, length), results.at(worse, length)
         if ours[0].id == theirs[0].id:
-            return Comparison(says, reason="one and the same plan")
+            return Comparison(says, reason="same plan")
         return Comparison(says, statistics.compare(ours, theirs))
     except Refusal as reason:
         return Comparison(says, reason=str(reason))
 
 
-def _order(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+def _order(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     for length in claim.lengths:
         for better, worse in pairwise(claim.strategies):
-            yield _better(measured, better, worse, length)
+            yield _better(results, better, worse, length)
 
 
-def _best(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+def _best(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     for length, winner in zip(claim.lengths, claim.winners, strict=True):
         for other, strategy in enumerate(claim.strategies):
             if other != winner:
-                yield _better(measured, claim.strategies[winner], strategy, length)
+                yield _better(results, claim.strategies[winner], strategy, length)
 
 
-def _same(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+def _same(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     for length in claim.lengths:
         for one, other in pairwise(claim.strategies):
-            says = f"{named(one)} like {named(other)} at {length:g}x"
+            says = f"{label(one)} like {label(other)} at {length:g}x"
             try:
-                ours, theirs = measured.at(one, length), measured.at(other, length)
+                ours, theirs = results.at(one, length), results.at(other, length)
                 if ours[0].id == theirs[0].id:
-                    yield Comparison(says, reason="one and the same plan", settled=HOLDS)
+                    yield Comparison(says, reason="same plan", settled=HOLDS)
                 else:
-                    found = statistics.compare(ours, theirs)
-                    differs = found.p is not None and found.p < statistics.ALPHA
-                    yield Comparison(says, found, settled=FAILS if differs else OPEN)
+                    difference = statistics.compare(ours, theirs)
+                    differs = difference.p is not None and difference.p < statistics.ALPHA
+                    yield Comparison(says, difference, settled=FAILS if differs else OPEN)
             except Refusal as reason:
                 yield Comparison(says, reason=str(reason))
 
 
-def _breaks(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+def _breaks(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     breaking, other = claim.strategies
     for length in claim.lengths:
-        says = f"{named(breaking)}: last tokens worse than {named(other)}'s at {length:g}x"
+        says = f"{label(breaking)}: last tokens worse than {label(other)}'s at {length:g}x"
         try:
-            statistics.check(measured.at(breaking, length), measured.at(other, length))
-            end = measured.tail(other, length) - measured.tail(breaking, length)
-            whole = measured.nll(other, length) - measured.nll(breaking, length)
-            note = _worse_from(breaking, other, length, measured)
+            statistics.check(results.at(breaking, length), results.at(other, length))
+            end = results.tail(other, length) - results.tail(breaking, length)
+            whole = results.nll(other, length) - results.nll(breaking, length)
+            note = _worse_from(breaking, other, length, results)
             yield Comparison(says, statistics.difference(_TAIL, end), note=note)
-            more = f"{named(breaking)}: by more than all its tokens are at {length:g}x"
+            more = f"{label(breaking)}: by more than all its tokens are at {length:g}x"
             yield Comparison(more, statistics.difference(_TAIL, end - whole))
         except Refusal as reason:
             yield Comparison(says, reason=str(reason))
 
 
-def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, measured: Measured) -> str:
+def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, results: ClaimResults) -> str:
     """From which position on every bucket of the window is worse, on average over the documents; "" if from none."""
-    (cell, result), (_, beside) = measured.at(breaking, length), measured.at(other, length)
+    (cell, result), (_, beside) = results.at(breaking, length), results.at(other, length)
     curves = (result.series.get("nll_by_position", ()), beside.series.get("nll_by_position", ()))
     if [x for x, _ in curves[0]] != [x for x, _ in curves[1]]:
         return ""  # a bucket that was not finite is left out
@@ -200,17 +203,17 @@ def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: f
     if start == cell.length:
         return ""
     where = f"from token {start:,} on ({start / cell.length:.0%} of {cell.length:,})" if start else "everywhere"
-    return f"{named(breaking)} at {length:g}x: on average worse than {named(other)} {where}"
+    return f"{label(breaking)} at {length:g}x: on average worse than {label(other)} {where}"
 
 
-def _gentler(claim: Claim, measured: Measured) -> Iterator[Comparison]:
+def _gentler(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     gentle, other = claim.strategies
     first, second = claim.lengths[:2]
     for before, after in pairwise(claim.lengths):
-        says = f"{named(gentle)} from {before:g}x to {after:g}x costs less than {named(other)} to {second:g}x"
+        says = f"{label(gentle)} from {before:g}x to {after:g}x costs less than {label(other)} to {second:g}x"
         try:
-            rise = measured.tail(gentle, after) - measured.tail(gentle, before)
-            cliff = measured.tail(other, second) - measured.tail(other, first)
+            rise = results.tail(gentle, after) - results.tail(gentle, before)
+            cliff = results.tail(other, second) - results.tail(other, first)
             yield Comparison(says, statistics.difference(_TAIL, rise - cliff))
         except Refusal as reason:
             yield Comparison(says, reason=str(reason))
@@ -218,6 +221,10 @@ def _gentler(claim: Claim, measured: Measured) -> Iterator[Comparison]:
 
 _TAIL = Measure("nll of the last tokens", lower=True)
 
-KINDS: Mapping[str, Callable[[Claim, Measured], Iterator[Comparison]]] = {
-    "order": _order, "best": _best, "same": _same, "breaks": _breaks, "gentler": _gentler,
-}  # fmt: skip
+KINDS: Mapping[str, Callable[[Claim, ClaimResults], Iterator[Comparison]]] = {
+    "order": _order,
+    "best": _best,
+    "same": _same,
+    "breaks": _breaks,
+    "gentler": _gentler,
+}

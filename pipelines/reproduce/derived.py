@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rope import strategies, theory
-from rope.geometry import Geometry
+from rope.geometry import Geometry, Plan
 
 
 def smallest_base(length: int, search: str) -> float:
     """search: two_digits, the first of two significant digits; or refined, Su's five ever finer grids."""
     if search == "two_digits":
-        found = theory.first_base(theory.two_digit_bases(), length)
-        return float("nan") if found is None else found
+        return _number(theory.first_base(theory.two_digit_bases(), length))
     return theory.smallest_base(length)
 
 
 def first_negative(base: float = 10_000.0, **scaling: Any) -> float:
     """Distance at which the long-range sum is first negative."""
-    found = theory.first_negative(_plan(base=base, **scaling), 2**20)
-    return float("nan") if found is None else float(found)
+    return _number(theory.first_negative(_plan(base=base, **scaling), 2**20))
 
 
 def critical_dimension(head_dim: int, base: float, trained_length: int) -> float:
@@ -39,8 +37,8 @@ def attention_factor(**scaling: Any) -> float:
 
 def correction_range(end: str, truncate: bool = True, **geometry: Any) -> float:
     """end: low or high, a pair counted from 0."""
-    made = Geometry(**{"head_dim": 128, "base": 10_000.0, "trained_length": 4096, **geometry})
-    ends = strategies.ramps.correction_range(made, made.native(2), 32.0, 1.0, truncate)
+    whole = Geometry(**{"head_dim": 128, "base": 10_000.0, "trained_length": 4096, **geometry})
+    ends = strategies.ramps.correction_range(whole, whole.native(2), 32.0, 1.0, truncate)
     return float(ends[("low", "high").index(end)])
 
 
@@ -70,23 +68,41 @@ def equivalent_factor(theta: float, base: float = 10_000.0, head_dim: int = 128)
 
 def equivalent_base(**scaling: Any) -> float:
     """The plain base that ends at the same last pair."""
-    found = theory.equivalent_base(_plan(**scaling))
-    return float("nan") if found is None else found
+    return _number(theory.equivalent_base(_plan(**scaling)))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _plan(
-    strategy: str = "none", head_dim: int = 128, base: float = 10_000.0, trained_length: int = 4096,
-    length: int | None = None, factor: float | None = None, **options: Any,
-) -> Any:  # fmt: skip
+    strategy: str = "none",
+    head_dim: int = 128,
+    base: float = 10_000.0,
+    trained_length: int = 4096,
+    length: int | None = None,
+    factor: float | None = None,
+    **options: Any,
+) -> Plan:
     geometry = Geometry(head_dim, base, trained_length)
-    given = options if factor is None else {**options, "factor": factor}
-    return strategies.plan(strategy, geometry, length or trained_length, **given)
+    if factor is not None:
+        options["factor"] = factor
+    return strategies.plan(strategy, geometry, length or trained_length, **options)
 
 
 DERIVED: Mapping[str, Callable[..., float]] = {
     function.__name__: function
     for function in (
-        smallest_base, first_negative, critical_dimension, critical_pair, attention_factor, correction_range,
-        inverse_frequency, interpolation_divisor, pairs_split, equivalent_factor, equivalent_base,
+        smallest_base,
+        first_negative,
+        critical_dimension,
+        critical_pair,
+        attention_factor,
+        correction_range,
+        inverse_frequency,
+        interpolation_divisor,
+        pairs_split,
+        equivalent_factor,
+        equivalent_base,
     )
-}  # fmt: skip
+}

@@ -1,117 +1,108 @@
-"""`ropewalk reproduce --transfer`: the claims that published tables are cited for, asked of another model."""
+"""`ropewalk reproduce --transfer`: the claims that published tables are cited for, tested on another model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.table import Table as Drawn
-
-from pipelines import track
 from pipelines.choices.config import Workbench
-from pipelines.choices.sweep import cell_of, trained_length
+from pipelines.choices.sweep import cell_of, planned_of
 from pipelines.records.cells import Cell, Refusal, Result, Task
-from pipelines.records.results import Store
-from pipelines.report import statistics, tables
+from pipelines.report import statistics, tables, terminal
 from pipelines.report.terminal import console
-from pipelines.reproduce import claims, published, reproduce
-from pipelines.reproduce.published import Table
-from pipelines.tasks import registry, text
+from pipelines.reproduce import claims, published
+from pipelines.reproduce.published import PublishedTable
+from pipelines.reproduce.session import Session, counted, introduce, write
+from pipelines.tasks import registry
+
+VERDICTS = (claims.HOLDS, claims.FAILS, claims.OPEN)
+
+
+class ClaimCell(NamedTuple):
+    """What a claim needs measured: a strategy at a length in trained lengths, and the cell that measures it."""
+
+    strategy: Mapping[str, Any]
+    length: float
+    cell: Cell
 
 
 def main(names: Sequence[str], base: Workbench, task: Mapping[str, Any], command: str) -> int:
     """The protocols on another model, in one grid: which of the claims hold there.
 
-    task: options that were given, which go over the published protocol. Returns 0 where all claims hold, else 1.
+    task: options that override the published protocol. Returns 0 where all claims hold, else 1.
 
     Raises:
         Refusal: a table states no claims, or the model or the text is not there.
     """
-    tables, store = [published.table(name) for name in names], Store.at(base.store)
-    silent = [table.name for table in tables if not table.claims]
+    session, chosen = Session(base, task, command), [published.table(name) for name in names]
+    silent = [table.name for table in chosen if not table.claims]
     if silent:
-        raise Refusal(f"published={silent[0]} states no claims; those that do: {', '.join(_with_claims())}")
-    longest = max(length for table in tables for _, length in claims.asked(table.claims).values())
-    cells = {table.name: _transferred(table, longest, base, task) for table in tables}
-    results = reproduce.run([cell for asked in cells.values() for _, _, cell in asked], base, store, command)
-    held = [_judged(table, cells[table.name], results, base.model.name, store, command) for table in tables]
+        able = ", ".join(name for name in published.names() if published.table(name).claims)
+        raise Refusal(f"published={silent[0]} states no claims; those that do: {able}")
+    longest = max(length for table in chosen for _, length in claims.required(table.claims))
+    cells = {table.name: _cells(table, longest, session) for table in chosen}
+    results = session.measure([required.cell for row in cells.values() for required in row])
+    held = [_judge(table, cells[table.name], results, session) for table in chosen]
     return 0 if all(held) else 1
 
 
-def _judged(
-    table: Table, cells: Sequence[tuple[Mapping[str, Any], float, Cell]], results: Mapping[str, Result], model: str,
-    store: Store, command: str,
-) -> bool:  # fmt: skip
-    """Say, keep and record what became of one table's claims; whether all hold."""
-    reproduce.introduce(table)
-    rows = [(cell, results[cell.id]) for _, _, cell in cells if cell.id in results]
-    found = {(claims.key(s), length): (c, results[c.id]) for s, length, c in cells if c.id in results}
-    findings = claims.judge(table.claims, claims.Measured(found))
-    _tell(findings, model)
-    folder = store.root / "published" / table.name / re.sub(r"[^\w.-]", "_", model).strip("_")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [reproduce.write(folder / "claims.json", {"table": table.name, "model": model, "claims": _plain(findings)})]
-    files += tables.figures(rows, folder)
-    counts = {verdict: sum(one.verdict == verdict for one in findings) for verdict in _CLAIM_VERDICTS}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    track.record_reproduction(
-        store,
-        f"{table.name} on {model}",
-        {"title": table.title, "source": table.source, "model": model, "command": command},
-        {f"claims/{name}": float(count) for name, count in counts.items()},
-        files,
-        {"status": told},
-    )
-    console.print(f"claims on {model}: {told}; kept: {folder}")
-    return counts[claims.HOLDS] == len(findings)
+def _judge(table: PublishedTable, cells: Sequence[ClaimCell], results: Mapping[str, Result], session: Session) -> bool:
+    """Show and record what became of one table's claims; whether all hold."""
+    introduce(table)
+    model = session.base.model.name
+    measured = [required for required in cells if required.cell.id in results]
+    rows = {(claims.key(s), length): (cell, results[cell.id]) for s, length, cell in measured}
+    findings = claims.judge(table.claims, claims.ClaimResults(rows))
+    _show(findings, model)
+    folder = session.folder(table.name, re.sub(r"[^\w.-]", "_", model).strip("_"))
+    body = [
+        {
+            "says": finding.claim.says,
+            "verdict": finding.verdict,
+            "comparisons": [{**asdict(one), "verdict": one.verdict} for one in finding.comparisons],
+        }
+        for finding in findings
+    ]
+    files = [write(folder / "claims.json", {"table": table.name, "model": model, "claims": body})]
+    files += tables.figures([(required.cell, results[required.cell.id]) for required in measured], folder)
+    verdicts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in VERDICTS}
+    session.record(table, f"{table.name} on {model}", verdicts, files, model=model)
+    console.print(f"claims on {model}: {counted(verdicts)}; files: {folder}")
+    return verdicts[claims.HOLDS] == len(findings)
 
 
-_CLAIM_VERDICTS = (claims.HOLDS, claims.FAILS, claims.OPEN)
-
-
-def _with_claims() -> list[str]:
-    return [name for name in published.names() if published.table(name).claims]
-
-
-def _transferred(
-    table: Table, longest: float, base: Workbench, task: Mapping[str, Any]
-) -> list[tuple[Mapping[str, Any], float, Cell]]:
+def _cells(table: PublishedTable, longest: float, session: Session) -> list[ClaimCell]:
     """The cells that the claims take: the published protocol, over the same documents at every length.
 
-    longest: of all lengths that are asked of any table, in trained lengths; every document is as long at least.
+    longest: of all lengths that any table needs, in trained lengths; every document is at least as long.
     """
-    first = cell_of(replace(base, length=2, strategy={"name": "none"}, task={"name": "perplexity"}))
-    trained = trained_length(first)
-    asked = claims.asked(table.claims).values()
-    whole = int(trained * max(length for _, length in asked))
+    base, task = session.base, session.task
+    native = planned_of(replace(base, length=2, strategy={"name": "none"}, factor=None))
+    trained = max(geometry.trained_length for geometry in native.geometries.values())
+    required = claims.required(table.claims)
     protocol = {name: value for name, value in table.task.items() if name not in ("text", "document", "choose", "bos")}
-    options = {"name": "perplexity", "text": text.PYDOC, "last": 256, "buckets": 16, **protocol}
-    options |= {**task, "at_least": max(int(trained * longest), task.get("at_least") or 0)}
-    if options.get("windows", "prefix") == "prefix":  # of one window nothing of this says anything
+    at_least = max(int(trained * longest), task.get("at_least") or 0)
+    options = {**protocol, "name": claims.TASK, **task, "at_least": at_least}
+    if options.get("windows", "prefix") == "prefix":  # one window: nothing to stride over
         idle = sorted({"stride", "bos_at"} & set(task))
         if idle:
-            raise Refusal(f"task.{idle[0]}={task[idle[0]]} is of several windows, and prefix has one: leave it out, or "
-                          "give task.windows=sliding")  # fmt: skip
+            raise Refusal(
+                f"task.{idle[0]}={task[idle[0]]} is of several windows, and prefix has one: leave it out, or give "
+                "task.windows=sliding"
+            )
         options = {name: value for name, value in options.items() if name not in ("windows", "stride", "bos_at")}
     else:
-        options.setdefault("document", whole)
+        options.setdefault("document", int(trained * max(length for _, length in required)))
         if any(claim.kind == "gentler" for claim in table.claims):
-            _check_ends(options, [int(trained * length) for _, length in asked])
-    return [
-        (
-            strategy,
-            length,
-            cell_of(
-                replace(
-                    base, length=int(trained * length), strategy=dict(strategy), factor=None,
-                    task={**registry.options_of(Task("perplexity"), None), **options},
-                )
-            ),
-        )
-        for strategy, length in asked
-    ]  # fmt: skip
+            _check_ends(options, [int(trained * length) for _, length in required])
+    whole_task = {**registry.options_of(Task(claims.TASK), None), **options}
+    choices = [
+        replace(base, length=int(trained * length), strategy=dict(strategy), factor=None, task=whole_task)
+        for strategy, length in required
+    ]
+    return [ClaimCell(*place, cell_of(choice)) for place, choice in zip(required, choices, strict=True)]
 
 
 def _check_ends(options: Mapping[str, Any], lengths: Sequence[int]) -> None:
@@ -125,44 +116,28 @@ def _check_ends(options: Mapping[str, Any], lengths: Sequence[int]) -> None:
         )
 
 
-def _tell(findings: Sequence[claims.Finding], model: str) -> None:
+def _show(findings: Sequence[claims.ClaimFinding], model: str) -> None:
+    header = ("should be", "difference, nats", "95 % interval", "p adjusted", "over", "")
     for finding in findings:
-        drawn = Drawn(title=f"{finding.verdict.upper()} on {model}: {finding.claim.says}", title_justify="left")
-        for name in (
-            "should be",
-            "difference, nats",
-            "95 % interval",
-            "p adjusted",
-            "over",
-            "",
-        ):
-            drawn.add_column(name)
-        for one in finding.comparisons:
-            drawn.add_row(*_line(one))
-        console.print(drawn)
-        for note in filter(None, (one.note for one in finding.comparisons)):
-            console.print(f"  {note}")
-        counts = [one.difference.count for one in finding.comparisons if one.difference is not None]
+        title = f"{finding.verdict.upper()} on {model}: {finding.claim.says}"
+        terminal.table(console, title, header, [_line(comparison) for comparison in finding.comparisons])
+        for comparison in finding.comparisons:
+            if comparison.note:
+                console.print(f"  {comparison.note}")
+        counts = [
+            comparison.difference.count for comparison in finding.comparisons if comparison.difference is not None
+        ]
         if counts and min(counts) < statistics.needed(len(counts)):
-            console.print(f"  {tables.too_few('perplexity', 'documents', str(min(counts)), len(counts))}")
+            console.print(f"  {tables.too_few(claims.TASK, 'documents', str(min(counts)), len(counts))}")
     console.print("difference: of NLL, paired by document, below 0 where it is as claimed; p adjusted by claim (Holm)")
 
 
-def _line(one: claims.Comparison) -> list[str]:
-    if one.difference is None:
-        return [one.says, one.reason, "", "", "", one.verdict]
-    found = one.difference
-    spread = "" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
-    p = f"{found.adjusted:.2g}" if found.adjusted is not None else "too few documents"
-    return [one.says, f"{found.mean:+.4g}", spread, p, f"{found.count} {found.measure.units}", one.verdict]
-
-
-def _plain(findings: Sequence[claims.Finding]) -> list[dict[str, Any]]:
-    return [
-        {
-            "says": finding.claim.says,
-            "verdict": finding.verdict,
-            "comparisons": [{**asdict(one), "verdict": one.verdict} for one in finding.comparisons],
-        }
-        for finding in findings
-    ]
+def _line(comparison: claims.Comparison) -> list[str]:
+    difference = comparison.difference
+    if difference is None:
+        return [comparison.says, comparison.reason, "", "", "", comparison.verdict]
+    low, high = difference.low, difference.high
+    spread = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
+    p = f"{difference.adjusted:.2g}" if difference.adjusted is not None else "too few documents"
+    over = f"{difference.count} {difference.measure.units}"
+    return [comparison.says, f"{difference.mean:+.4g}", spread, p, over, comparison.verdict]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VERSION = 1
-"""Of what is kept and left out; a change is a new corpus."""
+"""Of the selection of text; a change is a new corpus."""
 
 PACKAGES = "packages"
 END = "<|endoftext|>"
@@ -50,21 +50,27 @@ QUOTE, STRIDE = 12, 4
 FOR_TOKENIZER = 60_000_000
 """Bytes of text from which a tokenizer is trained."""
 
-PERMISSIVE = frozenset(
-    {
-        "MIT", "MIT-0", "MIT-CMU", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "PSF-2.0", "Python-2.0", "ISC",
-        "CNRI-Python", "Zlib", "BSL-1.0", "CC0-1.0", "Unlicense", "HPND", "LLVM-exception",
-    }
-)  # fmt: skip
+SPDX = """
+    MIT MIT-0 MIT-CMU BSD-2-Clause BSD-3-Clause 0BSD Apache-2.0 PSF-2.0 Python-2.0 CNRI-Python ISC Zlib BSL-1.0 CC0-1.0
+    Unlicense HPND LLVM-exception
+"""
+PERMISSIVE = frozenset(SPDX.split())
 """SPDX licences that ask for no more than their notice."""
 
 CLASSIFIERS = frozenset(
     {
-        "MIT License", "MIT No Attribution License (MIT-0)", "BSD License", "Zero-Clause BSD (0BSD)",
-        "Apache Software License", "Python Software Foundation License", "ISC License (ISCL)", "zlib/libpng License",
-        "The Unlicense (Unlicense)", "Historical Permission Notice and Disclaimer (HPND)",
+        "MIT License",
+        "MIT No Attribution License (MIT-0)",
+        "BSD License",
+        "Zero-Clause BSD (0BSD)",
+        "Apache Software License",
+        "Python Software Foundation License",
+        "ISC License (ISCL)",
+        "zlib/libpng License",
+        "The Unlicense (Unlicense)",
+        "Historical Permission Notice and Disclaimer (HPND)",
     }
-)  # fmt: skip
+)
 FREE_WORDS = re.compile(
     r"(the )?(apache([ -]software)?([ ,-]+licen[sc]e)?([ ,-]+(version )?v?2(\.0)?)?|mit|isc|psf(-2\.0)?"
     r"|((new|modified|simplified|[23][ -]clause) )?bsd([ -][23][ -]clause)?)( licen[sc]e)?",
@@ -77,7 +83,7 @@ Tokens = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """What one package (or the standard library, or a given text) gave to a corpus."""
 
     package: str
@@ -92,8 +98,8 @@ class Corpus:
     """Token ids of all documents one after another, each with an end-of-text before it.
 
     tokens: (tokens,) to train on. held_out: (tokens,) to validate on, other documents; may be empty.
-    card: what it was made of, as plain data: text, sources, tokens, digest.
-    folder: where it is kept: tokens.npy, held_out.npy, tokenizer.json, corpus.json.
+    card: its contents as plain data: text, sources, tokens, digest.
+    folder: where it lies: tokens.npy, held_out.npy, tokenizer.json, corpus.json.
     """
 
     tokens: Tokens
@@ -108,29 +114,31 @@ class Corpus:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
 
-def prepared(asked: Sequence[str], folder: Path, tokenizer: Tokenizer | int) -> Corpus:
-    """The corpus of these texts, encoded; kept in `folder`, from which the next call takes it.
+def prepared(sources: Sequence[str], folder: Path, tokenizer: Tokenizer | int) -> Corpus:
+    """The corpus of these texts, encoded; written below `folder`, from which the next call reads it.
 
-    asked: stdlib, packages, and sources that pipelines.text knows (a file, a folder, hub:OWNER/NAME); or one folder of
-        a corpus prepared before, taken as it is.
+    sources: stdlib, packages, and sources of pipelines/tasks/text.py (a file, a folder, hub:OWNER/NAME); or the one
+        folder of a corpus prepared before, taken as it is.
     tokenizer: to encode with; or the number of tokens of one to train on this text (byte-level, digits apart).
 
     Raises:
         Refusal: a source is not there or holds no text, or a corpus prepared before has another tokenizer.
     """
-    if len(asked) == 1 and (Path(asked[0]).expanduser() / "corpus.json").is_file():
-        return _fitting(load(Path(asked[0]).expanduser()), tokenizer)
-    stamp = digest_of([VERSION, list(asked), [_stamp(source) for source in asked]])[:12]
+    if len(sources) == 1 and (Path(sources[0]).expanduser() / "corpus.json").is_file():
+        corpus = load(Path(sources[0]).expanduser())
+        _check_tokenizer(corpus, tokenizer)
+        return corpus
+    stamp = digest_of([VERSION, list(sources), [_stamp(source) for source in sources]])[:12]
     if isinstance(tokenizer, int):
-        kept = folder / f"{stamp}-{tokenizer}"
+        place = folder / f"{stamp}-{tokenizer}"
     else:
         # The text may have been encoded with this very tokenizer when that was trained on it.
-        known = tokenizer_digest(tokenizer)
+        digest = tokenizer_digest(tokenizer)
         before = (path.parent for path in sorted(folder.glob(f"{stamp}-*/corpus.json")))
-        kept = next((p for p in before if load(p).card["tokenizer"] == known), folder / f"{stamp}-{known}")
-    if not (kept / "corpus.json").is_file():
-        _write(kept, asked, tokenizer)
-    return load(kept)
+        place = next((p for p in before if load(p).card["tokenizer"] == digest), folder / f"{stamp}-{digest}")
+    if not (place / "corpus.json").is_file():
+        _write(place, sources, tokenizer)
+    return load(place)
 
 
 def load(folder: Path) -> Corpus:
@@ -141,11 +149,11 @@ def load(folder: Path) -> Corpus:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """What a tokenizer is known by: its vocabulary and merges."""
+    """16 hex digits of a tokenizer's vocabulary and merges."""
     return digest_of(json.loads(tokenizer.to_str())["model"])[:16]
 
 
-def documents(asked: Sequence[str]) -> Iterator[tuple[Source, str]]:
+def documents(sources: Sequence[str]) -> Iterator[tuple[CorpusSource, str]]:
     """Every document of these texts with its source, in an order of their own, each text once.
 
     Raises:
@@ -153,16 +161,16 @@ def documents(asked: Sequence[str]) -> Iterator[tuple[Source, str]]:
     """
     seen = set[bytes]()
     quotes = _topic_runs()
-    for source in asked:
-        for origin, document in _of(source):
-            known_by = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
-            if known_by not in seen and not _quotes(document, quotes):
-                seen.add(known_by)
+    for source in sources:
+        for origin, document in _documents(source):
+            digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+            if digest not in seen and not _quotes(document, quotes):
+                seen.add(digest)
                 yield origin, document
     if not seen:
         raise Refusal(
-            f"text {', '.join(asked) or '(none)'}: no text was found to train on; give stdlib, packages, a text file, "
-            "a folder of text files or hub:OWNER/NAME"
+            f"text {', '.join(sources) or '(none)'}: no text was found to train on; give stdlib, packages, a text "
+            "file, a folder of text files or hub:OWNER/NAME"
         )
 
 
@@ -183,10 +191,10 @@ def licence(metadata: Any) -> str | None:
     return free if FREE_WORDS.fullmatch(free) else None
 
 
-def _of(source: str) -> Iterator[tuple[Source, str]]:
+def _documents(source: str) -> Iterator[tuple[CorpusSource, str]]:
     if source == text.STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        yield from _files(Source("Python", platform.python_version(), "PSF-2.0"), root, text.modules(root))
+        yield from _files(CorpusSource("Python", platform.python_version(), "PSF-2.0"), root, text.modules(root))
     elif source == PACKAGES:
         for origin, distribution in _packages():
             listed = sorted(Path(str(file)) for file in distribution.files or () if file.suffix == ".py")
@@ -197,21 +205,21 @@ def _of(source: str) -> Iterator[tuple[Source, str]]:
             raise Refusal(
                 "text pydoc is what grids score, so nothing is trained on it; give stdlib, packages or a path"
             )
-        origin = Source(source, text.digest(source), "as given")
+        origin = CorpusSource(source, text.digest(source), "as given")
         yield from ((origin, document) for document in text.documents(source))
 
 
-def _packages() -> list[tuple[Source, importlib.metadata.Distribution]]:
+def _packages() -> list[tuple[CorpusSource, importlib.metadata.Distribution]]:
     """Installed packages with a permissive licence, by name."""
-    found: dict[str, tuple[Source, importlib.metadata.Distribution]] = {}
+    packages: dict[str, tuple[CorpusSource, importlib.metadata.Distribution]] = {}
     for distribution in importlib.metadata.distributions():
         name, declared = distribution.metadata["Name"], licence(distribution.metadata)
         if name and declared:
-            found.setdefault(name.lower(), (Source(name, distribution.version, declared), distribution))
-    return [found[name] for name in sorted(found)]
+            packages.setdefault(name.lower(), (CorpusSource(name, distribution.version, declared), distribution))
+    return [packages[name] for name in sorted(packages)]
 
 
-def _files(origin: Source, root: Path, paths: Iterable[Path]) -> Iterator[tuple[Source, str]]:
+def _files(origin: CorpusSource, root: Path, paths: Iterable[Path]) -> Iterator[tuple[CorpusSource, str]]:
     """The text of a package's files; of a package too large the files whose digests come first."""
     texts = []
     for path in paths:
@@ -223,13 +231,13 @@ def _files(origin: Source, root: Path, paths: Iterable[Path]) -> Iterator[tuple[
             if _reads(document):
                 texts.append(document)
     if sum(map(len, texts)) > MOST_OF_A_PACKAGE:
-        drawn, room = set[int](), MOST_OF_A_PACKAGE
+        chosen, room = set[int](), MOST_OF_A_PACKAGE
         for number in sorted(range(len(texts)), key=lambda n: hashlib.sha256(texts[n].encode()).digest()):
             room -= len(texts[number])
             if room < 0:
                 break
-            drawn.add(number)
-        texts = [document for number, document in enumerate(texts) if number in drawn]
+            chosen.add(number)
+        texts = [document for number, document in enumerate(texts) if number in chosen]
     yield from ((origin, document) for document in texts)
 
 
@@ -253,37 +261,37 @@ def _quotes(document: str, runs: frozenset[tuple[str, ...]]) -> bool:
 
 
 def _stamp(source: str) -> Any:
-    """What a source is known by without reading it."""
+    """What identifies a source without reading all of it."""
     if source == text.STDLIB:
         return platform.python_version()
     return [asdict(origin) for origin, _ in _packages()] if source == PACKAGES else text.digest(source)
 
 
-def _fitting(corpus: Corpus, tokenizer: Tokenizer | int) -> Corpus:
+def _check_tokenizer(corpus: Corpus, tokenizer: Tokenizer | int) -> None:
+    """Refuse a corpus prepared before that was encoded with another tokenizer."""
     own = corpus.tokenizer
     if isinstance(tokenizer, int):
         if own.get_vocab_size() > tokenizer:
             raise Refusal(
                 f"the corpus in {corpus.folder} has a vocabulary of {own.get_vocab_size()} tokens and vocabulary="
-                f"{tokenizer} was asked for; give the same, or the texts themselves"
+                f"{tokenizer} was given; give the same, or the texts themselves"
             )
     elif tokenizer_digest(own) != tokenizer_digest(tokenizer):
         raise Refusal(
             f"the corpus in {corpus.folder} was encoded with another tokenizer than the model's; "
             "give the texts themselves (text=stdlib,packages)"
         )
-    return corpus
 
 
-def _write(kept: Path, asked: Sequence[str], tokenizer: Tokenizer | int) -> None:
+def _write(place: Path, sources: Sequence[str], tokenizer: Tokenizer | int) -> None:
     """Read, encode, and put into place whole."""
-    print(f"reading {', '.join(asked)} ...", flush=True)
-    sources: dict[str, Source] = {}
+    print(f"reading {', '.join(sources)} ...", flush=True)
+    origins: dict[str, CorpusSource] = {}
     train: list[str] = []
     held: list[str] = []
-    for origin, document in documents(asked):
-        told = sources.get(origin.package, origin)
-        sources[origin.package] = replace(told, files=told.files + 1, bytes=told.bytes + len(document.encode()))
+    for origin, document in documents(sources):
+        known = origins.get(origin.package, origin)
+        origins[origin.package] = replace(known, files=known.files + 1, bytes=known.bytes + len(document.encode()))
         (held if _held_out(document) else train).append(document)
     if isinstance(tokenizer, int):
         print(f"training a tokenizer of {tokenizer} tokens ...", flush=True)
@@ -294,24 +302,24 @@ def _write(kept: Path, asked: Sequence[str], tokenizer: Tokenizer | int) -> None
         cut = tokens.size - tokens.size // HELD_OUT
         tokens, held_out = tokens[:cut], tokens[cut:]
     card = {
-        "text": list(asked),
-        "sources": [asdict(source) for source in sources.values()],
+        "text": list(sources),
+        "sources": [asdict(origin) for origin in origins.values()],
         "documents": len(train) + len(held),
         "tokens": int(tokens.size),
         "held_out_tokens": int(held_out.size),
         "tokenizer": tokenizer_digest(tokenizer),
         "digest": hashlib.sha256(tokens.tobytes()).hexdigest()[:16],
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=kept.parent, prefix="preparing-"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix="preparing-"))
     try:
         np.save(temporary / "tokens.npy", tokens)
         np.save(temporary / "held_out.npy", held_out)
         tokenizer.save(str(temporary / "tokenizer.json"))
         (temporary / "corpus.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
         temporary.chmod(0o755)
-        shutil.rmtree(kept, ignore_errors=True)
-        temporary.rename(kept)
+        shutil.rmtree(place, ignore_errors=True)
+        temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

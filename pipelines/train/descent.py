@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipelines.records.cells import Refusal
 from pipelines.train.batches import Batches
 from pipelines.train.corpus import Tokens
-from pipelines.train.recipe import Recipe
+from pipelines.train.recipe import TrainRecipe
 
 PACE = (10, 50)
 """Steps between which the pace is taken that turns minutes into steps; the first ones compile and warm up."""
@@ -49,8 +49,8 @@ class Diverged(RuntimeError):
 
 
 @dataclass
-class Log:
-    """What a training has shown so far; train.json as plain data. What was not measured is absent.
+class TrainLog:
+    """What a training has shown so far; written to train.json. What was not measured is absent.
 
     curve: loss of every step, as weighted, nats a token.
     validations: rows of step, perplexity (of held-out text) and passkeys (share of them found).
@@ -83,18 +83,18 @@ class Log:
         temporary.replace(folder / LOG)
 
 
-def rate(asked: Recipe, step: int, steps: int | None) -> float:
+def rate(recipe: TrainRecipe, step: int, steps: int | None) -> float:
     """Learning rate of a step, counted from 0, of so many; None: it is not known yet how many, and none is the last."""
-    if step < asked.warmup:
-        return asked.learning_rate * (asked.warmup_from + (1 - asked.warmup_from) * (step + 1) / asked.warmup)
-    done = 0.0 if steps is None else (step - asked.warmup) / max(1, steps - asked.warmup)
+    if step < recipe.warmup:
+        return recipe.learning_rate * (recipe.warmup_from + (1 - recipe.warmup_from) * (step + 1) / recipe.warmup)
+    done = 0.0 if steps is None else (step - recipe.warmup) / max(1, steps - recipe.warmup)
     left = {
         "constant": 1.0,
         "linear": 1 - done,
         "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
         "wsd": min(1.0, 5 * (1 - done)),
-    }[asked.schedule]
-    return asked.learning_rate * (asked.final + (1 - asked.final) * max(0.0, left))
+    }[recipe.schedule]
+    return recipe.learning_rate * (recipe.final + (1 - recipe.final) * max(0.0, left))
 
 
 def weighted_nll(logits_BLV: Tensor, ids_BL: Tensor, weights_BL: Tensor) -> Tensor:
@@ -160,24 +160,30 @@ class Descent:
     """
 
     def __init__(
-        self, asked: Recipe, model: nn.Module, batches: Batches, held_out: Tokens, log: Log, accelerator: Accelerator,
-        show: Callable[[Log], None] = lambda log: None,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: TrainRecipe,
+        model: nn.Module,
+        batches: Batches,
+        held_out: Tokens,
+        log: TrainLog,
+        accelerator: Accelerator,
+        show: Callable[[TrainLog], None] = lambda log: None,
+    ) -> None:
         cuda = accelerator.device.type == "cuda"
-        self.asked, self.batches, self.held_out, self.log, self.show = asked, batches, held_out, log, show
-        self.accelerator, self.checkpoint = accelerator, Path(asked.out).expanduser() / CHECKPOINT
-        self.objective = Objective(model, mixed=cuda, compiled=cuda if asked.compile is None else asked.compile)
+        self.recipe, self.batches, self.held_out, self.log, self.show = recipe, batches, held_out, log, show
+        self.accelerator, self.checkpoint = accelerator, Path(recipe.out).expanduser() / CHECKPOINT
+        self.objective = Objective(model, mixed=cuda, compiled=cuda if recipe.compile is None else recipe.compile)
         self.parallel = accelerator.prepare_model(self.objective)
         groups = [
-            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": asked.weight_decay},
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
             {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        beta1, beta2 = asked.betas
-        self.optimizer = torch.optim.AdamW(groups, lr=asked.learning_rate, betas=(beta1, beta2), fused=True)
-        self.rows = list(range(accelerator.process_index, asked.batch, accelerator.num_processes))
-        if not self.rows or asked.batch % accelerator.num_processes:
-            raise Refusal(f"batch={asked.batch}: give a multiple of the {accelerator.num_processes} processes")
-        self.micro = min(asked.micro_batch or asked.batch, len(self.rows))
+        beta1, beta2 = recipe.betas
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(beta1, beta2), fused=True)
+        self.rows = list(range(accelerator.process_index, recipe.batch, accelerator.num_processes))
+        if not self.rows or recipe.batch % accelerator.num_processes:
+            raise Refusal(f"batch={recipe.batch}: give a multiple of the {accelerator.num_processes} processes")
+        self.micro = min(recipe.micro_batch or recipe.batch, len(self.rows))
         self.watch, self.pending = Watch(), list[Tensor]()
         self._resume()
         self.started = time.monotonic() - log.seconds
@@ -190,7 +196,7 @@ class Descent:
             Diverged: the loss went wrong; the last checkpoint is from before.
             Refusal: not even one window fits into the GPU's memory.
         """
-        asked = self.asked
+        recipe = self.recipe
         self.objective.train()
         with ThreadPoolExecutor(max_workers=1) as ahead:  # makes the next windows while the GPU is at these
             taken = self.log.step
@@ -201,8 +207,8 @@ class Descent:
                 self._step(taken, ids, weights)
                 taken += 1
                 last = taken == self.log.steps
-                validated, saved = taken % asked.validate_every == 0, taken % asked.save_every == 0
-                if last or validated or saved or taken % asked.log_every == 0 or taken in PACE:
+                validated, saved = taken % recipe.validate_every == 0, taken % recipe.save_every == 0
+                if last or validated or saved or taken % recipe.log_every == 0 or taken in PACE:
                     self._flush(taken)
                 if last or validated:
                     self._validate(taken)
@@ -211,7 +217,7 @@ class Descent:
 
     def _step(self, step: int, ids: Any, weights: Any) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.asked, step, self.log.steps)
+            group["lr"] = rate(self.recipe, step, self.log.steps)
         # By the weight of the whole step, which every process knows; times the processes, as gradients are averaged.
         scale = self.accelerator.num_processes / float(weights[:, 1:].sum())
         while True:
@@ -220,8 +226,8 @@ class Descent:
                 break
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
-        if self.asked.clip is not None:
-            self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.asked.clip)
+        if self.recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.pending.append(loss)
@@ -229,8 +235,8 @@ class Descent:
     def _gradient(self, ids: Any, weights: Any, scale: float) -> Tensor:
         total = torch.zeros((), device=self.accelerator.device)
         for start in range(0, len(ids), self.micro):
-            part_BL = self._there(ids[start : start + self.micro]).long()
-            weights_BL = self._there(weights[start : start + self.micro]).float()
+            part_BL = self._on_device(ids[start : start + self.micro]).long()
+            weights_BL = self._on_device(weights[start : start + self.micro]).float()
             last = start + self.micro >= len(ids)
             with nullcontext() if last else self.accelerator.no_sync(self.parallel):
                 loss = self.parallel(part_BL, weights_BL) * scale
@@ -238,7 +244,7 @@ class Descent:
             total += loss.detach()
         return total
 
-    def _there(self, rows: Any) -> Tensor:
+    def _on_device(self, rows: Any) -> Tensor:
         """On the device; from pinned memory, so that the GPU's queue is not waited for."""
         tensor = torch.from_numpy(rows)
         if self.accelerator.device.type == "cuda":
@@ -254,7 +260,7 @@ class Descent:
         half = self.micro // 2
         if not half:
             raise Refusal(
-                f"length={self.asked.length}: not even one window fits into memory; "
+                f"length={self.recipe.length}: not even one window fits into memory; "
                 "choose a shorter length or a smaller model"
             ) from None
         if self.accelerator.num_processes > 1:
@@ -273,13 +279,13 @@ class Descent:
             self.watch.see(self.log.step + 1, loss)
             self.log.curve.append(loss)
         self.log.seconds = time.monotonic() - self.started
-        self.log.tokens = taken * self.asked.batch * self.asked.length
+        self.log.tokens = taken * self.recipe.batch * self.recipe.length
         here = (taken, self.log.seconds)
-        self.log.tokens_per_second = _pace(self.mark, here) * self.asked.batch * self.asked.length
+        self.log.tokens_per_second = _pace(self.mark, here) * self.recipe.batch * self.recipe.length
         if taken == PACE[0]:
             self.pace_from = here
-        if self.asked.minutes is not None and self.log.steps is None and taken >= PACE[1]:
-            left = SPARE * (self.asked.minutes * 60 - self.log.seconds)
+        if self.recipe.minutes is not None and self.log.steps is None and taken >= PACE[1]:
+            left = SPARE * (self.recipe.minutes * 60 - self.log.seconds)
             steps = broadcast_object_list([taken + max(1, int(left * _pace(self.pace_from, here)))])
             self.log.steps = int(steps[0])
         self.mark = here
@@ -288,21 +294,21 @@ class Descent:
     @torch.no_grad()
     def _validate(self, taken: int) -> None:
         """Perplexity of held-out windows, and the share of passkeys whose every digit is the likeliest token."""
-        found: dict[str, float] = {"step": taken}
+        row: dict[str, float] = {"step": taken}
         if self.accelerator.is_main_process:
             self.objective.eval()
             # The compiled layers would be compiled again for no_grad.
             with torch.compiler.set_stance("force_eager"):
-                found |= {**self._perplexity(), **self._passkeys()}
+                row |= {**self._perplexity(), **self._passkeys()}
             self.objective.train()
-        if len(found) > 1:
-            self.log.validations.append(found)
+        if len(row) > 1:
+            self.log.validations.append(row)
             self.show(self.log)
         self.mark = (taken, time.monotonic() - self.started)
 
     def _perplexity(self) -> dict[str, float]:
-        window = self.asked.length
-        count = min(self.asked.validation, self.held_out.size // window)
+        window = self.recipe.length
+        count = min(self.recipe.validation, self.held_out.size // window)
         if not count:
             return {}
         starts = np.linspace(0, self.held_out.size - window, count).astype(int)
@@ -316,32 +322,30 @@ class Descent:
         writer = self.batches.retrieval
         if writer is None:
             return {}
-        rng = np.random.default_rng([self.asked.seed, 1 << 31])  # a stream that no step draws from
-        documents = [writer.passkey(rng, self.asked.length)[0] for _ in range(self.asked.validation)]
+        rng = np.random.default_rng([self.recipe.seed, 1 << 31])  # a stream that no step draws from
+        documents = [writer.passkey(rng, self.recipe.length)[0] for _ in range(self.recipe.validation)]
         ends = np.array([document.size for document in documents])
-        padded = np.stack([np.resize(document, self.asked.length) for document in documents])
-        asked = torch.from_numpy(ends[:, None] + np.arange(-ANSWER, 0)).to(
-            self.accelerator.device
-        )  # the digits' places
+        padded = np.stack([np.resize(document, self.recipe.length) for document in documents])
+        digits = torch.from_numpy(ends[:, None] + np.arange(-ANSWER, 0)).to(self.accelerator.device)
         right, done = 0, 0
         for ids_BL in self._chunks(padded):
-            places = asked[done : done + len(ids_BL)]
+            places = digits[done : done + len(ids_BL)]
             likeliest = self.objective.logits(ids_BL).argmax(-1).gather(1, places - 1)
             right += int((likeliest == ids_BL.gather(1, places)).all(1).sum())
             done += len(ids_BL)
-        return {"passkeys": right / self.asked.validation}
+        return {"passkeys": right / self.recipe.validation}
 
     def _chunks(self, rows: Any) -> Iterator[Tensor]:
         """(windows, tokens) ids on the device, no more at a time than training holds."""
         for start in range(0, len(rows), self.micro):
-            yield self._there(rows[start : start + self.micro].astype(np.int64))
+            yield self._on_device(rows[start : start + self.micro].astype(np.int64))
 
     def _save(self) -> None:
         """A checkpoint, whole or not at all."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "digest": self.asked.digest,
+            "digest": self.recipe.digest,
             "model": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log": asdict(self.log),
@@ -363,7 +367,7 @@ class Descent:
         if not self.checkpoint.is_file():
             return
         state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
-        if state["digest"] != self.asked.digest:
+        if state["digest"] != self.recipe.digest:
             raise Refusal(
                 f"out={self.checkpoint.parent} holds a training of another recipe, half-done: "
                 f"give another out, or remove {self.checkpoint.name} there"

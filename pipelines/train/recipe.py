@@ -1,26 +1,32 @@
-"""What a training is asked to do: conf/train/NAME.yaml and key=value arguments, checked, as one typed record.
-
-Read without Hydra, so that a machine with no more than torch and transformers can train.
-"""
+"""What a training is to do: conf/train/NAME.yaml and key=value arguments as one typed, checked record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from pipelines.choices import schema
 from pipelines.records import places
 from pipelines.records.cells import Refusal, digest_of
 
 CONF = places.CONF / "train"
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
+AT_LEAST = {"length": 2} | dict.fromkeys(
+    ("batch", "micro_batch", "steps", "log_every", "validate_every", "save_every", "validation"), 1
+)
+
+UNDECIDING = frozenset(
+    {"out", "store", "prepare", "track", "experiment", "log_every", "save_every", "device", "compile"}
+)
+"""Keys of a recipe that change no number."""
+
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainRecipe:
     """One training. conf/train holds recipes; every key can be given on the command line too."""
 
     out: str
@@ -88,23 +94,14 @@ class Recipe:
     """Only prepare the corpus, into this folder, and stop."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "length",
-            "batch",
-            "micro_batch",
-            "steps",
-            "log_every",
-            "validate_every",
-            "save_every",
-            "validation",
-        ):
+        for name, least in AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < (2 if name == "length" else 1):
-                raise Refusal(f"{name}={value}: give at least {2 if name == 'length' else 1}")
+            if value is not None and value < least:
+                raise Refusal(f"{name}={value}: give at least {least}")
         if (self.steps is None) == (self.minutes is None):
             raise Refusal(f"steps={self.steps} and minutes={self.minutes}: give one of them and leave the other null")
-        for name, high in (("share", 1.0), ("warmup_from", 1.0), ("final", 1.0)):
-            if not 0 <= getattr(self, name) <= high:
+        for name in ("share", "warmup_from", "final"):
+            if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"{name}={getattr(self, name)}: give a share from 0 to 1")
         if not self.learning_rate > 0:
             raise Refusal(f"learning_rate={self.learning_rate}: give a number above 0")
@@ -117,13 +114,12 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """What decides the numbers: where they are kept and how often they are looked at is left out."""
-        aside = ("out", "store", "prepare", "track", "experiment", "log_every", "save_every", "device", "compile")
-        return digest_of({name: value for name, value in asdict(self).items() if name not in aside})[:12]
+        """What decides the numbers: where they are written and how often they are looked at is left out."""
+        return digest_of({name: value for name, value in asdict(self).items() if name not in UNDECIDING})[:12]
 
 
-def read(arguments: Sequence[str]) -> Recipe:
-    """recipe=NAME key=value ... as a Recipe; recipe is tiny where it is not given.
+def read(arguments: Sequence[str]) -> TrainRecipe:
+    """recipe=NAME key=value ... as a TrainRecipe; recipe is tiny where it is not given.
 
     Raises:
         Refusal: an unknown recipe or key, or a value of another type or out of range.
@@ -134,7 +130,7 @@ def read(arguments: Sequence[str]) -> Recipe:
         if not sign:
             raise Refusal(f"{argument!r} is no key=value; for example recipe=tiny steps=200 (ropewalk train --help)")
         given[key] = value
-    values = _file(given.pop("recipe", "tiny"))
+    values = published(given.pop("recipe", "tiny"))
     for key, value in given.items():
         name, _, option = key.partition(".")
         plain = yaml.safe_load(value)
@@ -143,50 +139,32 @@ def read(arguments: Sequence[str]) -> Recipe:
             values[name] = {**(held if isinstance(held, dict) else {"name": held}), option: plain}
         else:
             values[name] = plain
-    return of(values)
+    return from_values(values)
 
 
-def of(values: Mapping[str, Any]) -> Recipe:
-    """A mapping of plain values as a Recipe, every value of the type it should have."""
-    hints = get_type_hints(Recipe)
-    for name in values:
-        if name not in hints:
-            raise Refusal(
-                f"{name} is no key of a recipe; there are {', '.join(field.name for field in fields(Recipe))}"
-            )
-    missing = [name for name in ("out", "length", "batch", "learning_rate") if values.get(name) is None]
-    if missing:
-        raise Refusal(f"the recipe does not say {', '.join(missing)}: give {missing[0]}=...")
-    return Recipe(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+def from_values(values: Mapping[str, Any]) -> TrainRecipe:
+    """A mapping of plain values as a TrainRecipe. A strategy may be its name, a list its entries with commas.
+
+    Raises:
+        Refusal: an unknown or missing key, or a value of another type or out of range.
+    """
+    plain = dict(values)
+    if isinstance(plain.get("strategy"), str):
+        plain["strategy"] = {"name": plain["strategy"]}
+    for name in ("text", "betas"):
+        if isinstance(plain.get(name), str):
+            plain[name] = plain[name].split(",")
+    return schema.structured(TrainRecipe, plain)
 
 
-def _file(name: str) -> dict[str, Any]:
+def published(name: str) -> dict[str, Any]:
+    """The values of conf/train/NAME.yaml.
+
+    Raises:
+        Refusal: there is none of that name.
+    """
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONF.glob("*.yaml")))
         raise Refusal(f"recipe={name}: there is none of that name; there are {known}, or add {path.name} to conf/train")
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    kinds = [kind for kind in (get_args(hint) if get_origin(hint) not in (list, dict) else (hint,)) or (hint,)]
-    if value is None and NoneType in kinds:
-        return None
-    kind = next(kind for kind in kinds if kind is not NoneType)
-    origin = get_origin(kind) or kind
-    if name == "strategy" and isinstance(value, str):
-        return {"name": value}
-    if origin is list:
-        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        return [_typed(name, item, get_args(kind)[0]) for item in items]
-    if origin is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML takes 2e-5 for a word
-        except ValueError:
-            pass
-    if origin is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-        raise Refusal(f"{name}={value!r}: give a value of type {getattr(origin, '__name__', origin)}")
-    return value
+    return schema.read(path)

@@ -28,15 +28,12 @@ FILLER, QUESTION = passkey.FILLER, passkey.QUESTION
 NEEDLE = tuple(piece.removesuffix(" ") for piece in f"{passkey.NEEDLE}\n".split("{key}"))
 
 LIST = "Here are the numbers of some things. Remember them.\n"
-COLOURS = (
-    "red", "blue", "green", "white", "black", "brown", "small", "large",
-    "old", "new", "cold", "warm", "round", "flat", "soft", "hard",
-)  # fmt: skip
-THINGS = (
-    "apple", "river", "stone", "table", "window", "garden", "letter", "bottle", "castle", "bridge", "forest",
-    "island", "mirror", "candle", "basket", "hammer", "ladder", "needle", "pencil", "ribbon", "saddle", "ticket",
-    "tunnel", "turtle", "valley", "violin", "wagon", "winter", "anchor", "button", "camera", "engine",
-)  # fmt: skip
+ADJECTIVES = "red blue green white black brown small large old new cold warm round flat soft hard"
+NOUNS = """
+    apple river stone table window garden letter bottle castle bridge forest island mirror candle basket hammer ladder
+    needle pencil ribbon saddle ticket tunnel turtle valley violin wagon winter anchor button camera engine
+"""
+COLOURS, THINGS = ADJECTIVES.split(), NOUNS.split()
 NAMES = len(COLOURS) * len(THINGS)
 
 MOST_PAIRS = 64
@@ -64,10 +61,10 @@ class Retrieval:
         self.space = encode(" 0")[:-1]
         self.pieces: dict[str, list[int]] = {}
         self._costs: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        page = _Page(self)
-        page.text(QUESTION)
-        page.number(90417, 1)
-        if page.written != encode(f"{QUESTION} 90417"):
+        draft = _Draft(self)
+        draft.text(QUESTION)
+        draft.number(90417, 1)
+        if draft.written != encode(f"{QUESTION} 90417"):
             raise Refusal(
                 "generated documents need a tokenizer in which every digit is a token, and this one joins digits: "
                 "give share=0 to train on text alone"
@@ -75,7 +72,7 @@ class Retrieval:
 
     @cached_property
     def least(self) -> int:
-        """Tokens below which no document may be asked for."""
+        """Tokens of the shortest document that always has room."""
         return max(self._passkey_cost, self._head_cost + self._line_cost + self._question_cost)
 
     def passkey(self, rng: np.random.Generator, size: int) -> tuple[Ids, Weights]:
@@ -87,20 +84,20 @@ class Retrieval:
         room, costs = size - self._passkey_cost, self._filler_costs(size)
         before = int(rng.integers(0, _most(costs, room) + 1))
         after, key = _most(costs, room - int(costs[before])), _number(rng)
-        page = _Page(self)
-        page.text(TASK)
-        page.ids(self._filler(before))
-        page.text("\n")
-        page.text(NEEDLE[0])
-        page.number(key, 0)
-        page.text(NEEDLE[1])
-        page.number(key, 1)
-        page.text(NEEDLE[2])
-        page.ids(self._filler(after))
-        page.text("\n")
-        page.text(QUESTION)
-        page.number(key, self.emphasis)
-        return page.done()
+        draft = _Draft(self)
+        draft.text(TASK)
+        draft.ids(self._filler(before))
+        draft.text("\n")
+        draft.text(NEEDLE[0])
+        draft.number(key, 0)
+        draft.text(NEEDLE[1])
+        draft.number(key, 1)
+        draft.text(NEEDLE[2])
+        draft.ids(self._filler(after))
+        draft.text("\n")
+        draft.text(QUESTION)
+        draft.number(key, self.emphasis)
+        return draft.done()
 
     def numbers(self, rng: np.random.Generator, size: int, other: Ids) -> tuple[Ids, Weights]:
         """Named numbers, other text, and questions for some of them: at most `size` tokens.
@@ -109,23 +106,22 @@ class Retrieval:
         """
         line, question, room = self._line_cost, self._question_cost, size - self._head_cost
         pairs = int(rng.integers(1, min(room // (line + question), MOST_PAIRS) + 1))
-        asked = min(pairs, (room - pairs * line) // question)
+        questions = min(pairs, (room - pairs * line) // question)
         names = rng.choice(NAMES, size=pairs, replace=False)
         values = [_number(rng) for _ in names]
-        page = _Page(self)
-        page.text(LIST)
+        draft = _Draft(self)
+        draft.text(LIST)
         for name, value in zip(names, values, strict=True):
-            page.text(f"The number of the {_name(name)} is")
-            page.number(value, 0)
-            page.text(".\n")
-        page.ids(other[: min(room - pairs * line - asked * question, LONGEST_SPACE)].tolist())
-        page.text("\n")
-        for pick in rng.permutation(pairs)[:asked]:
-            name = _name(names[pick])
-            page.text(f"What is the number of the {name}? The number of the {name} is")
-            page.number(values[pick], self.emphasis)
-            page.text(".\n")
-        return page.done()
+            draft.text(_statement(name))
+            draft.number(value, 0)
+            draft.text(".\n")
+        draft.ids(other[: min(room - pairs * line - questions * question, LONGEST_SPACE)].tolist())
+        draft.text("\n")
+        for pick in rng.permutation(pairs)[:questions]:
+            draft.text(_question(names[pick]))
+            draft.number(values[pick], self.emphasis)
+            draft.text(".\n")
+        return draft.done()
 
     def piece(self, text: str) -> list[int]:
         if text not in self.pieces:
@@ -142,9 +138,9 @@ class Retrieval:
     def _filler_costs(self, words: int) -> npt.NDArray[np.int64]:
         """Tokens that 0, 1, 2 ... words of filler take, up to at least `words`."""
         if self._costs.size <= words:
-            said = FILLER.split()
-            later = [len(self.piece(f" {word}")) for word in said]
-            self._costs = np.cumsum([0, len(self.piece(said[0])), *islice(cycle(later), 1, 2 * words + 1)])
+            filler = FILLER.split()
+            later = [len(self.piece(f" {word}")) for word in filler]
+            self._costs = np.cumsum([0, len(self.piece(filler[0])), *islice(cycle(later), 1, 2 * words + 1)])
         return self._costs
 
     @cached_property
@@ -159,19 +155,19 @@ class Retrieval:
     @cached_property
     def _line_cost(self) -> int:
         """Tokens of the longest line with a number."""
-        said = max(len(self.encode(f"The number of the {_name(name)} is")) for name in range(NAMES))
-        return said + len(self.space) + 5 + len(self.piece(".\n"))
+        return self._longest(_statement) + len(self.space) + 5 + len(self.piece(".\n"))
 
     @cached_property
     def _question_cost(self) -> int:
         """Tokens of the longest question with its answer."""
-        name = max((_name(name) for name in range(NAMES)), key=lambda name: len(self.encode(f" {name}")))
-        said = len(self.encode(f"What is the number of the {name}? The number of the {name} is"))
-        return said + len(self.space) + 5 + len(self.piece(".\n"))
+        return self._longest(_question) + len(self.space) + 5 + len(self.piece(".\n"))
+
+    def _longest(self, sentence: Callable[[int], str]) -> int:
+        return max(len(self.encode(sentence(number))) for number in range(NAMES))
 
 
-class _Page:
-    """A document in the making."""
+class _Draft:
+    """A document under construction."""
 
     def __init__(self, writer: Retrieval) -> None:
         self.writer = writer
@@ -197,6 +193,14 @@ class _Page:
 
 def _name(number: int) -> str:
     return f"{COLOURS[number % len(COLOURS)]} {THINGS[number // len(COLOURS)]}"
+
+
+def _statement(number: int) -> str:
+    return f"The number of the {_name(number)} is"
+
+
+def _question(number: int) -> str:
+    return f"What is the number of the {_name(number)}? {_statement(number)}"
 
 
 def _most(costs: npt.NDArray[np.int64], room: int) -> int:

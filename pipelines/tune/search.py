@@ -1,9 +1,9 @@
-"""A search through a space, trial by trial: who is asked next, who is screened out, what mattered. Owns optuna.
+"""A search through a space, trial by trial: what is tried next, what is screened out, what mattered. Owns optuna.
 
 Successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous: Li et al. 2020,
 https://arxiv.org/abs/1810.05934): every trial is screened on few documents, and goes on to more while it is among the
-best third of all that came so far. One seed gives one search: where trials are measured anew, or their results read
-from disk after a kill, is all the same to it.
+best third of all that came so far. One seed gives one search, whether trials are computed or their results read from
+disk after a kill.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,31 +34,48 @@ POPULATION = 8
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a search goes. trials: in all; batch: asked for at once, to be measured at the same time."""
+class SearchSettings:
+    """tune.* of the command line.
+
+    trials: in all. batch: trials measured at the same time; None: as many as there are workers.
+    short: tokens at which the cost is reported; None: the trained length.
+    """
 
     trials: int = 24
     sampler: str = "tpe"
     seed: int = 0
-    batch: int = 1
+    batch: int | None = None
+    short: int | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise Refusal(f"tune.sampler={self.sampler}: give one of {', '.join(SAMPLERS)}")
         for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise Refusal(f"tune.{name}={getattr(self, name)}: give at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise Refusal(f"tune.{name}={value}: give at least {least}")
 
     @property
     def two_aims(self) -> bool:
         return self.sampler == "nsga2"
 
 
+@dataclass(frozen=True)
+class TrialOutcome:
+    """How a trial did on the documents up to a rung. value: of the mean; a diverged one has its value too."""
+
+    status: str
+    value: float | None = None
+    cost: float | None = None
+    error: str = ""
+    cells: tuple[str, ...] = ()
+
+
 @dataclass
 class Trial:
     """One point that was tried.
 
-    rungs: (documents, mean over them of what is sought to be small), a pair for each rung that it reached.
+    rungs: (documents, mean over them of the objective, which is minimised), a pair for each rung that it reached.
     cost: the same at the short length, where that is an aim too.
     status: complete, pruned (others were better), diverged, oom, invalid (the strategy refuses it) or failed.
     """
@@ -79,170 +97,193 @@ class Trial:
     def spec(self) -> dict[str, Any]:
         return asdict(self)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial did on the documents up to a rung. value: of the mean; a diverged one has its value too."""
-
-    status: str
-    value: float | None = None
-    cost: float | None = None
-    error: str = ""
-    cells: tuple[str, ...] = ()
+    def add(self, outcome: TrialOutcome, documents: int) -> None:
+        """Note what was measured on so many documents."""
+        if outcome.value is not None:
+            self.rungs.append((documents, outcome.value))
+        self.cost, self.error = outcome.cost, outcome.error
+        self.cells += [cell for cell in outcome.cells if cell not in self.cells]
 
 
-Measure = Callable[[Sequence[Trial], int], list[Outcome]]
+Measure = Callable[[Sequence[Trial], int], list[TrialOutcome]]
 """Measures trials on the documents up to rung n, at once; an outcome a trial."""
+
+Proposal = tuple[optuna.Trial, Trial]
 
 
 def search(
-    space: Space, settings: Settings, rungs: Sequence[int], measure: Measure, begin: Sequence[Mapping[str, Any]]
+    space: Space, settings: SearchSettings, rungs: Sequence[int], measure: Measure, begin: Sequence[Mapping[str, Any]]
 ) -> Iterator[Trial]:
     """Every trial as it is settled.
 
     rungs: documents of each; begin: points that are tried first, dimensions that one lacks being drawn.
     """
-    study = _study(settings, begin)
-    asked = 0
-    while asked < settings.trials:
-        count = min(settings.batch, settings.trials - asked)
-        pairs = [_ask(study, space) for _ in range(count)]
-        asked += count
-        if settings.two_aims:
-            _weigh(study, pairs, rungs, measure)
-        else:
-            _climb(study, pairs, rungs, measure)
-        yield from (trial for _, trial in pairs)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    batch = settings.batch or 1
+    with _without_warnings():
+        study = optuna.create_study(
+            directions=["minimize"] * (2 if settings.two_aims else 1),
+            sampler=_sampler(settings, batch),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+        )
+    for point in begin[: settings.trials]:
+        study.enqueue_trial(dict(point), skip_if_exists=True)
+    for start in range(0, settings.trials, batch):
+        proposals = [_propose(study, space) for _ in range(min(batch, settings.trials - start))]
+        (_measure_both if settings.two_aims else _climb)(study, proposals, rungs, measure)
+        yield from (trial for _, trial in proposals)
 
 
-Asked = tuple[optuna.Trial, Trial]
+def _propose(study: optuna.Study, space: Space) -> Proposal:
+    with _without_warnings():
+        proposed = study.ask(distributions(space))
+    values = {dimension.name: dimension.rounded(proposed.params[dimension.name]) for dimension in space.searched}
+    return proposed, Trial(proposed.number, values, space.options(values))
 
 
-def _ask(study: optuna.Study, space: Space) -> Asked:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        asked = study.ask(distributions(space))
-    values = {one.name: one.rounded(asked.params[one.name]) for one in space.searched}
-    return asked, Trial(asked.number, values, space.options(values))
-
-
-def _climb(study: optuna.Study, pairs: Sequence[Asked], rungs: Sequence[int], measure: Measure) -> None:
+def _climb(study: optuna.Study, proposals: Sequence[Proposal], rungs: Sequence[int], measure: Measure) -> None:
     """Measure on ever more documents, and leave behind what is not among the best there."""
-    running = list(pairs)
+    running = list(proposals)
     for rung, documents in enumerate(rungs):
         outcomes = measure([trial for _, trial in running], rung) if running else []
         left = []
-        for (asked, trial), outcome in zip(running, outcomes, strict=True):
-            _note(trial, outcome, documents)
+        for (proposed, trial), outcome in zip(running, outcomes, strict=True):
+            trial.add(outcome, documents)
             if outcome.value is not None:
-                asked.report(outcome.value, step=REDUCTION**rung)
+                proposed.report(outcome.value, step=REDUCTION**rung)
             if outcome.status != "ok":
                 trial.status = outcome.status
-                study.tell(asked, state=TrialState.FAIL if outcome.status == "failed" else TrialState.PRUNED)
+                study.tell(proposed, state=TrialState.FAIL if outcome.status == "failed" else TrialState.PRUNED)
             elif rung == len(rungs) - 1:
                 trial.status = "complete"
-                study.tell(asked, outcome.value)
-            elif asked.should_prune():
+                study.tell(proposed, outcome.value)
+            elif proposed.should_prune():
                 trial.status = "pruned"
-                study.tell(asked, state=TrialState.PRUNED)
+                study.tell(proposed, state=TrialState.PRUNED)
             else:
-                left.append((asked, trial))
+                left.append((proposed, trial))
         running = left
 
 
-def _weigh(study: optuna.Study, pairs: Sequence[Asked], rungs: Sequence[int], measure: Measure) -> None:
+def _measure_both(study: optuna.Study, proposals: Sequence[Proposal], rungs: Sequence[int], measure: Measure) -> None:
     """Measure two aims at once on one rung: what is best in neither may still be the best of both."""
     rung = min(1, len(rungs) - 1)
-    for (asked, trial), outcome in zip(pairs, measure([trial for _, trial in pairs], rung), strict=True):
-        _note(trial, outcome, rungs[rung])
+    outcomes = measure([trial for _, trial in proposals], rung)
+    for (proposed, trial), outcome in zip(proposals, outcomes, strict=True):
+        trial.add(outcome, rungs[rung])
         trial.status = "complete" if outcome.status == "ok" else outcome.status
         if outcome.value is None or outcome.cost is None:
-            study.tell(asked, state=TrialState.FAIL)
+            study.tell(proposed, state=TrialState.FAIL)
         else:
-            study.tell(asked, [outcome.value, outcome.cost])
-
-
-def _note(trial: Trial, outcome: Outcome, documents: int) -> None:
-    if outcome.value is not None:
-        trial.rungs.append((documents, outcome.value))
-    trial.cost, trial.error = outcome.cost, outcome.error
-    trial.cells += [cell for cell in outcome.cells if cell not in trial.cells]
+            study.tell(proposed, [outcome.value, outcome.cost])
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
     """Those that no other beats in both aims, by value; of trials that were completed."""
-    done = [t for t in trials if t.status == "complete" and t.value is not None and t.cost is not None]
-
-    def beaten(one: Trial) -> bool:
-        ours = (one.value, one.cost)
-        return any(
-            (t.value, t.cost) != ours and t.value <= one.value and t.cost <= one.cost  # type: ignore[operator]
-            for t in done
-        )
-
-    alone = {(t.value, t.cost): t for t in reversed(done) if not beaten(t)}
-    return sorted(alone.values(), key=lambda t: (t.value, t.number))
+    able = _with_both_aims(trials)
+    best = {tuple(t.values): able[t.number] for t in reversed(_study(able, lambda t: [t.value, t.cost]).best_trials)}
+    return sorted(best.values(), key=lambda t: (t.value, t.number))
 
 
 def importances(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
     """What share of the differences between trials each dimension accounts for, by PED-ANOVA (Watanabe et al. 2023,
     https://arxiv.org/abs/2304.10255) among the best quarter, as screened; empty where there are too few to tell."""
-    known = [t for t in trials if t.rungs and math.isfinite(t.rungs[0][1])]
-    if len(known) < 8 or len({t.rungs[0][1] for t in known}) < 4 or len(space.searched) < 2:
+    screened = _screened(space, trials)
+    values = [trial.value for trial in screened.trials]
+    if len(values) < 8 or len(set(values)) < 4 or len(space.searched) < 2:
         return {}
-    study = optuna.create_study()
-    drawn = distributions(space)
-    for trial in known:
-        params = {one.name: _inside(one, trial.values[one.name]) for one in space.searched}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=drawn, value=trial.rungs[0][1])
-        )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    with _without_warnings():
+        return dict(optuna.importance.get_param_importances(screened, evaluator=_evaluator()))
+
+
+def figures(
+    space: Space, trials: Sequence[Trial], screened_name: str, aims: tuple[str, str]
+) -> dict[str, Callable[[], Any]]:
+    """Optuna's figures of a search by file name, each a function that draws with pyplot and returns its axes.
+
+    screened_name: of the objective on the first rung. aims: names of the objective and of the cost.
+    """
+    from optuna.visualization import matplotlib as plots
+
+    screened, both = _screened(space, trials), _with_both_aims(trials)
+    drawn: dict[str, Callable[[], Any]] = {}
+    if importances(space, trials):
+        drawn["importance.png"] = lambda: plots.plot_param_importances(
+            screened, evaluator=_evaluator(), target_name=screened_name
+        )
+    if screened.trials:
+        drawn["slices.png"] = lambda: plots.plot_slice(screened, target_name=screened_name)
+    if both:
+        study = _study(both, lambda trial: [trial.cost, trial.value])
+        drawn["pareto.png"] = lambda: plots.plot_pareto_front(study, target_names=[aims[1], aims[0]])
+    return {name: _without_warnings()(draw) for name, draw in drawn.items()}
+
+
+def _screened(space: Space, trials: Sequence[Trial]) -> optuna.Study:
+    """Trials with their values as screened: values over more documents are of other documents."""
+    able = [trial for trial in trials if trial.rungs and math.isfinite(trial.rungs[0][1])]
+    return _study(able, lambda trial: [trial.rungs[0][1]], space)
+
+
+def _with_both_aims(trials: Sequence[Trial]) -> list[Trial]:
+    return [t for t in trials if t.status == "complete" and t.value is not None and t.cost is not None]
+
+
+def _study(trials: Sequence[Trial], values: Callable[[Trial], list[Any]], space: Space | None = None) -> optuna.Study:
+    """Trials as Optuna knows them, in their order. values: one a trial, or two of two aims."""
+    searched = space.searched if space is not None else ()
+    with _without_warnings():
+        study = optuna.create_study(directions=["minimize"] * (len(values(trials[0])) if trials else 1))
+        for trial in trials:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={dimension.name: _inside(dimension, trial.values[dimension.name]) for dimension in searched},
+                    distributions={dimension.name: _distribution(dimension) for dimension in searched},
+                    values=values(trial),
+                )
+            )
+    return study
+
+
+def _evaluator() -> optuna.importance.PedAnovaImportanceEvaluator:
+    with _without_warnings():
+        return optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space as Optuna knows it."""
-    return {one.name: _distribution(one) for one in space.searched}
+    return {dimension.name: _distribution(dimension) for dimension in space.searched}
 
 
-def _distribution(one: Dimension) -> BaseDistribution:
-    if one.choices:
-        return CategoricalDistribution(one.choices)
-    if one.whole:
-        return IntDistribution(int(one.low), int(one.high), log=one.log)
-    return FloatDistribution(one.low, one.high, log=one.log)
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _inside(one: Dimension, value: Any) -> Any:
+def _inside(dimension: Dimension, value: Any) -> Any:
     """A value as its distribution takes it: rounding may have left the range by a hair."""
-    return value if one.choices else min(max(value, one.low), one.high)
+    return value if dimension.choices else min(max(value, dimension.low), dimension.high)
 
 
-def _study(settings: Settings, begin: Sequence[Mapping[str, Any]]) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(
-            directions=["minimize", "minimize"] if settings.two_aims else ["minimize"],
-            sampler=_sampler(settings),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-        )
-    for point in begin[: settings.trials]:
-        study.enqueue_trial(dict(point), skip_if_exists=True)
-    return study
-
-
-def _sampler(settings: Settings) -> optuna.samplers.BaseSampler:
+def _sampler(settings: SearchSettings, batch: int) -> optuna.samplers.BaseSampler:
     if settings.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=settings.seed)
     if settings.sampler == "cmaes":
         return optuna.samplers.CmaEsSampler(
             seed=settings.seed, warn_independent_sampling=False, consider_pruned_trials=True
         )
+    startup = max(4, settings.trials // 3)
     return optuna.samplers.TPESampler(
-        multivariate=True, n_startup_trials=max(4, settings.trials // 3), seed=settings.seed,
-        constant_liar=settings.batch > 1,
-    )  # fmt: skip
+        multivariate=True, n_startup_trials=startup, seed=settings.seed, constant_liar=batch > 1
+    )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Optuna calls what is used here experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -22,7 +22,7 @@ Values = Mapping[str, Any]
 """One point of a space: what each dimension has there, by its name."""
 
 LISTS_FROM = ("linear", "ntk", "yarn")
-"""The strategies whose divisors a search of lists begins with, and against which what it finds is held."""
+"""The strategies whose divisors a search of lists begins with, and with which its best is compared."""
 
 OPEN = ("options", "layers")
 """Options that hold others, which are named with a dot: options.beta_fast, layers.0-3."""
@@ -43,15 +43,20 @@ class Dimension:
     choices: tuple[Any, ...] = ()
 
     def rounded(self, value: Any) -> Any:
-        """A number with the four digits that tell; a choice as it is."""
+        """A number to four digits; a choice as it is."""
         if self.choices:
             return value
         return round(value) if self.whole else float(f"{min(max(value, self.low), self.high):.4g}")
 
+    def holds(self, value: Any) -> bool:
+        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+
     @property
-    def told(self) -> str:
-        """The range in the words of the command line."""
-        return ",".join(map(_word, self.choices)) if self.choices else f"{self.low:.4g}..{self.high:.4g}"
+    def text(self) -> str:
+        """The range as the command line has it."""
+        if not self.choices:
+            return f"{self.low:.4g}..{self.high:.4g}"
+        return ",".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in self.choices)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Curve:
 
     def divisors(self, values: Values) -> tuple[float, ...]:
         """The list at one point: (pairs,) numbers."""
-        critical, slowest, first, third, two_thirds, share = (values[one.name] for one in self.dimensions)
+        critical, slowest, first, third, two_thirds, share = (values[dimension.name] for dimension in self.dimensions)
         last = math.log(slowest / self.least)
         floor = min(math.log(max(self.factor / self.least, 1.0)), last)
         heights = [floor + share * (last - floor)]
@@ -111,8 +116,8 @@ class Curve:
         ]
         values = [critical, self.least * math.exp(logs[-1]), *shares, (last - floor) / beyond if beyond > 1e-9 else 0.0]
         return {
-            one.name: one.rounded(min(max(value, one.low), one.high))
-            for one, value in zip(self.dimensions, values, strict=True)
+            dimension.name: dimension.rounded(min(max(value, dimension.low), dimension.high))
+            for dimension, value in zip(self.dimensions, values, strict=True)
         }
 
     @staticmethod
@@ -136,29 +141,32 @@ class Space:
     @property
     def searched(self) -> tuple[Dimension, ...]:
         """Every dimension, those of the lists among them."""
-        return (*self.dimensions, *(one for curve in self.curves for one in curve.dimensions))
+        return (*self.dimensions, *(dimension for curve in self.curves for dimension in curve.dimensions))
+
+    def rounded(self, values: Values) -> dict[str, Any]:
+        return {dimension.name: dimension.rounded(values[dimension.name]) for dimension in self.searched}
 
     def options(self, values: Values) -> dict[str, Any]:
         """The strategy's options at one point."""
-        rounded = {one.name: one.rounded(values[one.name]) for one in self.searched}
-        if self.default and rounded == {one.name: one.rounded(self.default[one.name]) for one in self.searched}:
+        rounded = self.rounded(values)
+        if self.default and rounded == self.rounded(self.default):
             return dict(self.fixed)  # not a rounded twin of the default, but the default itself
         chosen: dict[str, Any] = {name: value for name, value in self.fixed.items() if name not in OPEN}
         held = {name: dict(self.fixed.get(name) or {}) for name in OPEN}
-        for one in self.dimensions:
-            head, _, leaf = one.name.partition(".")
+        for dimension in self.dimensions:
+            head, _, leaf = dimension.name.partition(".")
             if leaf:
-                held[head][leaf] = rounded[one.name]
+                held[head][leaf] = rounded[dimension.name]
             else:
-                chosen[head] = rounded[one.name]
+                chosen[head] = rounded[dimension.name]
         chosen |= {name: inside for name, inside in held.items() if inside}
         return chosen | {curve.option: list(curve.divisors(rounded)) for curve in self.curves}
 
     @property
-    def told(self) -> str:
-        """Every range in the words of the command line."""
+    def text(self) -> str:
+        """Every range as the command line has it."""
         lists = (f"strategy.{curve.option}={curve.least:.4g}..{curve.most:.4g}" for curve in self.curves)
-        return " ".join([*(f"strategy.{one.name}={one.told}" for one in self.dimensions), *lists])
+        return " ".join([*(f"strategy.{dimension.name}={dimension.text}" for dimension in self.dimensions), *lists])
 
 
 def space_of(
@@ -173,20 +181,20 @@ def space_of(
     """
     usual = usual_ranges(strategy, geometry, length)
     kinds = strategies.kinds_of(strategy)
-    asked = dict(ranges) or {name: told for name, told in usual.items() if name not in fixed}
-    if not asked:
+    searched = dict(ranges) or {name: text for name, text in usual.items() if name not in fixed}
+    if not searched:
         have = f"its options: {', '.join(kinds)}; give LOW..HIGH" if kinds else "it has none"
         raise Refusal(f"strategy {strategy} has no option with a usual range left to search; {have}")
     dimensions, curves = [], []
-    for name, told in asked.items():
+    for name, text in searched.items():
         kind = _kind(strategy, name, fixed, usual)
         if kind == "list":
-            curves.append(_curve(name, told, geometry, length))
+            curves.append(_curve(name, text, geometry, length))
         else:
-            dimensions.append(_dimension(name, kind, told, usual.get(name)))
-    space = Space(strategy, tuple(dimensions), tuple(curves), {n: v for n, v in fixed.items() if n not in asked})
+            dimensions.append(_dimension(name, kind, text, usual.get(name)))
+    space = Space(strategy, tuple(dimensions), tuple(curves), {n: v for n, v in fixed.items() if n not in searched})
     [first, *_] = [*seeds(space, geometry, length), {}]
-    whole = not space.curves and set(first) == {one.name for one in space.searched}
+    whole = not space.curves and set(first) == {dimension.name for dimension in space.searched}
     return replace(space, default=first) if whole else space
 
 
@@ -269,12 +277,8 @@ def seeds(space: Space, geometry: Geometry, length: int) -> list[dict[str, Any]]
 
 
 def _within(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    inside = {}
-    for one in space.searched:
-        value = point.get(one.name)
-        if value is not None and (value in one.choices if one.choices else one.low <= value <= one.high):
-            inside[one.name] = value
-    return inside
+    values = {dimension.name: point.get(dimension.name) for dimension in space.searched}
+    return {d.name: values[d.name] for d in space.searched if values[d.name] is not None and d.holds(values[d.name])}
 
 
 def _kind(strategy: str, name: str, fixed: Mapping[str, Any], usual: Mapping[str, str]) -> str:
@@ -301,30 +305,30 @@ def _kind(strategy: str, name: str, fixed: Mapping[str, Any], usual: Mapping[str
 
 
 def _allowed(kinds: Mapping[str, str], usual: Mapping[str, str]) -> str:
-    told = [f"strategy.{name}={usual[name]}" if name in usual else f"strategy.{name}" for name in kinds]
-    return f"it has {', '.join(told)}" if told else "it has no options at all"
+    options = [f"strategy.{name}={usual[name]}" if name in usual else f"strategy.{name}" for name in kinds]
+    return f"it has {', '.join(options)}" if options else "it has no options at all"
 
 
-def _dimension(name: str, kind: str, told: str, usual: str | None) -> Dimension:
-    key, such = f"strategy.{name}={told}", f", such as {usual}" if usual else ""
-    if ".." not in told:
-        choices = tuple(dict.fromkeys(_parsed(key, kind, part.strip(), such) for part in told.split(",")))
+def _dimension(name: str, kind: str, text: str, usual: str | None) -> Dimension:
+    key, such = f"strategy.{name}={text}", f", such as {usual}" if usual else ""
+    if ".." not in text:
+        choices = tuple(dict.fromkeys(_parsed(key, kind, part.strip(), such) for part in text.split(",")))
         if len(choices) < 2:
             raise Refusal(f"{key}: there is nothing to choose; give at least two values, A,B{such}")
         return Dimension(name, choices=choices)
     if kind not in ("number", "whole"):
         raise Refusal(f"{key}: {name} takes no range of numbers; give its alternatives with commas{such}")
-    low, high = (_parsed(key, kind, part.strip(), such) for part in told.split("..", 1))
+    low, high = (_parsed(key, kind, part.strip(), such) for part in text.split("..", 1))
     if not low < high:
         raise Refusal(f"{key}: the range is empty; give LOW..HIGH with LOW below HIGH{such}")
     return Dimension(name, low, high, whole=kind == "whole", log=low > 0)
 
 
-def _curve(name: str, told: str, geometry: Geometry, length: int) -> Curve:
+def _curve(name: str, text: str, geometry: Geometry, length: int) -> Curve:
     such = f", such as {USUAL[name](_Place(max(1.0, length / geometry.trained_length), 0, 0, 0))}"
-    bounds = _dimension(name, "number", told, such.removeprefix(", such as "))
+    bounds = _dimension(name, "number", text, such.removeprefix(", such as "))
     if bounds.choices or bounds.low < 1:
-        raise Refusal(f"strategy.{name}={told}: no divisor may be below 1; give LOW..HIGH with LOW of at least 1{such}")
+        raise Refusal(f"strategy.{name}={text}: no divisor may be below 1; give LOW..HIGH with LOW of at least 1{such}")
     if geometry.pairs < 4:
         raise Refusal(f"strategy.{name}: this model rotates {geometry.pairs} pairs, too few for a list to have a shape")
     return Curve(name, geometry.pairs, max(1.0, length / geometry.trained_length), bounds.low, bounds.high)
@@ -342,7 +346,3 @@ def _parsed(key: str, kind: str, part: str, such: str) -> Any:
     except (KeyError, ValueError) as error:
         wanted = {"flag": "true or false", "whole": "a whole number", "number": "a number"}[kind]
         raise Refusal(f"{key}: {part!r} is not {wanted}; give LOW..HIGH or A,B{such}") from error
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

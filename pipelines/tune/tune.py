@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
-
-from rich.table import Table
 
 from pipelines import track
-from pipelines.choices import sweep
+from pipelines.choices import schema, sweep
 from pipelines.choices.config import Workbench
 from pipelines.records.cells import Refusal, digest_of, strategy_label
 from pipelines.records.numbers import duration
@@ -18,11 +16,11 @@ from pipelines.records.results import Store
 from pipelines.report import tables
 from pipelines.report.terminal import console, table
 from pipelines.tune import bench, search, verdict
-from pipelines.tune.bench import Bench, Recipe
-from pipelines.tune.search import Settings, Trial
+from pipelines.tune.bench import Bench, StrategyChoice
+from pipelines.tune.search import SearchSettings, Trial
 from pipelines.tune.space import seeds, space_of
-from pipelines.tune.study import Study, confirm, keep
-from pipelines.tune.verdict import Verdict
+from pipelines.tune.study import TuneStudy, confirm, write
+from pipelines.tune.verdict import TuneVerdict
 from pipelines.workers import compute, pool
 from rope.strategies import bounded
 
@@ -46,11 +44,9 @@ half (16, at least 12); seed and text as for a grid (pydoc, or stdlib where pydo
   tune.short=null      tokens at which the cost is told; null: the trained length
 """
 
-SETTINGS = ("trials", "sampler", "seed", "batch", "short")
-
 
 @dataclass(frozen=True)
-class Asked:
+class TuneRequest:
     """A command line: ranges, by option; what tune.* says; and the overrides that are a grid's."""
 
     ranges: Mapping[str, str]
@@ -58,7 +54,7 @@ class Asked:
     overrides: Sequence[str]
 
     @classmethod
-    def of(cls, arguments: Sequence[str]) -> Asked:
+    def of(cls, arguments: Sequence[str]) -> TuneRequest:
         ranges: dict[str, str] = {}
         settings: dict[str, str] = {}
         overrides = []
@@ -66,8 +62,6 @@ class Asked:
             key, _, value = argument.partition("=")
             group, _, name = key.partition(".")
             if group == "tune":
-                if name not in SETTINGS:
-                    raise Refusal(f"{key}: no such setting; there are {', '.join(f'tune.{s}' for s in SETTINGS)}")
                 settings[name] = value
             elif (key == "factor" or (group == "strategy" and name)) and _is_range(value):
                 ranges[name or key] = value
@@ -81,105 +75,103 @@ class Asked:
         keys = [override.partition("=")[0] for override in self.overrides]
         return {key.removeprefix("strategy.") for key in keys if key.startswith("strategy.") or key == "factor"}
 
-    def number(self, name: str, usual: int) -> int:
-        told = self.settings.get(name, "null")
-        try:
-            return usual if told == "null" else int(told)
-        except ValueError as error:
-            raise Refusal(f"tune.{name}={told}: give a whole number") from error
-
 
 def _is_range(value: str) -> bool:
     return ".." in value or ("," in value and value[:1] not in "[{'\"(")
 
 
-def main(choices: Sequence[Workbench], asked: Asked, command: str) -> int:
-    """Search, judge, keep, show. Returns the exit code.
+def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> int:
+    """Search, judge, write, show. Returns the exit code.
 
     Raises:
         Refusal: an unknown option, an empty range, too few documents, or more than one model, strategy or length.
     """
     if len(choices) > 1:
         raise Refusal("tune searches for one model, strategy, length and task: give each one value")
-    study = _study(choices[0], asked, command)
-    console.print(_plan(study))
-    with pool.standing(compute.workers(study.bench.choice.cluster, study.device)) as run:
-        study.bench.run = run
-        with track.StudyTracker.open(study.store, study.spec()) as tracked:
-            trials = list(_searched(study, tracked))
-            best = _chosen(study, trials)
-            judged = verdict.judge(study.bench, best, study.defaults, study.short)
-            tracked.conclude(keep(study, trials, judged), study.folder)
+    [choice] = choices
+    workers = compute.workers(choice.cluster, sweep.device_of(choice.cluster.device))
+    with pool.standing(workers) as run:
+        study = study_of(choice, request, command, run, workers.count or 1)
+        console.print(_preview(study))
+        with track.StudyTracker.open(study.bench.store, study.spec()) as tracked:
+            trials = list(_search(study, tracked))
+            judged = verdict.judge(study.bench, _best_choice(study, trials), study.defaults, study.short)
+            tracked.conclude(write(study, trials, judged), study.folder)
     _show(study, trials, judged)
     return 1 if any(trial.status == "failed" for trial in trials) else 0
 
 
-def _study(choice: Workbench, asked: Asked, command: str) -> Study:
+def study_of(choice: Workbench, request: TuneRequest, command: str, run: compute.Run, at_once: int) -> TuneStudy:
+    """The search that a command line asks for; nothing is measured yet. at_once: trials, unless it says how many.
+
+    Raises:
+        Refusal: an unknown option, an empty range, or too few documents.
+    """
     strategy = str(choice.strategy["name"])
-    fixed = {name: value for name, value in choice.strategy.items() if name != "name" and name in asked.held}
+    fixed = {name: value for name, value in choice.strategy.items() if name != "name" and name in request.held}
     if choice.factor is not None:
         fixed["factor"] = choice.factor
     if "over" in choice.strategy:
         fixed["over"] = choice.strategy["over"]
     plain = sweep.planned_of(replace(choice, strategy={"name": "none"}, factor=None))
     geometry = next(g for layers, g in plain.geometries.items() if not bounded(layers) or len(plain.geometries) == 1)
-    space = space_of(strategy, fixed, asked.ranges, geometry, choice.length)
-    text_given = any(override.startswith("task.text=") for override in asked.overrides)
-    choice, documents = bench.documents_of(replace(choice, factor=None), text_given)
-    device = sweep.cell_of(replace(choice, strategy={"name": "none"})).device
-    workers = compute.workers(choice.cluster, device)
-    settings = Settings(
-        asked.number("trials", 24), asked.settings.get("sampler", "tpe"), asked.number("seed", 0),
-        asked.number("batch", workers.count or 1),
-    )  # fmt: skip
-    short = asked.number("short", geometry.trained_length)
-    typed = [o for o in asked.overrides if o.partition("=")[0] not in _OURS and not o.startswith("strategy.")]
+    space = space_of(strategy, fixed, request.ranges, geometry, choice.length)
+    text_given = any(override.startswith("task.text=") for override in request.overrides)
+    choice, screening = bench.choose_documents(replace(choice, factor=None), text_given)
+    given = {name: None if value == "null" else value for name, value in request.settings.items()}
+    settings = schema.structured(SearchSettings, given, "tune.")
+    settings = replace(settings, batch=settings.batch or at_once, short=settings.short or geometry.trained_length)
+    typed = [o for o in request.overrides if o.partition("=")[0] not in SAID_BY_CELLS and not o.startswith("strategy.")]
     typed += [f"task.text={choice.task['text']}"] if "text" in choice.task and not text_given else []
-    store = Store.at(choice.store)
-    workbench = Bench(choice, typed, documents, store, run=lambda cells: iter(()))
-    native = workbench.cell(("none", {}), "tune", 0, documents.count)
-    decided = [native.id, strategy, space.told, fixed, vars(settings), short, documents.rungs]
-    study_id = f"{choice.model.name}-{strategy}-{choice.length}-{digest_of(decided)[:6]}".replace("/", "_")
-    told = short if short < choice.length else None
-    if settings.two_aims and told is None:
+    workbench = Bench(choice, typed, screening, Store.at(choice.store), run)
+    native = workbench.cell(StrategyChoice("none", {}), "tune", 0, screening.count)
+    searching = asdict(settings)
+    short = searching.pop("short")
+    decisive = [native.id, strategy, space.text, fixed, searching, short, screening.rungs]
+    study_id = f"{choice.model.name}-{strategy}-{choice.length}-{digest_of(decisive)[:6]}".replace("/", "_")
+    if settings.two_aims and short >= choice.length:
         raise Refusal(
             f"tune.sampler=nsga2: there is no length shorter than {choice.length} to tell a cost at; give tpe"
         )
-    return Study(workbench, space, geometry, settings, told, command, store, device, study_id)
+    shorter = short if short < choice.length else None
+    return TuneStudy(workbench, space, geometry, settings, shorter, command, study_id)
 
 
-_OURS = {"strategy", "length", "limit", "factor", "force", "seed"}
+SAID_BY_CELLS = {"strategy", "length", "limit", "factor", "force", "seed"}
 """Overrides that the command of a cell says itself."""
 
 
-def _plan(study: Study) -> str:
-    documents, rungs = study.bench.documents, " -> ".join(map(str, study.bench.documents.rungs))
-    where = study.bench.choice.task.get("text")
+def _preview(study: TuneStudy) -> str:
+    screening, source = study.bench.screening, study.bench.choice.task.get("text")
+    rungs = " -> ".join(map(str, screening.rungs))
     return (
-        f"{study.label}: {study.settings.trials} trials by {study.settings.sampler} over {study.space.told}\n"
-        f"documents: {rungs} of the tuning half to choose by, {documents.count} of the reporting half to judge by"
-        f"{f' (text {where})' if where else ''}\nagainst: {', '.join(map(verdict.label, study.defaults))}"
+        f"{study.label}: {study.settings.trials} trials by {study.settings.sampler} over {study.space.text}\n"
+        f"documents: {rungs} of the tuning half to choose by, {screening.count} of the reporting half to judge by"
+        f"{f' (text {source})' if source else ''}\nagainst: {', '.join(default.label for default in study.defaults)}"
     )
 
 
-def _searched(study: Study, tracked: track.StudyTracker) -> Iterator[Trial]:
-    """Every trial, told and recorded as it is settled. The defaults are measured first, on the whole half."""
-    workbench, count = study.bench, study.bench.documents.count
-    rungs = workbench.documents.rungs
-    for recipe in study.defaults:
-        cells = [workbench.cell(recipe, "tune", a, b) for a, b in zip((0, *rungs), rungs, strict=False)]
+def _search(study: TuneStudy, tracked: track.StudyTracker) -> Iterator[Trial]:
+    """Every trial, shown and recorded as it is settled. The defaults are measured first, on the whole half."""
+    workbench, screening = study.bench, study.bench.screening
+    for default in study.defaults:
+        cells = workbench.tuning_cells(default)
         results = workbench.results(cells)
         bad = next((results[cell.id] for cell in cells if not results[cell.id].metrics), None)
-        told = f"{bad.status}: {bad.error_line}" if bad else _told(study, workbench.value([c.id for c in cells]), count)
-        console.print(f"default    {told}  {verdict.label(recipe)}")
+        if bad is not None:
+            outcome = f"{bad.status}: {bad.error_line}"
+        else:
+            outcome = f"{_value(study, workbench.value([cell.id for cell in cells]))} over {screening.count}"
+        console.print(f"default    {outcome}  {default.label}")
     measure = partial(
         workbench.try_out, strategy=study.strategy, short=study.short if study.settings.two_aims else None
     )
     begin = seeds(study.space, study.geometry, study.length)
     done: list[Trial] = []
-    for trial in search.search(study.space, study.settings, rungs, measure, begin):
+    for trial in search.search(study.space, study.settings, screening.rungs, measure, begin):
         done.append(trial)
-        best = _best(done)
+        complete = [t for t in done if t.status == "complete" and t.value is not None]
+        best = min(complete, key=lambda t: (t.value, t.number), default=None)
         console.print(_line(study, trial, done, best))
         tracked.record(trial.spec(), best.value if best else None)
         yield trial
@@ -187,87 +179,67 @@ def _searched(study: Study, tracked: track.StudyTracker) -> Iterator[Trial]:
             raise Refusal(f"every trial so far was {trial.status}: {trial.error}")
 
 
-def _line(study: Study, trial: Trial, done: Sequence[Trial], best: Trial | None) -> str:
+def _line(study: TuneStudy, trial: Trial, done: Sequence[Trial], best: Trial | None) -> str:
+    """`6/24  complete  nll 2.31 over 16  beta_fast=16  best nll 2.30 (trial 2)  left 1:10`"""
     total = study.settings.trials
     documents, value = trial.rungs[-1] if trial.rungs else (0, None)
-    told = _told(study, value, documents) if value is not None else trial.error
-    cost = f", {_told(study, trial.cost, documents)} at {study.short:,}" if trial.cost is not None else ""
-    top = f"  best {_value(study, best.value)} (trial {best.number})" if best and best.value is not None else ""
-    left = _left(study, done)
-    eta = f"  left {duration(left)}" if left and len(done) < total else ""
-    where = strategy_label("", tuple(_worded(study, trial).items())).strip()
+    outcome = f"{_value(study, value)} over {documents}" if value is not None else trial.error
+    if trial.cost is not None:
+        outcome += f", {_value(study, trial.cost)} over {documents} at {study.short:,}"
+    lists = {curve.option for curve in study.space.curves}  # a list is shown by what it was drawn from
+    shown = {name: value for name, value in trial.options.items() if name not in lists}
+    for curve in study.space.curves:
+        shown |= {dimension.name.partition(".")[2]: trial.values[dimension.name] for dimension in curve.dimensions}
+    options = strategy_label("", tuple(shown.items())).strip()
+    best_text = f"  best {_value(study, best.value)} (trial {best.number})" if best and best.value is not None else ""
+    left = _seconds_left(study, done)
+    left_text = f"  left {duration(left)}" if left and len(done) < total else ""
     place = f"{trial.number + 1:>{len(str(total))}}/{total}"
-    return f"{place}  {trial.status:<8}  {told}{cost}  {where}{top}{eta}"
+    return f"{place}  {trial.status:<8}  {outcome}  {options}{best_text}{left_text}"
 
 
-def _worded(study: Study, trial: Trial) -> dict[str, Any]:
-    """What a line says of a trial: its options, and in a list's place what the list was made of."""
-    lists = {curve.option for curve in study.space.curves}
-    made = {one.name.partition(".")[2]: trial.values[one.name] for c in study.space.curves for one in c.dimensions}
-    return {name: value for name, value in trial.options.items() if name not in lists} | made
-
-
-def _left(study: Study, done: Sequence[Trial]) -> float | None:
+def _seconds_left(study: TuneStudy, done: Sequence[Trial]) -> float | None:
     """Seconds that the rest should take: as many documents a trial as so far, and the judging."""
-    workbench = study.bench
-    if not workbench.forwards:
+    each = study.bench.seconds_per_document
+    if each is None:
         return None
-    each = sum(trial.rungs[-1][0] for trial in done if trial.rungs) / len(done)
-    judged = (len(study.defaults) + 1) * workbench.documents.count
-    rest = (study.settings.trials - len(done)) * each + judged
-    return workbench.seconds / workbench.forwards * rest / study.settings.batch
+    documents = sum(trial.rungs[-1][0] for trial in done if trial.rungs) / len(done)
+    judging = (len(study.defaults) + 1) * study.bench.screening.count
+    rest = (study.settings.trials - len(done)) * documents + judging
+    return each * rest / (study.settings.batch or 1)
 
 
-def _value(study: Study, value: float) -> str:
+def _value(study: TuneStudy, value: float) -> str:
     return f"nll {value:.4f}" if study.bench.measure.name == "nll" else f"missed {value:.1%}"
 
 
-def _told(study: Study, value: float, documents: int) -> str:
-    return f"{_value(study, value)} over {documents}"
-
-
-def _best(done: Sequence[Trial]) -> Trial | None:
-    """Of those that were measured on the most documents, the one with the least."""
-    able = [t for t in done if t.status == "complete" and t.value is not None]
-    return min(able, key=lambda t: (t.value, t.number), default=None)
-
-
-def _chosen(study: Study, trials: Sequence[Trial]) -> Recipe:
+def _best_choice(study: TuneStudy, trials: Sequence[Trial]) -> StrategyChoice:
     """The best on the whole tuning half, a default where none beats it there."""
-    workbench, rungs = study.bench, study.bench.documents.rungs
-    recipes = {trial.number: (study.strategy, trial.options) for trial in trials if trial.status == "complete"}
-    if study.settings.two_aims:  # they were weighed on fewer documents
-        recipes = {trial.number: recipes[trial.number] for trial in search.front(trials)}
-    asked: list[Recipe] = [*study.defaults, *recipes.values()]
-    cells = [
-        [workbench.cell(recipe, "tune", a, b) for a, b in zip((0, *rungs), rungs, strict=False)] for recipe in asked
-    ]
+    workbench = study.bench
+    # those weighed for two aims were measured on fewer documents
+    able = search.front(trials) if study.settings.two_aims else [t for t in trials if t.status == "complete"]
+    choices = [*study.defaults, *(StrategyChoice(study.strategy, trial.options) for trial in able)]
+    cells = [workbench.tuning_cells(choice) for choice in choices]
     results = workbench.results([cell for row in cells for cell in row])
-    able = [n for n, row in enumerate(cells) if all(results[cell.id].status == "ok" for cell in row)]
+    usable = [n for n, row in enumerate(cells) if all(results[cell.id].status == "ok" for cell in row)]
     # where all diverge, the one that does so least is a finding too
-    able = able or [n for n, row in enumerate(cells) if all(results[cell.id].metrics for cell in row)]
-    if not able:
+    usable = usable or [n for n, row in enumerate(cells) if all(results[cell.id].metrics for cell in row)]
+    if not usable:
         raise Refusal("neither a trial nor a default could be measured on all documents of the tuning half")
-    best = min(able, key=lambda n: (workbench.value([cell.id for cell in cells[n]]), n))
-    return verdict.known(asked[best])
+    best = min(usable, key=lambda n: (workbench.value([cell.id for cell in cells[n]]), n))
+    return choices[best].without_defaults()
 
 
-def _show(study: Study, trials: Sequence[Trial], judged: Verdict) -> None:
-    counts: dict[str, int] = {}
-    for trial in trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
-    console.print("\ntrials: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    console.print(f"found: {verdict.label(judged.chosen)}")
-    halves = Table(title="On the reporting half", title_justify="left", title_style="bold")
-    for place, header in enumerate(("strategy", "length", "result")):
-        halves.add_column(header, justify="right" if place == 1 else "left")
-    for row in judged.rows:
-        halves.add_row(row.label, f"{row.length:,}", row.told)
-    console.print(halves)
+def _show(study: TuneStudy, trials: Sequence[Trial], judged: TuneVerdict) -> None:
+    statuses = Counter(trial.status for trial in trials)
+    console.print("\ntrials: " + ", ".join(f"{count} {status}" for status, count in statuses.items()))
+    console.print(f"best: {judged.chosen.label}")
+    rows = [(row.label, f"{row.cell.length:,}", row.headline) for row in judged.rows]
+    table(console, "On the reporting half", ("strategy", "length", "result"), rows)
     table(console, "", tables.DIFFERENCES, judged.lines)
     for sentence in judged.sentences:
         console.print(sentence)
     if study.settings.two_aims:
         console.print(f"none better in both aims: {len(search.front(trials))} trials (front_*.yaml, pareto.png)")
-    console.print(f"\nkept: {study.folder}\nuse it:     strategy={study.folder / 'best.yaml'}")
+    console.print(f"\nfiles:      {study.folder}\nuse it:     strategy={study.folder / 'best.yaml'}")
     console.print(f"confirm it: {confirm(study, judged)}\nCompare the trials in the browser: ropewalk ui", style=None)

@@ -164,16 +164,8 @@ def test_fifty_curves_leave_room_for_the_axes(tmp_path):
 
 def test_every_figure_is_a_png_in_a_folder_of_its_own(tmp_path):
     spectrum = drawing.Spectrum("truncated", [1.0, 0.1, 0.0], [6.28, 62.8, np.inf])
-    slices = [
-        drawing.Slice("beta_fast", [1.0, 10.0, 100.0], log=True, start=32.0),
-        drawing.Slice("truncate", [True, False, True]),
-    ]
-    points = [(1.0, 3.0), (2.0, 2.0), (3.0, 3.0)]
     figures = [
         drawing.spectra([spectrum], {"trained length": 512.0}, "tiny", tmp_path / "a" / "spectra.png"),
-        drawing.importance({"beta_fast": 0.7, "truncate": 0.3}, "tiny", tmp_path / "b" / "importance.png"),
-        drawing.slices(slices, [3.0, 2.0, 3.0], [4, 8, 4], "nll", "tiny", tmp_path / "slices.png"),
-        drawing.pareto(points, points[:2], {"default": (3.0, 3.0)}, ("short", "long"), "tiny", tmp_path / "pareto.png"),
         drawing.beside({"yarn": [(0, 3.5, 3.6), (1, None, 40.0)]}, ["2k", "4k"], "a table", tmp_path / "beside.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)

@@ -17,7 +17,8 @@ from support import PROJECT
 from pipelines.grid import launcher
 from pipelines.records.cells import Cell, Model, Refusal, Result, Task, frozen
 from pipelines.reproduce import claims, derived, needs, published, reproduce, transfer
-from pipelines.reproduce.published import Claim, Value
+from pipelines.reproduce.published import Claim, PublishedValue
+from pipelines.reproduce.session import Session
 from pipelines.tasks import registry
 from rope import theory
 from rope.geometry import Plan
@@ -64,14 +65,22 @@ def test_the_tables_that_users_come_for_are_there():
         ),
         ({"task": {"name": "perplexity", "window": 1}}, "takes no option window"),
         ({"compute": "magic"}, "compute=magic: there are smallest_base"),
-        ({"collumns": []}, "a table has no collumns"),
+        (
+            {"columns": [{"label": "a", "lenght": 5}]},
+            "lenght: PublishedColumn has no such key; there are label, length",
+        ),
+        ({"tolerance": "small"}, "tolerance=small: give a number"),
+        ({"title": None}, "title: give text"),
+        ({"rows": [{"name": "a", "model": "llama2_7b"}]}, r"rows\[0\].values not given"),
+        (
+            {"collumns": []},
+            "collumns: PublishedTable has no such key; there are name, title, source, sure, columns, rows",
+        ),
     ],
 )
 def test_a_table_that_says_what_is_not_there_is_refused(tmp_path, monkeypatch, change, sentence):
-    whole = {
-        "title": "t", "source": "s", "sure": "read", "columns": [4096], "task": {"name": "perplexity"},
-        "rows": [{"name": "a", "model": "llama2_7b", "values": "1"}],
-    }  # fmt: skip
+    whole = {"title": "t", "source": "s", "sure": "read", "columns": [4096], "task": {"name": "perplexity"}}
+    whole["rows"] = [{"name": "a", "model": "llama2_7b", "values": "1"}]
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**whole, **change}))
     monkeypatch.setattr(published, "FOLDER", tmp_path)
     published.table.cache_clear()
@@ -100,7 +109,7 @@ def test_a_table_that_says_what_is_not_there_is_refused(tmp_path, monkeypatch, c
     ],
 )
 def test_a_verdict_knows_how_many_digits_were_printed(text, ours, tolerance, verdict):
-    assert Value.of(text).verdict(ours, tolerance) == verdict
+    assert PublishedValue.parse(text).verdict(ours, tolerance) == verdict
 
 
 @pytest.mark.parametrize(
@@ -115,13 +124,14 @@ def test_a_verdict_knows_how_many_digits_were_printed(text, ours, tolerance, ver
     ],
 )
 def test_shares_of_random_trials_are_compared_as_two_draws(theirs, ours, verdict):
-    table = replace(published.table("yarn_csv_passkey"), scale=1.0)
-    assert table.trials == 50
-    assert table.judged(table.columns[0], Value.of(theirs), ours) == verdict
-    tenth = table.judged(table.columns[0], Value.of("0.54"), 0.2, limit=10)
+    table = published.table("yarn_csv_passkey")
+    column = table.columns[0]
+    assert (column.trials, column.scale) == (50, 1.0)
+    assert table.verdict(column, PublishedValue.parse(theirs), ours) == verdict
+    tenth = table.verdict(column, PublishedValue.parse("0.54"), 0.2, limit=10)
     assert tenth == "reproduced", "of ten prompts that is within chance"
-    per_cent = replace(table, scale=100.0)
-    assert per_cent.judged(table.columns[0], Value.of(f"{100 * float(theirs):g}"), 100 * ours) == verdict
+    per_cent, theirs_in_per_cent = replace(column, scale=100.0), PublishedValue.parse(f"{100 * float(theirs):g}")
+    assert table.verdict(per_cent, theirs_in_per_cent, 100 * ours) == verdict
 
 
 DEAR = {"su_base_bound": ["1k", "2k", "4k", "8k", "16k", "32k"]}
@@ -137,11 +147,11 @@ BEYOND = {
 
 @pytest.mark.parametrize("name", [name for name in published.names() if published.table(name).derived])
 def test_formulas_reproduce_what_is_published_to_the_digit(name):
-    table = published.chosen(published.table(name), None, DEAR.get(name))
-    found = list(reproduce._derived(table))
-    assert found
-    for one in found:
-        assert one.verdict == BEYOND.get((name, one.theirs), "reproduced"), one
+    table = published.selected(published.table(name), None, DEAR.get(name))
+    values = list(reproduce._derived(table))
+    assert values
+    for value in values:
+        assert value.verdict == BEYOND.get((name, value.theirs), "reproduced"), value
 
 
 def test_following_a_failing_distance_finds_the_same_base_as_trying_all():
@@ -166,11 +176,12 @@ def test_a_derived_function_takes_plain_arguments():
 
 def a_cell(strategy, length):
     options = {name: value for name, value in strategy.items() if name != "name"}
-    told = [strategy["name"], *map(float, options.values()), length]
-    plan = Plan(tuple(1.0 / (1 + sum(map(hash, map(str, told))) % 997 + n) for n in range(4)))
+    facts = [strategy["name"], *map(float, options.values()), length]
+    plan = Plan(tuple(1.0 / (1 + sum(map(hash, map(str, facts))) % 997 + n) for n in range(4)))
     task = Task("perplexity", frozen({"last": 256}))
-    return Cell(Model("m", "p"), strategy["name"], frozen(options), int(length * 64), (("all", plan),), task, "d",
-                None, 0, "float32", "cpu")  # fmt: skip
+    plans, limit, seed = (("all", plan),), None, 0
+    place = (Model("m", "p"), strategy["name"], frozen(options), int(length * 64), plans)
+    return Cell(*place, task, "d", limit, seed, "float32", "cpu")
 
 
 def measured(nll, whole=None):
@@ -183,16 +194,14 @@ def measured(nll, whole=None):
         strategy = {"name": name} | ({} if factor is None else {"factor": factor})
         own = np.random.default_rng(7).normal(size=12)
         noise = np.random.default_rng(int(10 * length) + len(name)).normal(size=12) * 0.01
-        documents = [
-            {"index": n, "tokens": 64, "nll": (value if whole is None else whole) + own[n] + noise[n],
-             "nll_last_256": value + own[n] + noise[-1 - n]}
-            for n in range(12)
-        ]  # fmt: skip
+        nlls = (value if whole is None else whole) + own + noise
+        last = value + own + noise[::-1]
+        documents = [{"index": n, "tokens": 64, "nll": nlls[n], "nll_last_256": last[n]} for n in range(12)]
         cell = a_cell(strategy, length)
         series = {"nll_by_position": [(cell.length / 2, 1.0), (float(cell.length), value)]}
         result = Result(cell.id, "ok", series=series, documents=documents, digest="d")
         rows[(claims.key(strategy), length)] = (cell, result)
-    return claims.Measured(rows)
+    return claims.ClaimResults(rows)
 
 
 def verdict(claim, nll):
@@ -200,7 +209,7 @@ def verdict(claim, nll):
     return finding.verdict
 
 
-ORDER = Claim("a before b", "order", ({"name": "yarn"}, {"name": "linear"}), (2.0, 4.0))
+ORDER = Claim("a before b", "order", [{"name": "yarn"}, {"name": "linear"}], [2.0, 4.0])
 
 
 def test_an_order_holds_fails_or_is_not_shown():
@@ -233,12 +242,12 @@ def test_without_a_curve_nothing_is_said_of_where_it_breaks():
     claim = Claim("breaks", "breaks", ({"name": "ntk"}, {"name": "yarn"}), (2.0,))
     rows = measured({("ntk", None, 2.0): 2.0, ("yarn", None, 2.0): 1.0}, whole=1.0).rows
     bare = {place: (cell, replace(result, series={})) for place, (cell, result) in rows.items()}
-    [finding] = claims.judge([claim], claims.Measured(bare))
+    [finding] = claims.judge([claim], claims.ClaimResults(bare))
     assert finding.verdict == "holds" and not any(one.note for one in finding.comparisons)
     elsewhere = {**rows}
     place, (cell, result) = next(iter(rows.items()))
     elsewhere[place] = (cell, replace(result, provenance={"device": "another"}))
-    [finding] = claims.judge([claim], claims.Measured(elsewhere))
+    [finding] = claims.judge([claim], claims.ClaimResults(elsewhere))
     assert finding.verdict == "not shown" and "device differs" in finding.comparisons[0].reason
 
 
@@ -252,8 +261,8 @@ def test_every_alpha_must_win_at_its_own_length():
 
 def test_a_gentle_decay_is_less_than_the_models_own_cliff():
     claim = Claim("gentle", "gentler", ({"name": "dynamic_ntk"}, {"name": "none"}), (1.0, 2.0, 4.0))
-    nll = {("dynamic_ntk", None, 1.0): 1.0, ("dynamic_ntk", None, 2.0): 1.1, ("dynamic_ntk", None, 4.0): 1.3,
-           ("none", None, 1.0): 1.0, ("none", None, 2.0): 2.0, ("none", None, 4.0): 4.0}  # fmt: skip
+    curves = {"dynamic_ntk": {1.0: 1.0, 2.0: 1.1, 4.0: 1.3}, "none": {1.0: 1.0, 2.0: 2.0, 4.0: 4.0}}
+    nll = {(name, None, length): value for name, curve in curves.items() for length, value in curve.items()}
     assert verdict(claim, nll) == "holds"
     assert verdict(claim, {**nll, ("dynamic_ntk", None, 4.0): 5.0}) == "fails"
 
@@ -286,19 +295,19 @@ def bench(folder, store, *overrides):
     return base
 
 
+def a_table(**values):
+    return published.from_values({"name": "mine", "title": "t", "source": "s", "sure": "read", **values})
+
+
 def test_a_measured_table_is_run_and_judged(tiny_folder, tmp_path, monkeypatch, lm_ppl):
     text, ppl = lm_ppl
     here = published.Checkpoint("here", str(tiny_folder), 256, shape={})
     monkeypatch.setattr(published, "checkpoints", lambda: {"here": here})
-    rows = tuple(
-        published.Row(name, (Value.of(value),), model="here") for name, value in
-        (("right", f"{ppl:.2f}"), ("off", f"{ppl * 1.01:.2f}"), ("wrong", f"{ppl * 2:.2f}"), ("bound", ">1e9"))
-    )  # fmt: skip
-    rows += (published.Row("lost", (Value.of("1.0"),), missing="nobody has it"),)
-    table = published.Table(
-        "mine", "a table", "a source", "read", (published.Column("64", 64),), rows, limit=2, dtype="float32",
-        task={"name": "perplexity", "text": str(text), "bos": False},
-    )  # fmt: skip
+    values = {"right": f"{ppl:.2f}", "off": f"{ppl * 1.01:.2f}", "wrong": f"{ppl * 2:.2f}", "bound": ">1e9"}
+    rows = [{"name": name, "values": value, "model": "here"} for name, value in values.items()]
+    rows.append({"name": "lost", "values": "1.0", "missing": "nobody has it"})
+    task = {"name": "perplexity", "text": str(text), "bos": False}
+    table = a_table(columns=[64], rows=rows, limit=2, dtype="float32", task=task)
     monkeypatch.setattr(published, "table", lambda name: table)
     base = bench(tiny_folder, tmp_path / "store")
     assert reproduce.main(["mine"], base, {}, "ropewalk reproduce published=mine") == 1
@@ -312,24 +321,24 @@ def test_a_measured_table_is_run_and_judged(tiny_folder, tmp_path, monkeypatch, 
 def test_one_value_may_be_of_several_lengths(tiny_folder, tmp_path, monkeypatch):
     here = published.Checkpoint("here", str(tiny_folder), 256, shape={})
     monkeypatch.setattr(published, "checkpoints", lambda: {"here": here})
-    columns = tuple(
-        published.Column(metric, lengths=(512, 640), metric=metric, scale=scale)
+    columns = [
+        {"label": metric, "lengths": [512, 640], "metric": metric, "scale": scale}
         for metric, scale in (("passkey_context", 1 / 128), ("passkey_accuracy", 100.0))
-    )
-    row = published.Row("a row", (Value.of("0"), Value.of("0")), model="here")
-    table = published.Table(
-        "mine", "t", "s", "read", columns, (row,), limit=2, task={"name": "passkey", "protocol": "yarn"}
-    )
+    ]
+    row = {"name": "a row", "values": "0 0", "model": "here"}
+    table = a_table(columns=columns, rows=[row], limit=2, task={"name": "passkey", "protocol": "yarn"})
     monkeypatch.setattr(published, "table", lambda name: table)
     assert needs.needs_of(table).runnable == 2
     base = bench(tiny_folder, tmp_path / "store")
     assert reproduce.main(["mine"], base, {}, "ropewalk reproduce published=mine") == 0, "a random model finds no key"
     assert len(list((tmp_path / "store" / "cells").glob("*/result.json"))) == 2
-    [asked, share] = reproduce._asked(table, base, {})
-    found = {cell.id: Result(cell.id, "ok", {"acc": acc}) for cell, acc in zip(asked.cells, (1.0, 0.8), strict=True)}
-    assert reproduce._ours(table, asked, found) == 5 and reproduce._ours(table, share, found) == pytest.approx(90)
-    del found[asked.cells[1].id]
-    assert reproduce._beside(table, asked, found).verdict == "not run", "half of the lengths are no result"
+    [context, share] = reproduce._requested(table, Session(base, {}, ""))
+    results = {
+        cell.id: Result(cell.id, "ok", {"acc": acc}) for cell, acc in zip(context.cells, (1.0, 0.8), strict=True)
+    }
+    assert reproduce._ours(context, results) == 5 and reproduce._ours(share, results) == pytest.approx(90)
+    del results[context.cells[1].id]
+    assert reproduce._compared(table, context, results).verdict == "not run", "half of the lengths are no result"
 
 
 @pytest.fixture
@@ -347,10 +356,10 @@ def lm_ppl(model, tokenizer, tmp_path):
 def test_claims_are_asked_of_another_model_over_the_same_documents(tiny_folder, tmp_path, monkeypatch, capsys):
     table = replace(
         published.table("dynamic_ntk"),
-        claims=(
-            Claim("same", "same", ({"name": "dynamic_ntk"}, {"name": "none"}), (0.25,)),
-            Claim("order", "order", ({"name": "dynamic_ntk"}, {"name": "none"}), (1.25,)),
-        ),
+        claims=[
+            Claim("same", "same", [{"name": "dynamic_ntk"}, {"name": "none"}], [0.25]),
+            Claim("order", "order", [{"name": "dynamic_ntk"}, {"name": "none"}], [1.25]),
+        ],
     )
     monkeypatch.setattr(published, "table", lambda name: table)
     base = bench(tiny_folder, tmp_path, "limit=8", "task.last=16")
@@ -364,33 +373,35 @@ def test_claims_are_asked_of_another_model_over_the_same_documents(tiny_folder, 
     assert {dict(map(tuple, spec["task"]["options"]))["at_least"] for spec in specs} == {320}
 
 
-@pytest.mark.parametrize("documents, told", [(12, ""), (3, "chance: 3, and 2 comparisons take at least 7 (limit=7)")])
-def test_too_few_documents_are_told(documents, told, capsys):
-    rows = measured({("yarn", None, 2.0): 1.0, ("linear", None, 2.0): 2.0, ("yarn", None, 4.0): 1.0,
-                     ("linear", None, 4.0): 3.0}).rows  # fmt: skip
+@pytest.mark.parametrize(
+    "documents, message", [(12, ""), (3, "chance: 3, and 2 comparisons take at least 7 (limit=7)")]
+)
+def test_too_few_documents_are_reported(documents, message, capsys):
+    nll = {("yarn", None, 2.0): 1.0, ("linear", None, 2.0): 2.0, ("yarn", None, 4.0): 1.0, ("linear", None, 4.0): 3.0}
+    rows = measured(nll).rows
     cut = {place: (cell, replace(r, documents=r.documents[:documents])) for place, (cell, r) in rows.items()}
-    transfer._tell(claims.judge([ORDER], claims.Measured(cut)), "m")
+    transfer._show(claims.judge([ORDER], claims.ClaimResults(cut)), "m")
     said = capsys.readouterr().out
-    assert ("Too few documents" in said) == bool(told) and told in said
+    assert ("Too few documents" in said) == bool(message) and message in said
 
 
 def test_documents_are_as_long_as_the_longest_length_whatever_is_given(tiny_folder, tmp_path):
     base = bench(tiny_folder, tmp_path)
     for given, least in ((100, 2048), (4000, 4000)):
-        cells = transfer._transferred(published.table("yarn_v3_table5"), 8, base, {"at_least": given})
+        cells = transfer._cells(published.table("yarn_v3_table5"), 8, Session(base, {"at_least": given}, ""))
         assert {dict(cell.task.options)["at_least"] for _, _, cell in cells} == {least}
 
 
 def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, tmp_path):
     base, table = bench(tiny_folder, tmp_path), published.table("lceg_table9")
-    cells = transfer._transferred(table, 8, base, {"stride": 256, "last": 16})
+    cells = transfer._cells(table, 8, Session(base, {"stride": 256, "last": 16}, ""))
     assert {dict(cell.task.options)["document"] for _, _, cell in cells} == {2048}
     ragged = {"windows": "overlapping", "stride": 300, "last": 16}
-    assert transfer._transferred(table, 8, base, ragged), "its claims compare strategies at one length"
+    assert transfer._cells(table, 8, Session(base, ragged, "")), "its claims compare strategies at one length"
     with pytest.raises(Refusal, match="stride=300: windows of 256 tokens end before the document of 2048 does"):
-        transfer._transferred(published.table("dynamic_ntk"), 8, base, ragged)
+        transfer._cells(published.table("dynamic_ntk"), 8, Session(base, ragged, ""))
     with pytest.raises(Refusal, match="stride=300 is of several windows, and prefix has one"):
-        transfer._transferred(table, 8, base, {"stride": 300, "windows": "prefix"})
+        transfer._cells(table, 8, Session(base, {"stride": 300, "windows": "prefix"}, ""))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +436,7 @@ def test_the_list_tells_of_every_table(capsys):
 
 def test_values_read_off_one_run_are_estimated_once():
     table = published.table("codellama_table17")
-    one_each = published.chosen(table, None, ["8k at 0", "16k at 0", "24k at 0"])
+    one_each = published.selected(table, None, ["8k at 0", "16k at 0", "24k at 0"])
     assert needs.needs_of(table).seconds == pytest.approx(needs.needs_of(one_each).seconds)
     assert needs.needs_of(table).runnable == 27 and needs.needs_of(one_each).runnable == 9
-    assert "lm-eval" not in needs._listed(table)[0] and "lm-eval" in needs._listed(published.table("pi_table5"))[0]
+    assert "lm-eval" not in needs._columns(table)[0] and "lm-eval" in needs._columns(published.table("pi_table5"))[0]

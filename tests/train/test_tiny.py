@@ -15,9 +15,14 @@ PASSKEY = {"name": "passkey", "depths": [0.1, 0.35, 0.65, 0.9], "keys": 3, "answ
 @cache
 def metrics(strategy, length, task, factor=None, limit=4):
     chosen = Workbench(
-        model=ModelChoice("tiny", "models/tiny"), strategy={"name": strategy}, cluster=Cluster(device=Device.cpu),
-        task={"perplexity": PERPLEXITY, "passkey": PASSKEY}[task], length=length, factor=factor, limit=limit,
-    )  # fmt: skip
+        model=ModelChoice("tiny", "models/tiny"),
+        strategy={"name": strategy},
+        cluster=Cluster(device=Device.cpu),
+        task={"perplexity": PERPLEXITY, "passkey": PASSKEY}[task],
+        length=length,
+        factor=factor,
+        limit=limit,
+    )
     [result] = evaluate([cell_of(chosen)])
     assert result.status == "ok", result.error
     return result.metrics
@@ -29,7 +34,7 @@ def test_it_is_small_enough_to_embed():
     assert (PROJECT / "models/tiny/model.safetensors").stat().st_size < 20 * 2**20
 
 
-def test_twice_the_trained_length_breaks_it_and_yarn_mends_it():
+def test_twice_the_trained_length_breaks_it_and_yarn_repairs_it():
     whole, broken = metrics("none", 512, "perplexity")["ppl"], metrics("none", 1024, "perplexity")["ppl"]
     assert broken > 1.8 * whole  # four windows; the model card has the figure over all
     assert metrics("yarn", 1024, "perplexity")["ppl"] < 1.15 * whole

@@ -21,19 +21,29 @@ from torch import nn
 from pipelines.records.cells import Refusal
 from pipelines.train import corpus, recipe
 from pipelines.train.batches import Batches
-from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, Log, Watch, rate
-from pipelines.train.recipe import Recipe
+from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, Watch, rate
+from pipelines.train.recipe import TrainRecipe
 from pipelines.train.retrieval import QUESTION, Retrieval
-from pipelines.train.train import extended, main, train
+from pipelines.train.train import extended_model, main, train
 from rope import patch, strategies
 from rope.config import geometry_of
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL = {
     "shape": {**SHAPE, "num_key_value_heads": 1, "rope_theta": 10000.0, "tie_word_embeddings": True},
-    "vocabulary": 512, "length": 32, "batch": 4, "learning_rate": 3e-3, "warmup": 5, "schedule": "cosine", "clip": 1.0,
-    "validation": 4, "validate_every": 100, "save_every": 100, "device": "cpu", "track": False,
-}  # fmt: skip
+    "vocabulary": 512,
+    "length": 32,
+    "batch": 4,
+    "device": "cpu",
+    "track": False,
+    "learning_rate": 3e-3,
+    "warmup": 5,
+    "schedule": "cosine",
+    "clip": 1.0,
+    "validation": 4,
+    "validate_every": 100,
+    "save_every": 100,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,9 +70,9 @@ def place(tmp_path_factory):
 def small(place):
     """A recipe of a second or two; keywords change it."""
 
-    def made(out: str, **changes) -> Recipe:
+    def made(out: str, **changes) -> TrainRecipe:
         values = {**SMALL, "text": [str(place / "text")], "store": str(place / "store"), "out": str(place / out)}
-        return recipe.of({**values, "steps": 20, **changes})
+        return recipe.from_values({**values, "steps": 20, **changes})
 
     return made
 
@@ -92,11 +102,9 @@ def test_killed_and_resumed_gives_the_same_curve(small, place):
     whole = train(small("whole", **changes))
     asked = small("killed", **changes)
     plain = {name: value for name, value in vars(asked).items() if name in {*SMALL, "text", "store", "out", *changes}}
-    script = f"from pipelines import recipe, train; train.train(recipe.of({plain!r}))"
-    running = subprocess.Popen(
-        [sys.executable, "-c", f"import torch; torch.set_num_threads(1); {script}"],
-        cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    script = f"from pipelines.train import recipe, train; train.train(recipe.from_values({plain!r}))"
+    command = [sys.executable, "-c", f"import torch; torch.set_num_threads(1); {script}"]
+    running = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = place / "killed" / CHECKPOINT
     while not checkpoint.is_file() and running.poll() is None:
         time.sleep(0.001)
@@ -199,7 +207,7 @@ def test_digits_stay_apart_and_text_comes_back(prepared):
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("declared", "expected"),
     [
         ({"License-Expression": "MIT"}, "MIT"),
         ({"License-Expression": "Apache-2.0 OR BSD-2-Clause"}, "Apache-2.0 OR BSD-2-Clause"),
@@ -215,9 +223,9 @@ def test_digits_stay_apart_and_text_comes_back(prepared):
         ({}, None),
     ],
 )
-def test_only_clearly_permissive_licences_count(told, expected):
+def test_only_clearly_permissive_licences_count(declared, expected):
     metadata = Message()
-    for name, value in told.items():
+    for name, value in declared.items():
         metadata[name] = value
     assert corpus.licence(metadata) == expected
 
@@ -290,8 +298,8 @@ def test_documents_are_whole_in_their_windows(prepared, writer):
         ({"strategy": "yarn"}, "scales a trained model: give model="),
         ({"minutes": 1.0}, "give one of them"),
         ({"schedule": "cosin"}, "give one of cosine, linear"),
-        ({"learning_rate": "fast"}, "give a value of type float"),
-        ({"lenght": 3}, "lenght is no key of a recipe"),
+        ({"learning_rate": "fast"}, "learning_rate=fast: give a number"),
+        ({"lenght": 3}, "lenght: TrainRecipe has no such key; there are out, length"),
         ({"vocabulary": 200}, "give at least 257"),
         ({"model": "no/where/at/all"}, "no file or folder"),
     ],
@@ -347,7 +355,7 @@ def test_out_of_memory_goes_on_with_windows_that_fit(small, prepared, capsys):
     curves = []
     for fit in (8, 3, 0):
         torch.manual_seed(0)
-        batches, log = Batches(prepared.tokens, 0, 32, 8, seed=0), Log(steps=2)
+        batches, log = Batches(prepared.tokens, 0, 32, 8, seed=0), TrainLog(steps=2)
         descent = Descent(asked, Cramped(fit), batches, prepared.held_out, log, Accelerator(cpu=True))
         if fit:
             descent.run()
@@ -401,7 +409,7 @@ def test_an_extended_model_carries_its_plan(small, place, strategy):
     out = f"extended_{strategy}"
     asked = small(out, steps=2, model=str(place / "base"), strategy=strategy, length=128, shape={})
     plans = strategies.plans(strategy, geometry_of(json.loads((place / "base" / "config.json").read_text())), 128)
-    (held,) = patch.read(extended(asked))
+    (held,) = patch.read(extended_model(asked))
     assert held[1].inv_freq == pytest.approx(plans[0][1].inv_freq, rel=1e-6)
     log = train(asked)
     assert log.step == 2

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import matplotlib
 import pytest
+from matplotlib import pyplot
 
 from pipelines.records.cells import Refusal
-from pipelines.tune.search import REDUCTION, Outcome, Settings, Trial, front, importances, search
+from pipelines.report import drawing
+from pipelines.tune.search import REDUCTION, SearchSettings, Trial, TrialOutcome, figures, front, importances, search
 from pipelines.tune.space import seeds, space_of
 from rope.geometry import Geometry
 
@@ -22,25 +25,24 @@ class Bowl:
     """The best is beta_fast = 16, whatever beta_slow; more documents shift every value alike."""
 
     def __init__(self, **bad):
-        self.bad, self.asked = bad, []
+        self.bad, self.calls = bad, []
 
     def __call__(self, trials, rung):
-        self.asked.append((rung, [trial.number for trial in trials]))
+        self.calls.append((rung, [trial.number for trial in trials]))
         return [self.one(trial, rung) for trial in trials]
 
     def one(self, trial, rung):
         if str(trial.number) in self.bad.get("status", {}):
             status = self.bad["status"][str(trial.number)]
-            return Outcome(status, 9.0 if status == "diverged" else None, error="why")
+            return TrialOutcome(status, 9.0 if status == "diverged" else None, error="why")
         off = math.log(trial.values["beta_fast"] / 16) ** 2 + 0.01 * trial.values["attention_factor"]
-        return Outcome(
+        return TrialOutcome(
             "ok", 3 + off + 0.1 * rung, cost=trial.values["attention_factor"], cells=(f"{trial.number}.{rung}",)
         )
 
 
 def searched(measure=None, **settings):
-    told = Settings(**{"trials": 24, **settings})
-    return list(search(SPACE, told, RUNGS, measure or Bowl(), seeds(SPACE, TINY, 4096)))
+    return list(search(SPACE, SearchSettings(**settings), RUNGS, measure or Bowl(), seeds(SPACE, TINY, 4096)))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
@@ -75,7 +77,7 @@ def test_a_trial_that_diverges_is_a_finding_and_the_search_goes_on():
 def test_a_batch_is_measured_at_once():
     measure = Bowl()
     searched(measure, trials=10, batch=4)
-    screened = [asked for rung, asked in measure.asked if rung == 0]
+    screened = [numbers for rung, numbers in measure.calls if rung == 0]
     assert screened == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -96,10 +98,30 @@ def test_of_two_aims_the_front_is_what_none_beats():
     assert all(t.rungs[0][0] == RUNGS[1] and t.cost is not None for t in found)
 
 
-def test_what_mattered_is_told_and_nothing_where_there_is_too_little_to_tell():
+def test_what_mattered_is_reported_unless_there_are_too_few_trials():
     shares = importances(SPACE, searched(trials=40))
     assert max(shares, key=shares.get) == "beta_fast" and sum(shares.values()) == pytest.approx(1)
     assert importances(SPACE, searched(trials=5)) == {}
+
+
+def test_every_search_has_its_slices_and_others_figures_where_there_is_enough_for_them(tmp_path):
+    aims = ("nll at 4,096", "nll at 512")
+    style = dict(matplotlib.rcParams)
+    for count, sampler, names in (
+        (40, "tpe", {"slices.png", "importance.png"}),
+        (5, "tpe", {"slices.png"}),
+        (24, "nsga2", {"slices.png", "importance.png", "pareto.png"}),
+    ):
+        trials = searched(trials=count, sampler=sampler)
+        for trial in trials:
+            trial.cost = trial.cost if sampler == "nsga2" else None
+        drawn = figures(SPACE, trials, "nll over 2 documents", aims)
+        assert set(drawn) == names
+        for name, draw in drawn.items():
+            assert drawing.save(draw, "a title", tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    assert figures(SPACE, [], "nll", aims) == {}
+    assert dict(matplotlib.rcParams) == style, "another library's style stays with its figures"
+    assert not pyplot.get_fignums()
 
 
 @pytest.mark.parametrize(
@@ -107,4 +129,4 @@ def test_what_mattered_is_told_and_nothing_where_there_is_too_little_to_tell():
 )
 def test_settings_out_of_their_range_are_refused(setting, says):
     with pytest.raises(Refusal, match=says):
-        Settings(**setting)
+        SearchSettings(**setting)

@@ -19,13 +19,14 @@ LENGTH = 4096
 def a_point(space, share):
     """The point at a share of every range."""
     return {
-        one.name: one.choices[int(share * (len(one.choices) - 1))] if one.choices
-        else one.rounded(one.low + share * (one.high - one.low))
-        for one in space.searched
-    }  # fmt: skip
+        d.name: d.choices[int(share * (len(d.choices) - 1))]
+        if d.choices
+        else d.rounded(d.low + share * (d.high - d.low))
+        for d in space.searched
+    }
 
 
-@pytest.mark.parametrize("strategy", [name for name in strategies.EVERY if name != "none"])
+@pytest.mark.parametrize("strategy", [name for name in strategies.STRATEGIES if name != "none"])
 def test_the_usual_ranges_of_every_strategy_give_plans_from_end_to_end(strategy):
     space = space_of(strategy, {}, {}, TINY, LENGTH)
     plans = {strategies.plan(strategy, TINY, LENGTH, **space.options(a_point(space, s))) for s in (0.0, 0.5, 1.0)}
@@ -38,10 +39,9 @@ def test_the_usual_ranges_of_every_strategy_give_plans_from_end_to_end(strategy)
 def test_a_range_given_leaves_all_else_at_its_default_or_as_held():
     space = space_of("yarn", {"truncate": False}, {"beta_fast": "8..64", "ramp": "index,rotations"}, TINY, LENGTH)
     assert [one.name for one in space.searched] == ["beta_fast", "ramp"]
-    assert space.options({"beta_fast": 12.34567, "ramp": "index"}) == {
-        "truncate": False, "beta_fast": 12.35, "ramp": "index",
-    }  # fmt: skip
-    assert space.told == "strategy.beta_fast=8..64 strategy.ramp=index,rotations"
+    found = space.options({"beta_fast": 12.34567, "ramp": "index"})
+    assert found == {"truncate": False, "beta_fast": 12.35, "ramp": "index"}
+    assert space.text == "strategy.beta_fast=8..64 strategy.ramp=index,rotations"
 
 
 def test_the_point_that_is_the_default_is_the_default_itself():

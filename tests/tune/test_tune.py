@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from support import PROJECT
 
 from pipelines.cli.main import run
+from pipelines.grid import launcher
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.report.statistics import RESAMPLES
-from pipelines.tune import bench
+from pipelines.tasks import text
+from pipelines.tune import bench, tune
 from pipelines.workers import pool
 
 TUNE = ["tune", "model=tiny", "cluster=cpu", "length=640", "limit=12", "task.last=64"]
@@ -162,7 +166,7 @@ def test_a_search_that_is_killed_goes_on_where_it_was_and_finds_the_same(found, 
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was computed twice
 
 
-def test_a_diverging_trial_is_a_finding(store):
+def test_a_diverging_trial_is_a_result(store):
     """Random weights do worse than guessing every token alike, on some documents more than on others."""
     with terminal.console.capture() as told:
         assert run(["tune", "model=random", "strategy=yarn", "length=512", "limit=12", "tune.trials=4"]) == 0
@@ -184,15 +188,75 @@ def test_passkeys_are_judged_on_keys_that_the_search_never_saw(store):
         store, "strategy=ntk", "task=passkey", "tune.trials=2", "length=512", "factor=1.5..2", "task.depths=[0.5]"
     )
     bodies = cells(store)
-    seeds = {kind: {bodies[c]["cell"]["seed"] for c in ids} for kind, ids in (
-        ("tune", [c for trial in study["trials"] for c in trial["cells"]]),
-        ("report", [row["cell"] for row in study["verdict"]["rows"]]),
-    )}  # fmt: skip
+    ids = {
+        "tune": [c for trial in study["trials"] for c in trial["cells"]],
+        "report": [row["cell"] for row in study["verdict"]["rows"]],
+    }
+    seeds = {kind: {bodies[cell]["cell"]["seed"] for cell in names} for kind, names in ids.items()}
     assert seeds == {"tune": {0}, "report": {1}}
 
 
+def test_a_text_without_one_document_has_none_whatever_the_refusal_says(store, monkeypatch, capsys):
+    monkeypatch.setattr(text, "_lacking", lambda *facts: "no such length here")
+    given = [a for a in TUNE if not a.startswith("length=")]
+    assert run([*given, "strategy=yarn", "length=10000000", "task.text=pydoc"]) == 2
+    assert "text pydoc has 0 documents of 10,000,000 tokens" in capsys.readouterr().err
+
+
+def test_a_text_too_short_says_how_much_is_needed_even_after_another_process():
+    with pytest.raises(text.TextTooShort) as short:
+        text.windows(text.PYDOC, lambda said: list(range(30)), 31)
+    assert short.value.needed == pickle.loads(pickle.dumps(short.value)).needed == 31
+
+
+@pytest.fixture
+def workbench(store):
+    """A bench of the embedded model at 4,096 tokens, 8 times what it was trained on, that runs nothing."""
+    launcher.register()
+    [choice] = launcher.each(["model=tiny", "cluster=cpu", "length=4096", "strategy=linear"])
+    return bench.Bench(choice, [], bench.Screening.up_to(12), store, run=lambda cells: iter(()))
+
+
+@pytest.mark.parametrize("options", [{}, {"factor": 2.0}])
+def test_what_is_served_at_the_trained_length_keeps_the_factor_of_the_length_it_was_set_up_for(workbench, options):
+    linear = bench.StrategyChoice("linear", options)
+    there = workbench.cell(linear, "report", 0, 12)
+    [(_, plan)] = workbench.cell(bench.served(linear, there), "report", 0, 12, 512).plans
+    factor = options.get("factor", 8.0)  # 4,096 / 512 by hand
+    assert plan.inv_freq == pytest.approx([10_000 ** (-pair / 32) / factor for pair in range(32)])
+
+
+def test_what_follows_the_length_or_has_no_factor_is_served_as_it_is(workbench):
+    for name in ("dynamic_ntk", "dynamic", "none", "base"):
+        options = {"theta": 50_000.0} if name == "base" else {}
+        choice = bench.StrategyChoice(name, options)
+        assert bench.served(choice, workbench.cell(choice, "report", 0, 12)) == choice
+
+
+def test_a_study_is_built_with_what_computes_its_cells_and_never_changed(store):
+    launcher.register()
+    [choice] = launcher.each(["model=tiny", "cluster=cpu", "length=640", "strategy=yarn", "limit=12"])
+    request = tune.TuneRequest.of(["tune.trials=3", "tune.batch=null", "strategy.beta_fast=8..64"])
+    study = tune.study_of(choice, request, "ropewalk tune", run := (lambda cells: iter(())), 2)
+    assert study.bench.run is run and (study.settings.trials, study.settings.batch, study.short) == (3, 2, 512)
+    with pytest.raises(FrozenInstanceError):
+        study.bench.run = None
+
+
+def test_the_whole_tuning_half_holds_every_document_once(workbench):
+    choice = bench.StrategyChoice("none", {})
+    assert [(dict(c.task.options).get("skip", 0), c.limit) for c in workbench.tuning_cells(choice)] == [
+        (0, 2),
+        (2, 2),
+        (4, 8),
+    ]
+    keys = replace(workbench.choice, task={"name": "passkey"})
+    [cell] = replace(workbench, choice=keys).tuning_cells(choice)
+    assert cell.limit == 12, "keys of a shorter cell are among those of a longer one"
+
+
 def test_halves_are_screened_by_ever_more_documents():
-    assert bench.Documents.of(16).rungs == (2, 5, 16) and bench.Documents.of(12).rungs == (2, 4, 12)
+    assert bench.Screening.up_to(16).rungs == (2, 5, 16) and bench.Screening.up_to(12).rungs == (2, 4, 12)
     assert 2 / RESAMPLES < 0.01  # enough resamples to tell
 
 
