@@ -97,15 +97,15 @@ def compare(rows: Sequence[tuple[Cell, Result]], baseline: str = "none") -> pand
                 "against": one.baseline.strategy_label,
                 "reason": one.refusal,
             }
-            if (found := one.difference) is not None:
+            if (difference := one.difference) is not None:
                 record |= {
-                    "metric": found.measure.name,
-                    "difference": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "p": found.p,
-                    "p_adjusted": found.adjusted,
-                    "documents": found.count,
+                    "metric": difference.measure.name,
+                    "difference": difference.mean,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "p": difference.p,
+                    "p_adjusted": difference.adjusted,
+                    "documents": difference.count,
                 }
             records.append(record)
     frame = pandas.DataFrame(records, columns=list(COMPARISON))

@@ -269,12 +269,12 @@ def _reasons(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> Iterable
         yield f"they have {counts} documents; give both the same limit"
     elif _tokens(ours[1]) != _tokens(theirs[1]):
         yield "the tokens of their documents differ; compute both anew with force=true"
-    ours_made, theirs_made = (_conditions(*row) for row in (ours, theirs))
-    # A plan of regions brings a version of its own, which says nothing of how another plan's result was made.
-    apart = {"regions"} if "regions" not in ours_made or "regions" not in theirs_made else set()
-    for name in sorted({*ours_made, *theirs_made} - apart):
-        if ours_made.get(name) != theirs_made.get(name):
-            values = " and ".join(str(made.get(name, "unknown")) for made in (ours_made, theirs_made))
+    first, second = (_conditions(*row) for row in (ours, theirs))
+    # A plan of regions brings a version of its own, which says nothing of how another plan's result was computed.
+    apart = {"regions"} if "regions" not in first or "regions" not in second else set()
+    for name in sorted({*first, *second} - apart):
+        if first.get(name) != second.get(name):
+            values = " and ".join(str(conditions.get(name, "unknown")) for conditions in (first, second))
             yield f"{name} differs ({values}); compute both in one place with force=true"
 
 

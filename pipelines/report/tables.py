@@ -176,9 +176,9 @@ def difference_line(compared: PairedComparison, difference: Difference) -> tuple
 
 
 def consistency(rows: Results) -> float | None:
-    """Share of keys that were answered alike, found or missed, at every depth and length of these passkey results.
+    """Share of keys that were answered alike, right or wrong, at every depth and length of these passkey results.
 
-    None where there are no keys, or none that was asked at every length.
+    None where there are no keys, or none that was used at every length.
     """
     verdicts: dict[int, list[float]] = {}
     for cell, result in rows:
@@ -186,8 +186,8 @@ def consistency(rows: Results) -> float | None:
         if kind.consistency and kind.measure is not None and kind.measure.unit is not None:
             for document in result.documents:
                 verdicts.setdefault(document[kind.measure.unit], []).append(document[kind.measure.name])
-    asked = max(map(len, verdicts.values()), default=0)
-    alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == asked > 1]
+    most = max(map(len, verdicts.values()), default=0)
+    alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == most > 1]
     return sum(alike) / len(alike) if alike else None
 
 

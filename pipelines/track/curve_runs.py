@@ -19,7 +19,7 @@ def curve_id(cell: Cell) -> str:
     return digest_of(_common(cell))[:12]
 
 
-def draw(client: Any, experiment: str, store: Store, cells: Sequence[Cell], sweep_id: str) -> None:
+def draw_curve(client: Any, experiment: str, store: Store, cells: Sequence[Cell], sweep_id: str) -> None:
     """Draw the curve of these cells, of which earlier sweeps may have drawn other lengths. experiment: its id."""
     with locked(store):  # another process may be drawing the same curve
         _draw(client, experiment, store, cells, sweep_id)
@@ -56,7 +56,7 @@ def _draw(client: Any, experiment: str, store: Store, cells: Sequence[Cell], swe
         run.log({**_common(cells[0]), "model": model}, metrics)
 
 
-def prune(client: Any, experiment: str, store: Store, cells: Mapping[str, Cell]) -> None:
+def prune_curves(client: Any, experiment: str, store: Store, cells: Mapping[str, Cell]) -> None:
     """Remove from an experiment's curves the points of cells that no sweep has. cells: those of all sweeps, by id."""
     for run in search(client, experiment, "tags.`ropewalk.kind` = 'curve'"):
         points = _points(run)
@@ -66,7 +66,7 @@ def prune(client: Any, experiment: str, store: Store, cells: Mapping[str, Cell])
             client.delete_run(run.info.run_id)
         elif len(left) < len(points):
             client.set_tag(run.info.run_id, "cells", json.dumps(left))
-            draw(client, run.info.experiment_id, store, some, run.data.tags["sweep_id"])
+            draw_curve(client, run.info.experiment_id, store, some, run.data.tags["sweep_id"])
 
 
 def _points(run: Any) -> dict[str, str]:

@@ -12,8 +12,8 @@ from pipelines.records.cells import Cell, Refusal, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
-from pipelines.track import curve_runs
 from pipelines.track.cell_runs import cell_run
+from pipelines.track.curve_runs import prune_curves
 from pipelines.track.database import connect, has_own_database, search
 from pipelines.track.studies import StudyTracker, runs_of
 from pipelines.track.sweeps import Tracker, forget, recorded
@@ -61,7 +61,7 @@ def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
         yield from _pruned(client, files)
         if len(files) == len(sweeps):  # of a sweep that cannot be read, nobody knows which points are its own
             for experiment in client.search_experiments():
-                curve_runs.prune(client, experiment.name, store, cells)
+                prune_curves(client, experiment.name, store, cells)
     start = time.monotonic()
     for number, sweep in enumerate(sweeps, 1):
         rebuilt = _sweep(client, sweep, store, force=force)

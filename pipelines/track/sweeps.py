@@ -13,8 +13,8 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
 from pipelines.records.results import Store
 from pipelines.report import curves, tables
-from pipelines.track import curve_runs
 from pipelines.track.cell_runs import CellRun, cell_run
+from pipelines.track.curve_runs import curve_id, draw_curve
 from pipelines.track.database import Run, connect, experiment_id, milliseconds, now, search, start_run
 
 
@@ -90,9 +90,9 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             self.parent.files(tables.figures(rows, Path(folder)), "figures")
         measured = [(cell, result) for cell, result in rows if result.metrics]
-        for curve in curves.grouped(measured, curve_runs.curve_id).values():
+        for curve in curves.grouped(measured, curve_id).values():
             cells = [cell for cell, _ in curve]
-            curve_runs.draw(self.client, self.experiment, self.store, cells, self.sweep.id)
+            draw_curve(self.client, self.experiment, self.store, cells, self.sweep.id)
 
 
 def recorded(client: Any, sweep: Sweep) -> int | None:

@@ -70,13 +70,13 @@ def test_a_document_is_a_row():
 def test_a_comparison_is_a_row_with_the_numbers_of_the_tables():
     rows = [row("none"), row("yarn", -0.5), row("linear", 0.5), row("yarn", -0.5, 512, count=3), row("none", 0, 512, 3)]
     frame = compare(rows)
-    found = frame.set_index(["length", "strategy"])
-    assert set(found.index) == {(1024, "yarn"), (1024, "linear"), (512, "yarn")} and set(frame.against) == {"none"}
-    yarn = found.loc[1024, "yarn"]
+    indexed = frame.set_index(["length", "strategy"])
+    assert set(indexed.index) == {(1024, "yarn"), (1024, "linear"), (512, "yarn")} and set(frame.against) == {"none"}
+    yarn = indexed.loc[1024, "yarn"]
     assert yarn.difference == pytest.approx(-0.5175) and yarn.low < yarn.difference < yarn.high < 0
     assert yarn.p == pytest.approx(2 / 2**8) and yarn.p_adjusted == pytest.approx(2 * yarn.p)
     assert (yarn.metric, yarn.documents, yarn.reason) == ("nll", 8, "")
-    few = found.loc[512, "yarn"]
+    few = indexed.loc[512, "yarn"]
     assert few.documents == 3 and math.isnan(few.p) and few.difference < 0
 
 
@@ -100,6 +100,6 @@ def test_no_results_are_an_empty_frame():
 
 def test_a_curve_is_every_metric_and_cost_by_length():
     long, short = row("yarn", -0.5, 1024), row("yarn", -0.5, 512)
-    found = curves.by_length([long, short])
-    assert found["ppl"] == [(512, short[1].metrics["ppl"], 0.5), (1024, long[1].metrics["ppl"], 0.5)]
-    assert found["seconds"] == [(512, 2.0, None), (1024, 2.0, None)] and set(found) == {"ppl", "seconds"}
+    points = curves.by_length([long, short])
+    assert points["ppl"] == [(512, short[1].metrics["ppl"], 0.5), (1024, long[1].metrics["ppl"], 0.5)]
+    assert points["seconds"] == [(512, 2.0, None), (1024, 2.0, None)] and set(points) == {"ppl", "seconds"}

@@ -66,8 +66,8 @@ def the_runs(client, kind):
 
 
 def the_run(client, kind):
-    [found] = the_runs(client, kind)
-    return found
+    [run] = the_runs(client, kind)
+    return run
 
 
 def curve(client, run, metric):
@@ -167,7 +167,7 @@ def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
         assert curve.info.start_time >= max(run.info.start_time for run in sweeps)
 
 
-def test_a_cell_tells_what_asks_for_it_alone(store, client):
+def test_a_cell_has_the_command_for_it_alone(store, client):
     cells = tuple(replace(random_cell("none", length), limit=1) for length in (256, 512))
     sweep = Sweep("an-experiment", cells, "ropewalk grid length=256,512", ("grid a", "grid b"))
     assert [sweep.command_of(cell) for cell in cells] == ["grid a", "grid b"]
@@ -175,17 +175,17 @@ def test_a_cell_tells_what_asks_for_it_alone(store, client):
     assert sweep.id != replace(sweep, created="2026-11-22T00:00:00+00:00").id
 
 
-def test_cells_of_different_code_are_told(store, client, capsys):
+def test_cells_of_different_code_are_reported(store, client, capsys):
     rows = []
     for length, commit in ((256, "a" * 40), (512, "b" * 40)):
         cell = random_cell("none", length)
-        made = {"code": {"commit": commit, "dirty": commit[0] == "b", "difference": "d1ff"}}
-        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=made)))
+        provenance = {"code": {"commit": commit, "dirty": commit[0] == "b", "difference": "d1ff"}}
+        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=provenance)))
     recorded(store, *rows)
     assert the_run(client, "sweep").data.tags["mixed_code"] == "aaaaaaa: 1 cells; bbbbbbb with changes d1ff: 1 cells"
-    told = Console(width=200)
-    with told.capture() as said:
-        tables.show(told, rows, tables.tables(rows), store)
+    console = Console(width=200)
+    with console.capture() as said:
+        tables.show(console, rows, tables.tables(rows), store)
     assert "computed by different code" in said.get() and "force=true" in said.get()
 
 
@@ -233,9 +233,11 @@ recorded(Store(__import__("pathlib").Path(os.environ["FOLDER"])), (cell, Result(
 
 
 def test_sync_rebuilds_what_mlflow_lacks_and_leaves_the_rest(store, client, capsys, monkeypatch):
-    made = {"at": "2026-11-22T10:00:00+00:00"}
+    provenance = {"at": "2026-11-22T10:00:00+00:00"}
     cells = [replace(random_cell("none", length), limit=1) for length in (128, 256)]
-    rows = [(cell, Result(cell.id, "ok", {"ppl": 3.0}, cost={"seconds": 60.0}, provenance=made)) for cell in cells]
+    rows = [
+        (cell, Result(cell.id, "ok", {"ppl": 3.0}, cost={"seconds": 60.0}, provenance=provenance)) for cell in cells
+    ]
     recorded(store, *rows)
     assert run(["sync", f"store={store.root}"]) == 0 and "in MLflow already, 2 cells" in capsys.readouterr().out
     before = the_run(client, "sweep").info.start_time
