@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from pipelines.records.refusal import Refusal as Refusal
 from rope.geometry import Plan, Plans
 from rope.pairwise import Pairwise, plan_from_dict
 
@@ -18,10 +19,6 @@ Options = tuple[tuple[str, Any], ...]
 Status = Literal["ok", "diverged", "oom", "failed", "invalid"]
 FINISHED: frozenset[Status] = frozenset({"ok", "diverged", "oom"})
 """Statuses that are answers; failed and invalid cells are tried again by the next launch."""
-
-
-class Refusal(ValueError):
-    """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it."""
 
 
 def frozen(options: Mapping[str, Any]) -> Options:

@@ -60,7 +60,7 @@ class Session:
         kind = "claims" if "model" in params else "values"
         about = {"title": table.title, "source": table.source, "command": self.command, **params}
         metrics = {f"{kind}/{verdict}": float(count) for verdict, count in verdicts.items()}
-        track.reproduced(self.store, name, about, metrics, files, {"status": counted(verdicts)})
+        track.record_reproduction(self.store, name, about, metrics, files, {"status": counted(verdicts)})
 
 
 def introduce(table: PublishedTable) -> None:
