@@ -15,7 +15,7 @@ from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import Planned, geometry_for, planned_of
 from pipelines.models import copies, find, header, load
 from pipelines.records import provenance
-from pipelines.records.cells import Cell, Refusal, told
+from pipelines.records.cells import Cell, Refusal, option_text
 from pipelines.records.results import Store
 from rope import strategies
 from rope.dialects import Deployment, Unsupported, deploy
@@ -119,7 +119,7 @@ def _listed(cells: Sequence[Cell]) -> list[str]:
         own = {name: getattr(cell, name) for name in ("limit", "seed", "dtype", "device", "data")}
         own |= {"model": cell.model.fingerprint, **{f"task.{name}": value for name, value in cell.task.options}}
         own |= {f"version.{name}": value for name, value in cell.versions}
-        settings.append({name: "null" if value is None else told(value) for name, value in own.items()})
+        settings.append({name: "null" if value is None else option_text(value) for name, value in own.items()})
     names = {name for one in settings for name in one}
     lines = []
     for cell, own in zip(cells, settings, strict=True):
