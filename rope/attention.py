@@ -1,4 +1,4 @@
-"""The attention that a Pairwise plan describes, in a live model: through transformers' attention interface.
+"""The attention of a Pairwise plan, in a live model, through transformers' attention interface.
 
 Shapes: B batch rows, H heads, G key heads, Q queries, K keys (the queries are the last of them), D head dimensions,
 P rotated pairs, R queries of a block.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,104 +24,108 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_ELEMENTS, BLOCK_ROWS = 2**27, 256
-"""Attention scores held at once (512 MiB in float32), and the most queries: with more, ragged ends cost more."""
+"""The most attention scores in memory at once (512 MiB in float32), and the most queries of a block: with more, the
+ragged ends of regions cost more."""
 
-FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What a layer may ask of its attention beside keys and values, and which no region knows."""
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""Arguments of attention functions, beside keys and values, that no region can express."""
+
+Undo = Callable[[], None]
 
 _numbers = itertools.count()
 
 
-@contextmanager
-def attending(model: nn.Module, plan: Pairwise) -> Iterator[None]:
-    """The model with the plan's attention in every layer, and its own again once the block ends, however it ends.
+def install(model: nn.Module, plan: Pairwise) -> Undo:
+    """Give every layer of the model the plan's attention; returns a function that gives them back the one they had.
 
-    Where the plan has regions, queries and keys must come unrotated: its rotary modules must stand still inside. Keys
-    cached inside are therefore unrotated too, and of no use outside. Rows are tokens 0, 1, 2, ... from their first
-    unpadded one on, whatever position_ids say.
+    Where the plan has regions, queries and keys must come unrotated: the rotary modules must hold zero frequencies.
+    Keys cached meanwhile are therefore unrotated too, and of no use afterwards. Rows are tokens 0, 1, 2, ... from
+    their first unpadded one on, whatever position_ids say.
     """
     if plan.regions:
-        with _installed(model, Regions(plan), _padding):
-            yield
-    else:
-        assert plan.query_scale is not None
-        own, mask = _own(model)
-        with _installed(model, ScaledQueries(plan.query_scale, own), mask):
-            yield
+        return _replace(model, RegionAttention(plan), _padding)
+    assert plan.query_scale is not None
+    own, mask = _current(model)
+    return _replace(model, ScaledQueryAttention(plan.query_scale, own), mask)
 
 
-@contextmanager
-def recording(model: nn.Module) -> Iterator[Recorded]:
-    """The model as it is, every answer of its attention kept."""
-    own, mask = _own(model)
-    recorded = Recorded(own)
-    with _installed(model, recorded, mask):
-        yield recorded
-
-
-@contextmanager
-def comparing(model: nn.Module, plan: Pairwise, recorded: Recorded) -> Iterator[Compared]:
-    """The model with what was recorded, over the same tokens, compared with what the plan's attention would say."""
-    compared = Compared(Regions(plan), recorded.answers)
-    with _installed(model, compared, _padding):
-        yield compared
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model with the attention it has outside of all blocks of `attending`."""
+def install_original(model: nn.Module) -> Undo:
+    """Give the model the attention that it had before any `install`; returns a function that takes it away again."""
     config = text_config(model)
     before = getattr(config, "_attn_implementation", None)
-    inside = AttentionInterface._global_mapping.get(before)
-    if not isinstance(inside, _Inside):
-        yield
-        return
-    config._attn_implementation = inside.instead_of
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    installed = AttentionInterface._global_mapping.get(before)
+    if isinstance(installed, _Replacement):
+        config._attn_implementation = installed.replaced
+
+    def undo() -> None:
+        if isinstance(installed, _Replacement):
+            config._attn_implementation = before
+
+    return undo
 
 
 @contextmanager
-def _installed(model: nn.Module, inside: _Inside, mask: Any) -> Iterator[None]:
+def recording(model: nn.Module) -> Iterator[RecordedAttention]:
+    """The model's own attention, with its outputs recorded."""
+    own, mask = _current(model)
+    recorded = RecordedAttention(own)
+    undo = _replace(model, recorded, mask)
+    try:
+        yield recorded
+    finally:
+        undo()
+
+
+@contextmanager
+def comparing(model: nn.Module, plan: Pairwise, recorded: RecordedAttention) -> Iterator[ComparedAttention]:
+    """The recorded outputs over the same tokens, compared with those of the plan's attention."""
+    compared = ComparedAttention(RegionAttention(plan), recorded.outputs)
+    undo = _replace(model, compared, _padding)
+    try:
+        yield compared
+    finally:
+        undo()
+
+
+def _replace(model: nn.Module, replacement: _Replacement, mask: Any) -> Undo:
     config = text_config(model)
-    before = inside.instead_of = config._attn_implementation
-    name = f"ropewalk_{next(_numbers)}"  # a name of its own, so that blocks nest
-    AttentionInterface.register(name, inside)
+    before = replacement.replaced = config._attn_implementation
+    name = f"ropewalk_{next(_numbers)}"  # a new name each time, so that replacements nest
+    AttentionInterface.register(name, replacement)
     AttentionMaskInterface.register(name, mask)
     config._attn_implementation = name
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         config._attn_implementation = before
         del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
 
+    return undo
 
-def _own(model: nn.Module) -> tuple[Any, Any]:
-    """The model's own attention, and what makes its masks; "eager" is no function that all models share."""
+
+def _current(model: nn.Module) -> tuple[Any, Any]:
+    """The model's attention and mask functions; those of sdpa where it has "eager", which each model defines itself."""
     before = text_config(model)._attn_implementation
     name = before if before in AttentionInterface._global_mapping else "sdpa"
     return AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model, which its layers look into; None of a module without any."""
+    """The config of the language model, which its layers read; None for a module without one."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-class _Inside:
+class _Replacement:
     """An attention function of ours.
 
-    instead_of: the name of the attention that it took the place of.
+    replaced: the name of the attention that it replaces.
     """
 
-    instead_of: str | None = None
+    replaced: str | None = None
 
 
-class ScaledQueries(_Inside):
-    """The model's own attention, after every query was scaled."""
+class ScaledQueryAttention(_Replacement):
+    """The model's own attention over queries that were scaled by their position."""
 
     def __init__(self, scale: LogN, own: Any) -> None:
         self.scale, self.own = scale, own
@@ -134,42 +138,42 @@ class ScaledQueries(_Inside):
         return self.own(module, (query * factors).to(query.dtype), key, *args, **kwargs)
 
 
-class Recorded(_Inside):
-    """The model's own attention; answers: (B, Q, H, D) a layer, in the order of the layers."""
+class RecordedAttention(_Replacement):
+    """The model's own attention; outputs: (B, Q, H, D) per layer, in the order of the layers."""
 
     def __init__(self, own: Any) -> None:
         self.own = own
-        self.answers: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self.own(*args, **kwargs)
-        self.answers.append(answer[0])
-        return answer
+        output = self.own(*args, **kwargs)
+        self.outputs.append(output[0])
+        return output
 
 
-class Compared(_Inside):
-    """Recorded answers, each compared with what `regions` says instead.
+class ComparedAttention(_Replacement):
+    """Recorded outputs, each compared with that of `regions`.
 
-    Every layer sees what it saw when they were recorded, so that roundings do not grow from layer to layer.
+    Every layer gets the input it had when they were recorded, so that rounding errors do not grow from layer to layer.
 
-    off: the largest distance of any layer, as a share of its answer's norm.
+    difference: the largest distance of any layer, as a share of its output's norm.
     """
 
-    def __init__(self, regions: Regions, answers: list[torch.Tensor]) -> None:
-        self.regions, self.answers, self.off = regions, iter(answers), 0.0
+    def __init__(self, regions: RegionAttention, outputs: list[torch.Tensor]) -> None:
+        self.regions, self.outputs, self.difference = regions, iter(outputs), 0.0
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        said, (ours, _) = next(self.answers), self.regions(*args, **kwargs)
-        off = (ours.float() - said.float()).norm() / said.float().norm().clip(min=1e-12)
-        self.off = max(self.off, float(off))
-        return said, None
+        recorded, (ours, _) = next(self.outputs), self.regions(*args, **kwargs)
+        difference = (ours.float() - recorded.float()).norm() / recorded.float().norm().clip(min=1e-12)
+        self.difference = max(self.difference, float(difference))
+        return recorded, None
 
 
-class Regions(_Inside):
+class RegionAttention(_Replacement):
     """Attention over the regions of a plan, row by row where rows are padded."""
 
-    fuses = True
-    """Whether kernels can be made here; of the class, for what fails once fails for every plan of the process."""
+    can_fuse = True
+    """Whether kernels can be compiled here; a class attribute, as what fails once fails in the whole process."""
 
     def __init__(self, plan: Pairwise) -> None:
         self.plan = plan
@@ -177,52 +181,57 @@ class Regions(_Inside):
         self.masks: tuple[Any, dict[Region, BlockMask]] = (None, {})
 
     def __call__(
-        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         """(B, H, Q, D) unrotated queries, (B, G, K, D) keys and values, (B, K) padding -> (B, Q, H, D)."""
-        asked = [name for name in FOREIGN if kwargs.get(name) is not None]
-        if asked:
+        unsupported = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+        if unsupported:
             raise ValueError(
-                f"{type(module).__name__} attends with {', '.join(asked)}, and a Pairwise plan replaces attention by "
-                "plain rotated products; give another model or strategy"
+                f"{type(module).__name__} attends with {', '.join(unsupported)}, and a Pairwise plan replaces "
+                "attention by plain rotated products; give another model or strategy"
             )
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if attention_mask is None:
             return self._attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
-        found = query.new_zeros(*query.shape[:3], value.shape[-1])
+        output = query.new_zeros(*query.shape[:3], value.shape[-1])
         before = key.shape[2] - query.shape[2]
-        for row, real in enumerate(attention_mask):
-            start, stop = _unpadded(real)
+        for row, unpadded in enumerate(attention_mask):
+            start, stop = _unpadded_range(unpadded)
             begin = max(before, start)
             if stop > begin:
-                found[row : row + 1, :, begin - before : stop - before] = self._attend(
-                    query[row : row + 1, :, begin - before : stop - before],
-                    key[row : row + 1, :, start:stop], value[row : row + 1, :, start:stop], scaling,
-                )  # fmt: skip
-        return found.transpose(1, 2).contiguous(), None
+                rows, tokens, queries = slice(row, row + 1), slice(start, stop), slice(begin - before, stop - before)
+                states = query[rows, :, queries], key[rows, :, tokens], value[rows, :, tokens]
+                output[rows, :, queries] = self._attend(*states, scaling)
+        return output.transpose(1, 2).contiguous(), None
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        from rope import fused  # and with it torch's compiler, most of a second that only these plans need
+        from rope import fused  # imports torch's compiler, most of a second that only these plans need
 
         tables = self._tables(key.shape[2], key.device)
-        if self.fuses and fused.pays(query, key, value):
+        if self.can_fuse and fused.pays(query, key, value):
             try:
                 masks = self._masks(query.shape[2], key.shape[2], key.device)
                 return fused.attend(query, key, value, self.plan, scaling, tables, masks)
             except fused.NotCompiled as failure:  # for want of a C compiler, say
-                Regions.fuses = False
-                why = str(failure).strip().partition("\n")[0]
+                RegionAttention.can_fuse = False
+                reason = str(failure).strip().partition("\n")[0]
                 warnings.warn(
-                    f"attention goes by blocks of scores, which is slower: no fused kernel ({why})", stacklevel=2
+                    f"no fused kernel ({reason}); attention is computed block by block, which is slower", stacklevel=2
                 )
         return attend(query, key, value, self.plan, scaling, tables)
 
     def _tables(self, length: int, device: torch.device) -> dict[Position, Table]:
-        # Every layer asks for the same ones, so those of the last length are kept.
+        # All layers use the same ones, so those of the last length are cached.
         if self.tables[0] != (length, device):
-            places = {place for region in self.plan.regions for place in (region.query, region.key)}
-            self.tables = ((length, device), {place: table(self.plan, place, length, device) for place in places})
+            positions = {position for region in self.plan.regions for position in (region.query, region.key)}
+            self.tables = ((length, device), {each: table(self.plan, each, length, device) for each in positions})
         return self.tables[1]
 
     def _masks(self, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
@@ -234,57 +243,61 @@ class Regions(_Inside):
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Pairwise, scaling: float,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Pairwise,
+    scaling: float,
     tables: dict[Position, Table],
-) -> torch.Tensor:  # fmt: skip
-    """Causal attention over a plan's regions: one softmax over all of them, no more than a block of scores at a time.
+) -> torch.Tensor:
+    """Causal attention over a plan's regions: one softmax over all of them, in blocks of at most BLOCK_ELEMENTS scores.
 
     (B, H, Q, D), (B, G, K, D), (B, G, K, D) -> (B, H, Q, D) in the query's dtype, computed in float32.
     """
     batch, heads, queries, width = query.shape
     length, shared = key.shape[2], heads // key.shape[1]
-    keys = {place: rotate(key.float(), tables[place]) for place in {region.key for region in plan.regions}}
+    keys = {position: rotate(key.float(), tables[position]) for position in {region.key for region in plan.regions}}
     values = value.float()
     rows = max(1, min(BLOCK_ROWS, BLOCK_ELEMENTS // (batch * heads * length)))
-    found = query.new_empty(batch, heads, queries, value.shape[-1])
+    output = query.new_empty(batch, heads, queries, value.shape[-1])
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         tokens = range(length - queries + start, length - queries + stop)
-        asked = query[:, :, start:stop].float() * scaling
+        block = query[:, :, start:stop].float() * scaling
         if plan.query_scale is not None:
-            asked = asked * query_scale(plan.query_scale, _tensor(tokens, query.device))[:, None]
-        merged = _Merged()
+            block = block * query_scale(plan.query_scale, _tensor(tokens, query.device))[:, None]
+        merged = _OnlineSoftmax()
         for region in plan.regions:
-            turned = rotate(asked, tuple(part[tokens.start : tokens.stop] for part in tables[region.query]))
+            rotated = rotate(block, tuple(part[tokens.start : tokens.stop] for part in tables[region.query]))
             # Heads that share a key are rows of one product, so that no key is repeated.
-            folded = turned.reshape(batch, heads // shared, shared * (stop - start), width)
+            folded = rotated.reshape(batch, heads // shared, shared * (stop - start), width)
             merged.add(folded, keys[region.key], values, region, tokens)
-        found[:, :, start:stop] = merged.mean().view(batch, heads, stop - start, -1)
-    return found
+        output[:, :, start:stop] = merged.mean().view(batch, heads, stop - start, -1)
+    return output
 
 
-class _Merged:
-    """Softmax-weighted means of the regions seen so far, and what it takes to merge another: the online softmax."""
+class _OnlineSoftmax:
+    """Softmax-weighted means of values, region by region."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, region: Region, tokens: range) -> None:
         """(B, G, H / G * R, D) rotated queries of R tokens, all rotated keys and all values."""
-        top, bottom = tokens[0], tokens[-1]  # numbers, not tensors: to ask a GPU for them is to wait for it
+        top, bottom = tokens[0], tokens[-1]  # numbers, not tensors: reading those from a GPU would wait for it
         start, stop = max(0, region.first(top)), min(bottom, region.last(bottom)) + 1
         if stop <= start:
             return
         scores = query @ key[:, :, start:stop].transpose(2, 3)
         ragged = scores.view(*scores.shape[:2], -1, len(tokens), stop - start)
-        # Only at its two ends does a block's rectangle hold pairs that are not of the region.
+        # Only at its two ends does a block's rectangle hold pairs outside of the region.
         for low, high in ((start, region.first(bottom)), (min(top, region.last(top)) + 1, stop)):
             low, high = max(low, start), min(high, stop)
             if low < high:
                 columns, row = _tensor(range(low, high), query.device), _tensor(tokens, query.device)[:, None]
                 inside = (columns >= region.first(row)) & (columns <= region.last(row)) & (columns <= row)
                 ragged[..., low - start : high - start].masked_fill_(~inside, -torch.inf)
-        # A row without a pair in the region has no score but -inf: a finite peak makes of it weights of 0.
+        # A row without a pair in the region has only scores of -inf: with a finite peak their weights are 0.
         peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
         weights = scores.sub_(peak).exp_()
         self.parts.append((peak, weights.sum(-1, keepdim=True), weights @ value[:, :, start:stop]))
@@ -305,33 +318,39 @@ def _tensor(tokens: range, device: torch.device) -> torch.Tensor:
 
 
 def _padding(
-    batch_size: int, kv_length: int, q_length: int | None = None, q_offset: Any = 0, mask_function: Any = None,
-    attention_mask: torch.Tensor | None = None, cache_position: torch.Tensor | None = None, **kwargs: Any,
-) -> torch.Tensor | None:  # fmt: skip
-    """(B, K) true where a token is no padding; None where none is. What transformers asks for before the layers."""
+    batch_size: int,
+    kv_length: int,
+    q_length: int | None = None,
+    q_offset: Any = 0,
+    mask_function: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    cache_position: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """(B, K) true where a token is no padding; None where none is. Called by transformers before the layers."""
     if mask_function not in (None, causal_mask_function):
         raise ValueError(
             "this model masks more than the future (a sliding window, or several texts in a row), and a Pairwise plan "
             "covers all pairs; give another model or strategy"
         )
-    if q_length is None:  # earlier releases of transformers say instead where the queries stand
+    if q_length is None:  # earlier releases of transformers give the positions of the queries instead
         assert cache_position is not None
         q_length, q_offset = len(cache_position), int(cache_position[0])
     if isinstance(q_offset, torch.Tensor) or q_offset + q_length != kv_length:
         raise ValueError(
-            "this cache has places that are not filled yet; a Pairwise plan takes one that grows: give a DynamicCache"
+            "this cache has places that are not filled yet; a Pairwise plan needs one that grows: give a DynamicCache"
         )
     return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
 
 
-def _unpadded(real: torch.Tensor) -> tuple[int, int]:
-    """The first token of a row that is no padding, and the first behind the last one."""
-    if real.ndim != 1:
+def _unpadded_range(unpadded: torch.Tensor) -> tuple[int, int]:
+    """The first token of a row that is no padding, and the end of the last one."""
+    if unpadded.ndim != 1:
         raise ValueError("this attention mask is of (query, key) pairs; a Pairwise plan takes one of (rows, tokens)")
-    places = real.nonzero()[:, 0]
-    if not len(places):
+    tokens = unpadded.nonzero()[:, 0]
+    if not len(tokens):
         return 0, 0
-    start, stop = int(places[0]), int(places[-1]) + 1
-    if len(places) != stop - start:
-        raise ValueError("a row has padding between its tokens; give it before or behind them")
+    start, stop = int(tokens[0]), int(tokens[-1]) + 1
+    if len(tokens) != stop - start:
+        raise ValueError("a row has padding between its tokens; give it before or after them")
     return start, stop

@@ -1,6 +1,6 @@
-"""A Hugging Face config, of any age, read as geometry.
+"""A Hugging Face config, of any version, read as geometry.
 
-Apart from geometry.py because a declared scaling becomes a native plan by the strategies' own formulas.
+Separate from geometry.py, as a declared scaling becomes a native plan by the formulas of the strategies.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ ROTARY_KEYS = (
     "partial_rotary_factor",
     "qk_rope_head_dim",
 )
-"""Any of these, with a value, says that the model rotates its queries and keys."""
+"""Any of these keys, with a value, means that the model rotates its queries and keys."""
 
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
-"""Where configs say how many tokens the model was trained for; the first with a value counts."""
+"""Keys of the number of tokens that the model was trained for; the first with a value counts."""
 
 ROTARY_FAMILIES = frozenset({"llama", "code_llama", "falcon", "RefinedWeb", "RefinedWebModel"})
-"""model_type of rotary models whose older configs hold none of the keys above (theta was 10000 in code)."""
+"""model_type of rotary models whose older configs have none of the keys above (theta was 10000 in code)."""
 
 DEFAULT_THETA = 10_000.0
-"""Base of a config that names none: what transformers v4 gave the llama family. Only such configs leave it out."""
+"""Base of a config without one: the default of transformers v4 for the llama family."""
 
 SYNONYMS = {"su": "longrope", "mrope": "default"}
 RUNTIME = frozenset({"dynamic", "ntk"})
-"""Declared scalings that act on a plainly trained checkpoint while it runs; they are not part of its training."""
+"""Declared scalings that act at run time on a checkpoint that was trained without them."""
 
 
 @dataclass(frozen=True)
-class Declared:
-    """What rotary parameters come to: a strategy with its options, over what there was before it."""
+class DeclaredScaling:
+    """The strategy that rotary parameters amount to, with its options, and the geometry that it acts on."""
 
     strategy: str
     options: Mapping[str, Any]
     geometry: Geometry
 
     def plan(self, length: int) -> Plan:
+        """The plan for this many tokens."""
         return strategies.plan(self.strategy, self.geometry, length, **self.options)
 
 
@@ -57,35 +58,35 @@ def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geo
     Args:
         config: config.json as a mapping, or an object with to_dict(); transformers v4 keys (rope_theta, rope_scaling)
             and v5 keys (rope_parameters), flat or by layer type, nested in text_config or not. A config without theta
-            gets 10000, which is what the llama family meant by leaving it out (DEFAULT_THETA).
+            gets DEFAULT_THETA.
         trained_length: tokens; None for max_position_embeddings.
 
     Returns:
         A geometry for every layer type that rotates. Declared linear, yarn, llama3, longrope and proportional scalings
-        become its `natives`; declared dynamic scalings act at run time on a plain training, so they leave it plain.
+        become its `natives`; a declared dynamic scaling acts at run time, so it is no part of the geometry.
 
     Raises:
         ValueError: no rotary embedding, no length, no head dimension, or a declared scaling that is not known.
     """
-    found = {}
-    for layer_type, (parameters, plain, limit) in _read(config, trained_length).items():
-        found[layer_type] = replace(plain, natives=_natives(parameters, plain, limit))
-    return found
+    return {
+        layer_type: replace(plain, natives=_natives(parameters, plain, limit))
+        for layer_type, (parameters, plain, limit) in _rotating_layers(config, trained_length).items()
+    }
 
 
-def declared_in(config: Any, trained_length: int | None = None) -> dict[str, Declared]:
+def declared_scalings(config: Any, trained_length: int | None = None) -> dict[str, DeclaredScaling]:
     """The strategy that a config's own parameters name, by layer type; `none` where they name no scaling.
 
-    The other reading of the same words as geometry_of: there a declared scaling is what the checkpoint was trained
-    with, here it is what was put over an earlier training.
+    The other interpretation of the same parameters than geometry_of: there a declared scaling is what the checkpoint
+    was trained with, here it is what was applied on top of an earlier training.
 
     Raises:
         ValueError: what geometry_of refuses.
     """
-    return {key: _declared(*one) for key, one in _read(config, trained_length).items()}
+    return {layer_type: _declared(*read) for layer_type, read in _rotating_layers(config, trained_length).items()}
 
 
-def _read(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, Any], Geometry, int]]:
+def _rotating_layers(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, Any], Geometry, int]]:
     """Of every layer type that rotates: its rotary parameters, its geometry without a scaling, and its length."""
     text = text_config(config)
     limit = _first(text, *LENGTH_KEYS)
@@ -93,32 +94,32 @@ def _read(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, 
     if trained is None:
         raise ValueError("the config has no max_position_embeddings: give trained_length, in tokens")
     check_integer("max_position_embeddings" if trained_length is None else "trained_length", trained, least=2)
-    found = {}
+    layers = {}
     for layer_type, parameters in rope_parameters(config).items():
         if parameters is not None:
             head_dim, partial = _head(text, layer_type, parameters)
             plain = Geometry(head_dim, float(parameters["rope_theta"]), int(trained), partial)
-            found[layer_type] = (parameters, plain, int(limit or trained))
-    if not found:
+            layers[layer_type] = (parameters, plain, int(limit or trained))
+    if not layers:
         raise ValueError("every layer type of the config is without a rotary embedding; give a model that has one")
-    return found
+    return layers
 
 
 def text_config(config: Any) -> Mapping[str, Any]:
     """The part of a config that describes the language model, as a mapping."""
     if not isinstance(config, Mapping):
         if not hasattr(config, "to_dict"):
-            raise ValueError(f"{config!r} is no config; give config.json as a mapping, or a config object")
+            raise ValueError(f"{config!r} is not a config; give config.json as a mapping, or a config object")
         config = config.to_dict()
     nested = config.get("text_config")
     return text_config(nested) if nested else config
 
 
 def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
-    """The declared rotary parameters in the words of transformers v5, by layer type; None for layers without rotation.
+    """The declared rotary parameters as transformers v5 names them, by layer type; None for layers without rotation.
 
     rope_type and rope_theta are always there, and factor and original_max_position_embeddings wherever the type needs
-    them: filled in from the rest of the config as transformers would, so that they hold when that rest is changed.
+    them: filled in from the rest of the config as transformers would, so that they stay valid when the rest changes.
 
     Raises:
         ValueError: the config describes no rotary embedding.
@@ -133,7 +134,7 @@ def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
     if any(isinstance(value, Mapping) for value in declared.values()):
         nested = {key: value for key, value in declared.items() if value is None or isinstance(value, Mapping)}
     elif local or text.get("model_type") == "olmo3":
-        # before v5, Gemma 3 and Olmo 3 gave theta and scaling flat and meant the full-attention layers by them
+        # before v5, Gemma 3 and Olmo 3 gave theta and scaling flat, for the full-attention layers
         nested = {"full_attention": declared, "sliding_attention": {"rope_theta": local or theta}}
     if nested is None:
         return {ALL_LAYERS: _standard(declared, theta, text, text.get("original_max_position_embeddings"))}
@@ -143,7 +144,7 @@ def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
 def _standard(
     declared: Mapping[str, Any], theta: float, text: Mapping[str, Any], outside: int | None
 ) -> dict[str, Any]:
-    """`outside` is an original length beside the rope parameters: Phi-3 has it there, and transformers lets it win."""
+    """`outside`: an original length beside the rope parameters, as in Phi-3; to transformers it takes precedence."""
     parameters = {key: value for key, value in declared.items() if value is not None and key != "type"}
     rope_type = declared.get("rope_type") or declared.get("type") or "default"
     parameters["rope_type"] = SYNONYMS.get(rope_type, rope_type)
@@ -164,7 +165,7 @@ def _standard(
 
 def _head(text: Mapping[str, Any], layer_type: str, parameters: Mapping[str, Any]) -> tuple[int, float]:
     """Dimensions per head, and the share of them that is rotated."""
-    # multi-head latent attention rotates a part of its heads that has a name of its own
+    # multi-head latent attention rotates a part of its heads, whose size has its own key
     if text.get("qk_rope_head_dim"):
         return int(text["qk_rope_head_dim"]), 1.0
     head_dim = _head_of_layer(text, layer_type) or _first(text, "head_dim", "attention_head_dim", "kv_channels")
@@ -177,7 +178,7 @@ def _head(text: Mapping[str, Any], layer_type: str, parameters: Mapping[str, Any
             )
         head_dim = hidden // heads
     if parameters["rope_type"] == "proportional":
-        return int(head_dim), 1.0  # its share counts the pairs that turn; the others stand still, but are pairs too
+        return int(head_dim), 1.0  # the other pairs have zero frequency, and count as rotated
     partial = parameters.get("partial_rotary_factor")
     if partial is None:
         partial = text["rotary_dim"] / head_dim if text.get("rotary_dim") else 1.0
@@ -194,7 +195,7 @@ def _head_of_layer(text: Mapping[str, Any], layer_type: str) -> Any:
 
 
 def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tuple[tuple[int, Plan], ...]:
-    """The plans a declared scaling stands for; `plain` is the geometry without it."""
+    """The plans of a declared scaling; `plain` is the geometry without it."""
     rope_type = parameters["rope_type"]
     if rope_type == "default" or rope_type in RUNTIME:
         return ()
@@ -204,18 +205,18 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
         return ((limit, declared.plan(original)),)
     # LongRoPE's two plans: one up to the original length, one beyond
     try:
-        return tuple((serves, declared.plan(serves)) for serves in (original, max(limit, original + 1)))
+        return tuple((reach, declared.plan(reach)) for reach in (original, max(limit, original + 1)))
     except ValueError as error:
         raise ValueError(f"the declared longrope scaling: {error}") from error
 
 
-def _declared(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> Declared:
-    """What the parameters of one layer type come to; ValueError for a rope_type that is not known."""
+def _declared(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> DeclaredScaling:
+    """The scaling of one layer type's parameters; ValueError for an unknown rope_type."""
     rope_type = parameters["rope_type"]
     if rope_type == "default":
-        return Declared("none", {}, plain)
+        return DeclaredScaling("none", {}, plain)
     if rope_type in RUNTIME:
-        return Declared("dynamic_ntk", {"rule": "transformers", "factor": parameters.get("factor", 1.0)}, plain)
+        return DeclaredScaling("dynamic_ntk", {"rule": "transformers", "factor": parameters.get("factor", 1.0)}, plain)
     if rope_type not in ("linear", "yarn", "llama3", "longrope", "proportional"):
         raise ValueError(
             f"the config declares rope_type={rope_type!r}; known are default, linear, dynamic, yarn, llama3, longrope "
@@ -226,23 +227,23 @@ def _declared(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> Dec
     check_number(f"factor of the declared {rope_type} scaling", factor, least=1)
     before = replace(plain, trained_length=original)
     if rope_type == "longrope":
-        return _searched(parameters, before, factor)
+        return _declared_longrope(parameters, before, factor)
     if rope_type == "proportional":
         share = {"p": parameters.get("partial_rotary_factor", 1.0)}
         if factor == 1:
-            return Declared("proportional", share, plain)
-        turning = strategies.plan("proportional", plain, original, **share)
-        return Declared("linear", {"factor": factor}, replace(plain, natives=((limit, turning),)))
+            return DeclaredScaling("proportional", share, plain)
+        rotating = strategies.plan("proportional", plain, original, **share)
+        return DeclaredScaling("linear", {"factor": factor}, replace(plain, natives=((limit, rotating),)))
     options = {name: parameters[name] for name in strategies.options_of(rope_type) if parameters.get(name) is not None}
     if factor > 1:
-        return Declared(rope_type, options | {"factor": factor}, before)
+        return DeclaredScaling(rope_type, options | {"factor": factor}, before)
     if "attention_factor" in options:
         ones = {"factors": (1.0,) * plain.pairs, "attention_factor": options["attention_factor"]}
-        return Declared("factors", ones, before)
-    return Declared("none", {}, before)
+        return DeclaredScaling("factors", ones, before)
+    return DeclaredScaling("none", {}, before)
 
 
-def _searched(parameters: Mapping[str, Any], before: Geometry, factor: float) -> Declared:
+def _declared_longrope(parameters: Mapping[str, Any], before: Geometry, factor: float) -> DeclaredScaling:
     names = ("short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale")
     options = {name: parameters.get(name) for name in names}
     if factor > 1:
@@ -251,15 +252,15 @@ def _searched(parameters: Mapping[str, Any], before: Geometry, factor: float) ->
         options["attention_factor"] = options["attention_factor"] or 1.0  # whatever the length
     for name in ("short_factor", "long_factor"):
         if options[name] is None:
-            options[name] = ()  # refused, saying what to give
-    return Declared("longrope", options, before)
+            options[name] = ()  # which the strategy refuses in a sentence
+    return DeclaredScaling("longrope", options, before)
 
 
 def _check_rotary(text: Mapping[str, Any]) -> None:
-    says = text.get("position_embedding_type")
-    other = "alibi" if text.get("alibi") else says if says not in (None, "rope", "rotary") else None
-    named = any(text.get(key) for key in ROTARY_KEYS) or text.get("model_type") in ROTARY_FAMILIES
-    if other is not None or not named:
+    kind = text.get("position_embedding_type")
+    other = "alibi" if text.get("alibi") else kind if kind not in (None, "rope", "rotary") else None
+    rotary = any(text.get(key) for key in ROTARY_KEYS) or text.get("model_type") in ROTARY_FAMILIES
+    if other is not None or not rotary:
         raise ValueError(
             f"the config of a {text.get('model_type', 'model')} describes no rotary embedding "
             f"({f'its positions are {other}' if other else 'it has none of ' + ', '.join(ROTARY_KEYS[:3])}); "

@@ -1,4 +1,4 @@
-"""Attention over a plan's regions, one fused kernel a region: no score leaves the chip (torch's flex_attention).
+"""Attention over a plan's regions, one fused kernel per region, which keeps scores on the chip (flex_attention).
 
 Shapes as in rope/attention.py, whose `attend` is the reference: B batch rows, H heads, G key heads, Q queries, K keys
 (the queries are the last of them), D head dimensions, P rotated pairs.
@@ -21,46 +21,45 @@ FEWEST_QUERIES = 1024
 """With fewer, blocks of scores are small, and no kernel is worth the seconds it takes to compile."""
 
 CHIP = 160 * 1024
-"""Bytes on the chip that torch's choice of tiles may take, as on an A100 or H100; consumers' GPUs have 100 KiB."""
+"""Bytes of shared memory that torch's choice of tiles may need: an A100 or H100 has them, consumer GPUs 100 KiB."""
 
 ROW, TUNED = 256, (128, 256)
-"""Bytes of a head's row that always fit there, and head dimensions for which torch chose smaller tiles."""
+"""Bytes of a head's row that always fit, and head dimensions for which torch chooses smaller tiles."""
 
 BLOCK = 128
-"""Queries, and keys, that a kernel computes or leaves out together: its own default."""
+"""Queries, and keys, that a kernel computes or skips together: its own default."""
 
 VARIANTS = 64
-"""Kernels compiled in a process, by shape and dtype; past torch's own 8, of which each model takes one or two, it would
-make none."""
+"""The most kernels compiled in a process, by shape and dtype, one or two per model; torch's own limit is 8."""
 
 NotCompiled = torch._dynamo.exc.TorchDynamoException
-"""What torch raises where it cannot make a kernel."""
+"""What torch raises where it cannot compile a kernel."""
 
 
 def pays(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the kernel can attend here, and sooner than blocks of scores would: on CUDA, without gradients."""
-    learning = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
-    if not query.is_cuda or learning or query.shape[2] < FEWEST_QUERIES:
+    """Whether the kernel works here, and is faster than blocks of scores: on CUDA, without gradients."""
+    training = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    if not query.is_cuda or training or query.shape[2] < FEWEST_QUERIES:
         return False
     chip = getattr(torch.cuda.get_device_properties(query.device), "shared_memory_per_block_optin", 0)
     return chip >= CHIP and all(_fits(states.shape[-1], value.element_size()) for states in (query, value))
 
 
 def _fits(width: int, size: int) -> bool:
-    return width >= 16 and (width * size <= ROW or width in TUNED)  # 16: what products on the chip need
+    return width >= 16 and (width * size <= ROW or width in TUNED)  # tensor cores need 16
 
 
 def masks(plan: Pairwise, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
-    """Every region's mask of the last Q of K tokens against all of them; none of a region without a pair."""
+    """The mask of every region that has a pair: the last Q of K tokens against all of them."""
     reached = [region for region in plan.regions if region.last(length - 1) >= 0]
     return {region: mask_of(region, queries, length, device) for region in reached}
 
 
 def mask_of(region: Region, queries: int, length: int, device: torch.device) -> BlockMask:
-    """The blocks of a region's pairs, counted from its rows' ends: no (Q, K) mask is ever held.
+    """The blocks of a region's pairs, computed from the ends of its rows, without a (Q, K) mask.
 
-    Neither end of a row falls from one row to the next, nor do the rows leave out a key between them. So the first and
-    last row of a block tell which blocks of keys have any pair, and which have them all.
+    Neither end of a row decreases from one row to the next, and the rows leave no gap between keys. So the first and
+    last row of a block determine which blocks of keys have any pair, and which have all of them.
     """
     tokens = torch.arange(length - queries, length, device=device)
     first = region.first(tokens).clip(min=0).int()
@@ -72,12 +71,12 @@ def mask_of(region: Region, queries: int, length: int, device: torch.device) -> 
     fulls = (full_end - full).clip(min=0)
     ragged = (end - begin).clip(min=0) - fulls
     columns = torch.arange(-(-length // BLOCK), device=device, dtype=torch.int32)
-    # Ragged blocks lie on either side of the full ones. Beyond their number any block may be named, as none is read.
+    # Ragged blocks lie on either side of the full ones. Entries beyond their number are never read.
     either = begin[:, None] + columns
     either = either + torch.where(either >= full[:, None], fulls[:, None], 0)
 
     def inside(b: torch.Tensor, h: torch.Tensor, m: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        # By tables of the rows, not by numbers of the region, so that one kernel serves every region.
+        # From tensors, not from the region's numbers, so that one kernel works for every region.
         return torch.logical_and(n >= first[m], n <= last[m])
 
     counts, places = ragged[None, None], either.clip(max=len(columns) - 1)[None, None]
@@ -88,37 +87,47 @@ def mask_of(region: Region, queries: int, length: int, device: torch.device) -> 
 
 
 def part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scales: torch.Tensor, query_table: Table,
-    key_table: Table, mask: BlockMask,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """One region by itself: softmax-weighted means, 0 where a row has no pair, and log-sum-exps, there -inf.
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scales: torch.Tensor,
+    query_table: Table,
+    key_table: Table,
+    mask: BlockMask,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One region alone: softmax-weighted means, 0 where a row has no pair, and log-sum-exps, there -inf.
 
     (B, H, Q, D), two of (B, G, K, D), (Q,) float32 factors on the queries, (Q, P) and (K, P) tables
     -> (B, H, Q, D), (B, H, Q) float32. Products are of the values' dtype: rotations are rounded to it once.
     """
-    turned = rotate(query.float() * scales[:, None], query_table).to(value.dtype)
+    queries = rotate(query.float() * scales[:, None], query_table).to(value.dtype)
     keys = rotate(key.float(), key_table).to(value.dtype)
     means, aux = flex_attention(
-        turned, keys, value, block_mask=mask, scale=1.0, enable_gqa=True, return_aux=AuxRequest(lse=True)
+        queries, keys, value, block_mask=mask, scale=1.0, enable_gqa=True, return_aux=AuxRequest(lse=True)
     )
     assert aux.lse is not None
     return means, aux.lse
 
 
 compiled: Any = torch.compile(part, fullgraph=True)
-"""By length it is compiled twice, as torch takes a length that changed for one that may change again."""
+"""Compiled twice: for the first length, and, once the length changes, for any."""
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Pairwise, scaling: float,
-    tables: Mapping[Position, Table], masks: Mapping[Region, BlockMask],
-) -> torch.Tensor:  # fmt: skip
-    """Causal attention over a plan's regions, each by itself, merged by their log-sum-exps.
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Pairwise,
+    scaling: float,
+    tables: Mapping[Position, Table],
+    masks: Mapping[Region, BlockMask],
+) -> torch.Tensor:
+    """Causal attention over a plan's regions, computed one by one and merged by their log-sum-exps.
 
     (B, H, Q, D), (B, G, K, D), (B, G, K, D) -> (B, H, Q, D) in the query's dtype.
 
     Raises:
-        NotCompiled: torch cannot make the kernel here.
+        NotCompiled: torch cannot compile the kernel here.
 
     Source:
         Dong et al. 2024, Flex Attention, https://arxiv.org/abs/2412.05496; merged as Dao 2023, FlashAttention-2,
@@ -129,14 +138,14 @@ def attend(
     if plan.query_scale is not None:
         scales = scales * query_scale(plan.query_scale, torch.arange(length - queries, length, device=query.device))
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=VARIANTS):
-        parts = [
-            compiled(query, key, value, scales, tuple(rows[-queries:] for rows in tables[region.query]),
-                     tables[region.key], mask)
-            for region, mask in masks.items()
-        ]  # fmt: skip
+        parts = []
+        for region, mask in masks.items():
+            query_table = tables[region.query]
+            rows = (query_table[0][-queries:], query_table[1][-queries:])
+            parts.append(compiled(query, key, value, scales, rows, tables[region.key], mask))
         # Every query sees itself, so that in no row all are -inf.
         shares = torch.stack([peak for _, peak in parts]).softmax(0)[..., None]
-        found: torch.Tensor = shares[0] * parts[0][0]
+        merged: torch.Tensor = shares[0] * parts[0][0]
         for share, (means, _) in zip(shares[1:], parts[1:], strict=True):
-            found.addcmul_(share, means.float())
-    return found.to(query.dtype)
+            merged.addcmul_(share, means.float())
+    return merged.to(query.dtype)

@@ -30,7 +30,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.inv_freq or not all(math.isfinite(f) and f >= 0 for f in self.inv_freq):
-            raise ValueError("a plan needs finite inverse frequencies of at least 0, one a rotated pair")
+            raise ValueError("a plan needs finite inverse frequencies of at least 0, one per rotated pair")
         if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
             raise ValueError(f"attention_factor={self.attention_factor}: give a finite number above 0")
 
@@ -38,7 +38,7 @@ class Plan:
 Plans = tuple[tuple[str, Plan], ...]
 """A plan for every layer type of a model, and for single layers where they have their own: ((layers, plan), ...).
 
-layers: a layer type, or some layers of it by number: `all`, `all[0-7,12]`. Numbers win over their type.
+layers: a layer type, or some layers of it by number: `all`, `all[0-7,12]`. Numbers take precedence over their type.
 """
 
 
@@ -53,21 +53,21 @@ def layers_of(key: str) -> tuple[str, tuple[int, ...] | None]:
 
 
 def layer_numbers(text: str) -> tuple[int, ...]:
-    """Layer numbers in ascending order, from ranges with both ends in them: "0-2,5" is (0, 1, 2, 5).
+    """Layer numbers in ascending order, from ranges that include both ends: "0-2,5" is (0, 1, 2, 5).
 
     Raises:
-        ValueError: anything else, or a number that stands in it twice.
+        ValueError: anything else, or a number that is in it twice.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = (end.strip() for end in part.partition("-"))
         ends = (first, last if dash else first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[1]) < int(ends[0]):
             raise ValueError(f"layers {text!r}: give layer numbers and ranges from 0 on, such as 0-7,12")
-        found += range(int(ends[0]), int(ends[1]) + 1)
-    if len(set(found)) != len(found):
-        raise ValueError(f"layers {text!r}: a layer stands in it twice; name each once")
-    return tuple(sorted(found))
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"layers {text!r}: a layer is in it twice; name each once")
+    return tuple(sorted(numbers))
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
@@ -93,7 +93,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def inverse_frequencies(head_dim: int, base: float) -> Array:
-    """Angular speed of each rotated pair, fastest first.
+    """Inverse frequency of each rotated pair, fastest first.
 
     inv_freq[i] = base ** (-2 i / head_dim)
 
@@ -129,8 +129,8 @@ class Geometry:
     base: theta; greater than 1.
     trained_length: tokens of context seen in training; at least 2.
     partial: share of head_dim that is rotated; above 0, at most 1.
-    natives: the plans it was trained with where its config declares a scaling: ((up to this length, plan), ...)
-        ascending, the last serving all longer lengths; empty means plain base ** (-2 i / rotated).
+    natives: the plans it was trained with where its config declares a scaling: ((up to this length, plan), ...),
+        ascending, the last for all longer lengths; empty means plain base ** (-2 i / rotated).
 
     Raises ValueError for anything else, saying what to give.
     """
@@ -157,9 +157,9 @@ class Geometry:
             )
         limits = [limit for limit, _ in self.natives]
         for limit in limits:
-            check_integer("the length up to which a native plan serves", limit, least=1)
+            check_integer("the length up to which a native plan applies", limit, least=1)
         if limits != sorted(set(limits)):
-            raise ValueError(f"natives serve up to the lengths {limits}; give them in ascending order, each once")
+            raise ValueError(f"natives apply up to the lengths {limits}; give them in ascending order, each once")
         for _, plan in self.natives:
             if len(plan.inv_freq) != self.pairs:
                 raise ValueError(

@@ -14,21 +14,21 @@ Table = tuple[torch.Tensor, torch.Tensor]
 
 
 def rotate(states: torch.Tensor, table: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """(..., D) states with pair i = dimensions (i, i + P) turned by its angle; dimensions from 2 P on stay."""
+    """(..., K, D) states with pair i = dimensions (i, i + P) rotated by its angle; dimensions from 2 P on stay."""
     cos, sin = table
     pairs = cos.shape[-1]
-    one, other, rest = states[..., :pairs], states[..., pairs : 2 * pairs], states[..., 2 * pairs :]
-    return torch.cat((one * cos - other * sin, other * cos + one * sin, rest), -1)
+    x, y, rest = states[..., :pairs], states[..., pairs : 2 * pairs], states[..., 2 * pairs :]
+    return torch.cat((x * cos - y * sin, y * cos + x * sin, rest), -1)
 
 
-def table(plan: Plan, place: Position, length: int, device: torch.device) -> Table:
-    """Cosines and sines of all tokens at their positions; angles in float64, so that no length blurs them."""
-    positions = place.of(torch.arange(length, dtype=torch.float64, device=device))
+def table(plan: Plan, position: Position, length: int, device: torch.device) -> Table:
+    """Cosines and sines of K = `length` tokens at their positions; angles in float64, exact at any length."""
+    positions = position.at(torch.arange(length, dtype=torch.float64, device=device))
     angles = positions[:, None] * torch.tensor(plan.inv_freq, dtype=torch.float64, device=device)
     return (angles.cos() * plan.attention_factor).float(), (angles.sin() * plan.attention_factor).float()
 
 
 def query_scale(scale: LogN, positions: torch.Tensor) -> torch.Tensor:
-    """Float32 factors on the queries at these positions, which count from 0."""
+    """Float32 factors on the queries at these positions, counted from 0; of the same shape."""
     factors = (positions.double() + 1).log() / math.log(scale.trained_length)
     return (factors.clip(min=1) if scale.clipped else factors).float()

@@ -23,6 +23,7 @@ ROOMS = [
     "pipelines.report", "pipelines.track",
     "pipelines.grid", "pipelines.doctor", "pipelines.tune", "pipelines.reproduce", "pipelines.train",
     "pipelines.cli",
+    "ropewalk",
 ]  # fmt: skip
 WINGS = {"pipelines.grid", "pipelines.doctor", "pipelines.tune", "pipelines.reproduce", "pipelines.train"}
 FLOORS = 9
@@ -36,29 +37,31 @@ OWNERS = {
     "filelock": {"pipelines.track.database"},
     "gguf": {"pipelines.models.copies"},  # headers we read ourselves
     "huggingface_hub": {"pipelines.models.find"},
-    "hydra": {"pipelines.choices.config", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "hydra": {"pipelines.choices", "pipelines.grid.launcher"},
     "lm_eval": {"pipelines.tasks"},
     "matplotlib": {"pipelines.report.drawing"},
     "mlflow": {"pipelines.track"},
-    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher", "pipelines.cli.main"},
+    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
     "optuna": {"pipelines.tune.search"},
+    "pandas": {"pipelines.report", "ropewalk.results"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
-    "rich": {"pipelines.report", "pipelines.grid.preview", "pipelines.doctor", "pipelines.reproduce",
-        "pipelines.cli",
+    "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor",
+        "pipelines.reproduce", "pipelines.cli",
     },
     "scipy": {"pipelines.report.statistics"},
     "tokenizers": {"pipelines.models", "pipelines.train.corpus"},
     "torch": {
         "rope.attention", "rope.fused", "rope.patch", "rope.rotation", "pipelines.models.load",
-        "pipelines.tasks.scorer", "pipelines.workers.evaluate", "pipelines.doctor", "pipelines.train",
+        "pipelines.tasks.scorer", "pipelines.workers.evaluate", "pipelines.workers.live", "pipelines.doctor",
+        "pipelines.train", "ropewalk.plans",
     },
     "transformers": {"rope.attention", "pipelines.models.load", "pipelines.train.train"},
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
-    "yaml": {"pipelines.choices", "pipelines.train.recipe"},
+    "yaml": {"pipelines.choices", "pipelines.doctor.rules", "pipelines.train.recipe"},
 }  # fmt: skip
 
-FILES = sorted(p for folder in ("rope", "pipelines") for p in (PROJECT / folder).rglob("*.py"))
+FILES = sorted(p for folder in ("rope", "pipelines", "ropewalk") for p in (PROJECT / folder).rglob("*.py"))
 CODE_LINES = 300
 
 

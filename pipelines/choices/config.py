@@ -1,7 +1,4 @@
-"""Typed schema of every group under conf/, and the one place where a composed config becomes plain data.
-
-Owns omegaconf and Hydra's ConfigStore.
-"""
+"""Typed schema of every group under conf/, and the one place where a composed config becomes plain data."""
 
 from __future__ import annotations
 
@@ -88,6 +85,8 @@ class Workbench:
 
 
 ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
+# Not a launcher of Hydra's: a grid runs its cells on the pool itself where this one is chosen.
+ConfigStore.instance().store(group="hydra/launcher", name="pool", node={"_target_": "pool"}, provider="ropewalk")
 
 
 _FILES: dict[str, Path] = {}
@@ -118,7 +117,7 @@ def typed(override: str) -> str:
     return f"strategy={_FILES[name]}" if key == "strategy" and name in _FILES else override
 
 
-def choices(config: DictConfig) -> Workbench:
+def workbench(config: DictConfig) -> Workbench:
     """The composed config as a Workbench: plain, typed, detached from Hydra.
 
     Raises:

@@ -77,7 +77,7 @@ def _outlook(planned: Planned, layers: str, plan: Plan, geometry: Geometry) -> O
         "trained_turns": theory.rotations(native, trained),
         "turns": theory.rotations(plan, length),
         "stretch": theory.stretches(native, plan),
-        "unseen": theory.unseen(native, plan, trained, length),
+        "unseen": theory.out_of_distribution(native, plan, trained, length),
     }
     table = [
         {"pair": pair} | {name: float(column[pair]) for name, column in columns.items()}

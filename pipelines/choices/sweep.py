@@ -126,22 +126,40 @@ def cell_of(choice: Workbench) -> Cell:
     if choice.limit is not None and choice.limit < 1:
         raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
     planned = planned_of(choice)
-    task_options = dict(choice.task)
+    device = device_of(choice.cluster.device)
+    return cell_for(
+        planned,
+        choice.task,
+        limit=choice.limit,
+        seed=choice.seed,
+        dtype=dtype_of(choice.dtype, device),
+        device=device,
+    )
+
+
+def cell_for(
+    planned: Planned, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
+) -> Cell:
+    """Plans of a model and a task (its name and options) as a cell.
+
+    Raises:
+        Refusal: the task's text is not there.
+    """
+    task_options = dict(chosen_task)
     name = str(task_options.pop("name"))
     task = Task(name, frozen(registry.kind(name).id_options(task_options)))
-    device = device_of(choice.cluster.device)
-    regions = {"regions": pairwise.VERSION} if pairwise.by_regions(planned.plans) else {}
+    regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
         options=planned.options,
-        length=choice.length,
+        length=planned.length,
         plans=planned.plans,
         task=task,
         data=text.digest(str(task_options["text"])) if "text" in task_options else "",
-        limit=choice.limit,
-        seed=choice.seed,
-        dtype=dtype_of(choice.dtype, device),
+        limit=limit,
+        seed=seed,
+        dtype=dtype,
         device=device,
         versions=frozen({**registry.versions(task), **regions}),
     )
@@ -200,7 +218,7 @@ def patched_config(cell: Cell) -> dict[str, Any]:
     """The cell's model as a config.json with which a plain from_pretrained gives its plan.
 
     Raises:
-        ValueError: transformers has no words for it.
+        ValueError: transformers does not support it.
     """
     _, config, geometries = geometry_for(cell.model)
     return to_transformers(config, cell.strategy, dict(cell.options), geometries, cell.length)
@@ -244,6 +262,8 @@ def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
 
 def trained_length(cell: Cell) -> int:
     """Tokens that the cell's model was trained on, of its layers that see the whole context."""
+    if cell.model.trained_length is not None:
+        return cell.model.trained_length
     _, _, geometries = geometry_for(cell.model)
     return max(geometry.trained_length for geometry in geometries.values())
 

@@ -19,7 +19,7 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal
 from pipelines.records.results import Store
 from rope import strategies
-from rope.dialects import ENGINES, Deployment, Unsayable, deploy
+from rope.dialects import ENGINES, Deployment, Unsupported, deploy
 
 HELP = f"""ropewalk export CELL --to ENGINE[,ENGINE...] [out=FOLDER]
 
@@ -36,7 +36,7 @@ Engines: {", ".join(ENGINES)}; all.
   llama.cpp                       a GGUF file with the keys, or the tensor, that it takes; and flags for the original
   exllama                         flags, and a folder where they do not say it
 Weights are linked, not copied, where the disk allows. Without out=, everything goes to exports/ in the store.
-An engine that has no words for a strategy is told of with the nearest that it has (exit code 2).
+Where an engine does not support a strategy, its closest supported alternative is named (exit code 2).
 """
 
 RECORD = "export.json"
@@ -121,7 +121,7 @@ def main(asked: Asked, choices: Sequence[Workbench]) -> int:
     for engine in asked.engines:
         try:
             found, folder = _said(planned, engine), root / engine if len(asked.engines) > 1 else root
-        except Unsayable as sentence:
+        except Unsupported as sentence:
             console.print(f"\n{engine}: not possible. {sentence}", markup=False)
             refused += 1
             continue
@@ -171,14 +171,14 @@ def _said(planned: Planned, engine: str) -> Deployment:
     options, source = dict(planned.options), find.locate(planned.model)
     try:
         found = deploy(engine, config, planned.strategy, options, planned.geometries, planned.length)
-    except Unsayable:
+    except Unsupported:
         raise
     except ValueError as error:
         raise Refusal(f"{engine}: {error}") from error
     if engine == "llama.cpp" and found.needs_file and source.gguf is None:
-        raise Unsayable(
+        raise Unsupported(
             f"llama.cpp takes {planned.strategy} as a list of divisors within a GGUF file, and {planned.model.name} is "
-            "none: give model=FILE.gguf; the nearest that it can say by flags are yarn, ntk and linear"
+            "none: give model=FILE.gguf; the closest supported alternatives by flags are yarn, ntk and linear"
         )
     return found
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import os
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.records.places import CONF, SITE
+from pipelines.records.places import SITE
 
 if TYPE_CHECKING:
     from pipelines.choices.config import Workbench
@@ -42,8 +39,6 @@ A model is a name from conf/model, a folder, a GGUF file or a hub id; a task a n
   ropewalk grid --cfg job       the composed config, not run
 Exit codes: 0 all cells ok, 1 some failed, 2 refused before running.
 """
-
-AXES = ("model", "strategy", "length", "task", "experiment")
 
 
 def main() -> None:
@@ -78,53 +73,22 @@ def run(arguments: list[str]) -> int:
 
 
 def _grid(arguments: list[str]) -> int:
-    return _launched("grid", arguments)
+    from pipelines.grid import launcher
+
+    rows = launcher.run_grid(arguments, command=shlex.join(["ropewalk", "grid", *arguments]))
+    return 0 if all(result.finished for _, result in rows) else 1
 
 
 def _plan(arguments: list[str]) -> int:
-    code = _launched("plan", [argument for argument in arguments if argument != "--json"])
     from pipelines.grid import launcher, preview
     from pipelines.report.terminal import console
 
-    planned = launcher.launch.planned
-    if planned is None:  # refused, or a flag of Hydra's
-        return code
+    planned = launcher.preview([argument for argument in arguments if argument != "--json"])
     if "--json" in arguments:
         print(preview.as_json(planned))
     else:
         preview.show(console, planned)
-    return planned.exit_code
-
-
-def _launched(verb: str, arguments: list[str]) -> int:
-    """Hand a grid's command line to Hydra, which hands it to the sweeper."""
-    import hydra
-
-    from pipelines.grid import launcher
-
-    launcher.register()
-    flags = [a for a in arguments if a.startswith("-")]
-    told = ["--multirun"] if not flags else []
-    sys.argv = ["ropewalk", *told, *rewritten(arguments)]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    launcher.launch = launcher.Launch(shlex.join(["ropewalk", verb, *arguments]), only_plan=verb == "plan")
-    with _refusing(arguments):
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(launcher.cell)()
-    return 0 if all(result.finished for result in launcher.launch.results) else 1
-
-
-@contextmanager
-def _refusing(arguments: list[str]) -> Iterator[None]:
-    """What Hydra refuses of a command line, refused in our words."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from pipelines.records.cells import Refusal
-
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Refusal(sentence(error, arguments)) from error
+    return 2 if planned.invalid else 0
 
 
 def _theory(arguments: list[str]) -> int:
@@ -152,12 +116,9 @@ def _export(arguments: list[str]) -> int:
 
 
 def _choices(overrides: list[str]) -> list[Workbench]:
-    """What overrides ask for, every combination of their comma lists; nothing is run."""
-    from pipelines.grid import launcher
+    from pipelines.choices.compose import expand
 
-    launcher.register()
-    with _refusing(overrides):
-        return list(launcher.each(located(overrides)))
+    return expand(overrides)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -233,75 +194,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 RESUMED = frozenset({"grid", "tune", "reproduce", "sync", "train"})
 """Verbs that, asked for again, go on from where they were stopped."""
-
-
-def rewritten(arguments: list[str]) -> list[str]:
-    """The overrides of a grid as Hydra takes them: located, and with experiment=first where they name no axis."""
-    done = located(arguments)
-    named = {argument.lstrip("+").partition("=")[0] for argument in arguments}
-    return (
-        done if named & set(AXES) or any(a in ("--help", "--info") for a in arguments) else [*done, "experiment=first"]
-    )
-
-
-def located(arguments: list[str]) -> list[str]:
-    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME,
-    and a strategy's FILE.yaml a name that Hydra knows."""
-    names = {group: {file.stem for file in (CONF / group).glob("*.yaml")} for group in ("model", "task")}
-    done: list[str] = []
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        if group == "strategy" and ".yaml" in value:
-            from pipelines.choices import config
-
-            files = [config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in value.split(",")]
-            done.append(f"strategy={','.join(files)}")
-        elif group not in names or "," in value or value in names[group] or not value:
-            done.append(argument)
-        elif group == "model":
-            done += ["model=local", *(f"model.{key}='{told}'" for key, told in _located(value).items())]
-        else:
-            done += ["task=lm_eval", f"task.name='{value}'"]
-    return done
-
-
-def _located(value: str) -> dict[str, str]:
-    """Path and name of model=VALUE: a file or folder that is there by its absolute path, else a hub id."""
-    here = Path(value).expanduser()
-    if not here.exists():
-        return {"path": value, "name": value}
-    return {"path": str(here.resolve()), "name": here.stem if here.suffix == ".gguf" else here.resolve().name}
-
-
-def sentence(error: BaseException, arguments: list[str]) -> str:
-    """What Hydra refused, with what it would have taken in its place; without its stack and its internals."""
-    from hydra.errors import MissingConfigException
-
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        close = difflib.get_close_matches(name, error.options, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{group}={name}: unknown {group}; {hint}there are {', '.join(error.options)}"
-    refused = re.match(r"Could not override '([^']+)'", str(error))
-    if refused:
-        return _unknown(refused[1], arguments)
-    told = str(error).removeprefix("Error merging override ").splitlines()[0]
-    return f"{told}: {str(error.__cause__).splitlines()[0]}" if error.__cause__ else told
-
-
-def _unknown(key: str, arguments: list[str]) -> str:
-    """Composes once more without the option that is unknown, to say which there are."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-
-    from pipelines.grid import launcher
-
-    others = [a for a in arguments if not a.startswith("-") and a.partition("=")[0] != key and "," not in a]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return str(launcher.unknown(compose("config", overrides=rewritten(others)), key))
-    except HydraException:
-        return f"{key}: no such option; `ropewalk grid --help` shows which there are"
 
 
 def _refuse(reason: str) -> int:

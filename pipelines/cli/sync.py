@@ -10,6 +10,7 @@ from pipelines import track
 from pipelines.choices.sweep import Sweep
 from pipelines.records.cells import Refusal, Result, distinct
 from pipelines.records.results import Store
+from pipelines.report import tables
 
 HELP = """ropewalk sync [store=FOLDER] [force=true]
 
@@ -70,7 +71,8 @@ def _synced(client: object, sweep: Sweep, store: Store, *, force: bool) -> str:
     with track.Tracker.open(sweep, store, client) as tracker:
         for cell_id, result in results.items():
             tracker.record(sweep.bearing(cell_id), result, cached=_older(result, sweep))
-        tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
+        rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
+        tracker.conclude(rows, tables.tables(rows))
     return f"recorded, {expected} cells"
 
 

@@ -13,16 +13,13 @@ from rich.console import Console
 
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import device_of, dtype_of, model_of
-from pipelines.doctor import behaviour, cliff, examine, fix, keys, lineage, numeric, record, show, values
-from pipelines.doctor.examine import Order
+from pipelines.doctor import corrections, examine, record, show
+from pipelines.doctor.examine import ExamineRequest
 from pipelines.doctor.profile import BUDGET
 from pipelines.doctor.rules import RULES, STAGES
 from pipelines.records.cells import Refusal
 from pipelines.records.results import Store
 from pipelines.tasks.text import PYDOC
-
-KNOWN = (keys, values, lineage, numeric, behaviour, cliff)
-"""Files with rules, in the order in which --rules lists them; importing one enters its rules."""
 
 HELP = """ropewalk doctor model=MODEL [target=TOKENS] [OVERRIDES] [--json] [--only IDS] [--fix OUT] [--rules]
 
@@ -56,30 +53,20 @@ class Asked:
 
 
 def main(choice: Workbench, asked: Asked) -> int:
-    """Examine a model as asked, tell, and record; the exit code.
+    """Examine a model, report and record it; the exit code.
 
     Raises:
         Refusal: the model is not there, or --fix cannot be done.
     """
-    found = examine.examine(_order(choice, asked), _aside)
-    made = fix.write(found.files, found.order.model, found.verdict.findings, asked.fix) if asked.fix else []
-    if asked.as_json:
-        print(show.as_json(found))
-    else:
-        show.report(_console(), found)
-    if not asked.only:
-        _aside(f"recorded: {record.record(found, Store.at(choice.store))}")
-    if made:
-        _aside(f"corrected: {', '.join(map(str, made))}")
-    return found.exit_code
-
-
-def _order(choice: Workbench, asked: Asked) -> Order:
+    only = asked.only
+    if asked.fix and not only:
+        only = ("static",)
+        _log(f"--fix: reading the files only, which is all it corrects; --only {','.join(STAGES)} runs the model too")
     device = device_of(choice.cluster.device)
-    return Order(
+    request = ExamineRequest(
         model=model_of(choice.model),
         target=asked.target,
-        only=asked.only,
+        only=only,
         dtype=dtype_of(choice.dtype, device),
         device=device,
         text=str(choice.task.get("text", PYDOC)),
@@ -87,11 +74,23 @@ def _order(choice: Workbench, asked: Asked) -> Order:
         strategy=str(choice.strategy["name"]),
         task=str(choice.task["name"]),
     )
+    result = examine.examine(request, _log)
+    findings = result.verdict.findings
+    written = corrections.write(result.files, request.model, findings, asked.fix) if asked.fix else []
+    if asked.as_json:
+        print(show.as_json(result))
+    else:
+        show.report(_console(), result)
+    if not only:
+        _log(f"recorded: {record.record(result, Store.at(choice.store))}")
+    if written:
+        _log(f"corrected: {', '.join(map(str, written))}")
+    return result.exit_code
 
 
-def _aside(words: str) -> None:
-    """What is no part of the report: it must not stand in the way of --json."""
-    print(words, file=sys.stderr, flush=True)
+def _log(message: str) -> None:
+    """Print what is no part of the report, and must not stand in the way of --json."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def _console() -> Console:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from pipelines.choices.outlook import Outlook, outlooks_of
 from pipelines.choices.sweep import Planned
-from pipelines.doctor import advice, files, numeric, profile, rules
+from pipelines.doctor import advice, behaviour, cliff, files, keys, lineage, numeric, profile, rules, values
 from pipelines.doctor.advice import Advice
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built
 from pipelines.doctor.profile import Profile
-from pipelines.doctor.rules import Stage, Verdict
+from pipelines.doctor.rules import RuleVerdict, Stage
 from pipelines.records.cells import Model, Refusal
 from rope.strategies import plans
 
+MEASURING = (keys, values, lineage, numeric, behaviour, cliff)
+"""The files that measure for rules; importing one registers its functions."""
+
 FURTHER = 4
-"""Times the trained length: the target where none is given."""
+"""Times the trained length: the default target."""
+
+DYNAMIC_STAGES: tuple[Stage, ...] = ("numeric", "behaviour", "cliff")
+"""Those that run the model."""
 
 
 @dataclass(frozen=True)
-class Order:
+class ExamineRequest:
     """What is to be examined.
 
     target: tokens wanted. only: rules and stages, () for all. dtype, device: of the model. text: source of the long
-    documents. budget: seconds that they may take. strategy, task: that are to be put on it, and measured with.
+    documents. budget: seconds that they may take. strategy, task: what is to be put on the model, and measured with.
     """
 
     model: Model
@@ -43,18 +48,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Examination:
-    """All that was found. built, profile: None where their stages were not asked for, or could not be.
+    """All results. built, profile: None where their stages were not wanted, or could not run.
 
-    outlooks: what theory says of the target, as trained and under YaRN. advice: None where only some rules were asked.
+    outlooks: what theory says of the target, as trained and under YaRN. advice: None where only some rules were wanted.
     """
 
-    order: Order
+    request: ExamineRequest
     files: Files
-    verdict: Verdict
+    verdict: RuleVerdict
     target: int | None = None
     built: Built | None = None
     profile: Profile | None = None
-    outlooks: tuple[Outlook, ...] = field(default=())
+    outlooks: tuple[Outlook, ...] = ()
     advice: Advice | None = None
 
     @property
@@ -62,67 +67,64 @@ class Examination:
         return 1 if self.verdict.worst == "error" else 0
 
 
-def examine(order: Order, say: Callable[[str], None] = lambda words: print(words, file=sys.stderr)) -> Examination:
-    """Look at the files, build the model, run it, measure long documents: as far as it goes and was asked for.
+def examine(
+    request: ExamineRequest, say: Callable[[str], None] = lambda message: print(message, file=sys.stderr)
+) -> Examination:
+    """Read the files, build the model, run it, measure long documents: as far as possible and wanted.
 
     Raises:
         Refusal: the model is not there.
     """
-    seen = files.of(order.model, target=order.target, strategy=order.strategy, task=order.task)
-    verdict = rules.judge("static", seen, order.only)
+    only = request.only
+    read = files.read(request.model, request.target, request.strategy, request.task)
+    result = Examination(request, read, rules.judge("static", read, only))
     try:
-        trained = seen.global_geometry.trained_length
+        trained = read.global_geometry.trained_length
     except ValueError as error:
-        reason = f"the config cannot be read: {error}"
-        return Examination(order, seen, verdict + _left(["numeric", "behaviour", "cliff"], reason, order.only))
-    target = order.target or FURTHER * trained
-    built, long = None, None
-    if _wanted(["numeric", "behaviour", "cliff"], order.only):
-        try:
-            built = numeric.build(seen, order.model, order.dtype, order.device)
-            verdict += rules.judge("numeric", built, order.only) + rules.judge("behaviour", built, order.only)
-        except Refusal as reason:
-            verdict += _left(["numeric", "behaviour", "cliff"], str(reason), order.only)
-    if built is not None and _wanted(["cliff"], order.only):
-        long, told = _long(built, order, target, say)
-        verdict += told
-    found = Examination(order, seen, verdict, target, built, long)
-    return found if order.only else _advised(found, trained)
+        unread = rules.unjudged(DYNAMIC_STAGES, f"the config cannot be read: {error}", only)
+        return replace(result, verdict=result.verdict + unread)
+    result = replace(result, target=request.target or FURTHER * trained)
+    if any(rules.select(stage, only) for stage in DYNAMIC_STAGES):
+        result = _run(result)
+    if result.built is not None and rules.select("cliff", only):
+        result = _read_long(result, result.built, say)
+    return result if only else _advise(result, trained)
 
 
-def _wanted(stages: Collection[Stage], only: Collection[str]) -> bool:
-    return any(rules.asked(stage, only) for stage in stages)
+def _run(result: Examination) -> Examination:
+    """With the numeric and behaviour stages."""
+    request = result.request
+    try:
+        built = numeric.build(result.files, request.model, request.dtype, request.device)
+    except Refusal as reason:
+        return replace(result, verdict=result.verdict + rules.unjudged(DYNAMIC_STAGES, str(reason), request.only))
+    verdict = rules.judge("numeric", built, request.only) + rules.judge("behaviour", built, request.only)
+    return replace(result, verdict=result.verdict + verdict, built=built)
 
 
-def _left(stages: Collection[Stage], reason: str, only: Collection[str]) -> Verdict:
-    verdict = Verdict()
-    for stage in stages:
-        verdict += rules.unjudged(stage, reason, only)
-    return verdict
-
-
-def _long(built: Built, order: Order, target: int, say: Callable[[str], None]) -> tuple[Profile | None, Verdict]:
+def _read_long(result: Examination, built: Built, say: Callable[[str], None]) -> Examination:
+    """With the cliff stage."""
     from torch import OutOfMemoryError
 
+    request = result.request
     try:
-        found = profile.measure(built, order.model, order.text, target, order.budget, say)
+        measured = profile.measure(built, request.model, request.text, result.target, request.budget, say)
     except Refusal as reason:
-        return None, rules.unjudged("cliff", str(reason), order.only)
+        message = str(reason)
     except OutOfMemoryError:
-        short = f"out of memory on {order.device}; give a smaller target, or cluster=cpu"
-        return None, rules.unjudged("cliff", short, order.only)
-    return found, rules.judge("cliff", found, order.only)
+        message = f"out of memory on {request.device}; give a smaller target, or cluster=cpu"
+    else:
+        return replace(result, verdict=result.verdict + rules.judge("cliff", measured, request.only), profile=measured)
+    return replace(result, verdict=result.verdict + rules.unjudged(["cliff"], message, request.only))
 
 
-def _advised(found: Examination, trained: int) -> Examination:
-    """The same with theory and advice, for as far as the model was found to hold."""
-    order, seen, target = found.order, found.files, found.target or trained
-    holds = found.profile.edge if found.profile is not None else trained
-    outlooks: list[Any] = []
+def _advise(result: Examination, trained: int) -> Examination:
+    """With theory and advice, for as far as the model was found to hold."""
+    request, geometries, target = result.request, result.files.geometries, result.target or trained
+    holds = result.profile.edge if result.profile is not None else trained
+    outlooks: list[Outlook] = []
     for strategy in ("none", "yarn") if target > trained else ("none",):
-        planned = plans(strategy, seen.geometries, target)
-        outlooks += outlooks_of(Planned(order.model, seen.geometries, strategy, (), target, planned))
-    told = advice.of(
-        seen, order.model, target, holds, order.dtype, order.device, advice.word_of(order.model), order.text
-    )
-    return Examination(order, seen, found.verdict, target, found.built, found.profile, tuple(outlooks), told)
+        planned = plans(strategy, geometries, target)
+        outlooks += outlooks_of(Planned(request.model, geometries, strategy, (), target, planned))
+    advised = advice.advise(result.files, request.model, target, holds, request.dtype, request.device, request.text)
+    return replace(result, outlooks=tuple(outlooks), advice=advised)

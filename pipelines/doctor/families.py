@@ -12,10 +12,10 @@ LITGPT = "Lightning-AI/litgpt litgpt/config.py @0006c97, which names each config
 
 @dataclass(frozen=True)
 class Variant:
-    """One published checkpoint, or several with equal rotary settings.
+    """A published checkpoint, or several with equal rotary settings.
 
     names: regular expression over model names, lower case. theta: base. length: max_position_embeddings.
-    scaling: rope type, "default" where none; factor and original of it. trained: tokens of plain training, where it
+    scaling: rope type, "default" for none; its factor and original length. trained: tokens of plain training, where it
     is not `length`. source: where these values were read.
     """
 
@@ -34,22 +34,18 @@ class Variant:
         """Tokens that its plain frequencies were trained on."""
         return self.original or self.trained or self.length
 
-    def words(self) -> str:
-        """Its declaration, as one writes it."""
-        told = f"rope_theta {self.theta:g}, max_position_embeddings {self.length}"
+    def declaration(self) -> str:
+        """Its config's values, in words."""
+        lengths = f"rope_theta {self.theta:g}, max_position_embeddings {self.length}"
         if self.scaling == "default":
-            return f"{told}, no scaling"
+            return f"{lengths}, no scaling"
         factor = "" if self.factor is None else f" factor {self.factor:g}"
-        return f"{told}, rope_type {self.scaling}{factor} of {self.original}"
-
-
-def _llama3(label: str, names: str, factor: float) -> Variant:
-    return Variant(label, names, 5e5, 131072, "llama3", factor, 8192)
+        return f"{lengths}, rope_type {self.scaling}{factor} of {self.original}"
 
 
 LLAMA_3 = Variant("Llama 3", r"llama-?3(?![\d.])", 5e5, 8192)
-LLAMA_31 = _llama3("Llama 3.1", r"llama-?3\.?[13]", 8.0)
-LLAMA_32 = _llama3("Llama 3.2 1B/3B", r"llama-?3\.?2", 32.0)
+LLAMA_31 = Variant("Llama 3.1", r"llama-?3\.?[13]", 5e5, 131072, "llama3", 8.0, 8192)
+LLAMA_32 = Variant("Llama 3.2 1B/3B", r"llama-?3\.?2", 5e5, 131072, "llama3", 32.0, 8192)
 LLAMA_2 = Variant("Llama 2", r"llama-?2", 1e4, 4096)
 CODE_LLAMA = Variant("Code Llama", r"code-?llama", 1e6, 16384)
 QWEN_32K = Variant("Qwen2.5", r"qwen2", 1e6, 32768)
@@ -58,19 +54,13 @@ QWEN_MATH = Variant("Qwen2.5-Math", r"qwen2.*math", 1e4, 4096)
 QWEN_1M = Variant("Qwen2.5-1M", r"qwen2.*1m", 1e7, 1010000)
 QWEN_3 = Variant("Qwen3", r"qwen3(?!.*2507)", 1e6, 40960)
 QWEN_3_2507 = Variant("Qwen3 2507", r"qwen3.*2507", 5e6, 262144)
-MISTRAL_1 = Variant(
-    "Mistral 7B v0.1", r"mistral.*v?0\.?1", 1e4, 32768, trained=8192,
-    source="transformers' MistralConfig; 8192 by YaRN (2309.00071), table 6",
-)  # fmt: skip
-MISTRAL_2 = Variant(
-    "Mistral 7B v0.2", r"mistral.*v?0\.?2", 1e6, 32768,
-    source="edadaltocg/mistral-src-finetune finetune/config.py; length by litgpt",
-)  # fmt: skip
+_MISTRAL_1 = "transformers' MistralConfig; 8192 by YaRN (2309.00071), table 6"
+_MISTRAL_2 = "edadaltocg/mistral-src-finetune finetune/config.py; length by litgpt"
+MISTRAL_1 = Variant("Mistral 7B v0.1", r"mistral.*v?0\.?1", 1e4, 32768, trained=8192, source=_MISTRAL_1)
+MISTRAL_2 = Variant("Mistral 7B v0.2", r"mistral.*v?0\.?2", 1e6, 32768, source=_MISTRAL_2)
 PHI_3_4K = Variant("Phi-3 mini 4k", r"phi-?3.*4k", 1e4, 4096)
-PHI_3_128K = Variant(
-    "Phi-3 mini 128k", r"phi-?3.*128k", 1e4, 131072, "longrope", None, 4096,
-    source=f"{LITGPT}; original length by transformers' Phi3Config",
-)  # fmt: skip
+_PHI_3 = f"{LITGPT}; original length by transformers' Phi3Config"
+PHI_3_128K = Variant("Phi-3 mini 128k", r"phi-?3.*128k", 1e4, 131072, "longrope", None, 4096, source=_PHI_3)
 GEMMA_2 = Variant("Gemma 2", r"gemma-?2", 1e4, 8192)
 GEMMA_3 = Variant("Gemma 3", r"gemma-?3", 1e6, 131072, "linear", 8.0)
 SMOLLM_2 = Variant("SmolLM2 135M", r"smollm-?2", 1e5, 8192)
@@ -113,33 +103,30 @@ KNOWN: dict[Shape, tuple[Variant, ...]] = {
 """The checkpoints of a shape. Llama 3 and 3.1 share theirs: name and length tell them apart."""
 
 ADDED_TOKENS = 1024
-"""A fine-tuned model may have so many more tokens than its family, or fewer."""
+"""A fine-tuned model may have this many tokens more than its family, or fewer."""
+
+FLAT_MEANS_FULL = frozenset({"gemma3", "gemma3_text", "olmo3"})
+"""Model types whose flat rope parameters are those of their full-attention layers."""
 
 
 def variants(text: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """What may lie behind a config, by the shape of its decoder; () for shapes that are not known."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    shape = (text.get("model_type"), *(text.get(name) for name in names))
+    """What a config may be of, by the shape of its decoder; () for unknown shapes."""
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     vocabulary = text.get("vocab_size")
-    return next(
-        (
-            known
-            for (*one, tokens), known in KNOWN.items()
-            if tuple(one) == shape and vocabulary is not None and abs(vocabulary - tokens) <= ADDED_TOKENS
-        ),
-        (),
-    )
+    for (*shape, tokens), known in KNOWN.items():
+        if shape == [text.get(name) for name in names] and abs((vocabulary or 0) - tokens) <= ADDED_TOKENS:
+            return known
+    return ()
 
 
 def variant(text: Mapping[str, Any], name: str) -> Variant | None:
     """The checkpoint that a config should be of: the one whose name it bears, else the one of its length, else the
-    only one of its shape; None where none of this tells."""
+    only one of its shape; None where these do not decide."""
     known = variants(text)
-    told = " ".join([name, str(text.get("_name_or_path", ""))]).lower()
-    named = [one for one in known if re.search(one.names, told)]
-    length = text.get("max_position_embeddings")
-    for some in (named, list(known)):
-        alike = [one for one in some if one.length == length]
-        if len(some) == 1 or alike:
-            return (alike or some)[0]
+    model_name = f"{name} {text.get('_name_or_path', '')}".lower()
+    named = [variant for variant in known if re.search(variant.names, model_name)]
+    for some in (named, known):
+        same = [variant for variant in some if variant.length == text.get("max_position_embeddings")]
+        if len(some) == 1 or same:
+            return (same or some)[0]
     return None

@@ -1,4 +1,4 @@
-"""Numeric rules: what the rotary modules of the built model hold, against a float64 reference made from its files."""
+"""Numeric rules: what the rotary modules of the built model hold, against a float64 reference from its files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.doctor import messages
 from pipelines.doctor.files import Files, native
-from pipelines.doctor.rules import Finding, NotJudged, rule
+from pipelines.doctor.rules import RULES, NotJudged, RuleMatch, measures
 from pipelines.models import load
 from pipelines.records.cells import Model
 from rope import strategies
@@ -23,7 +22,7 @@ from rope.config import geometry_of
 from rope.geometry import Array, Geometry, Plan
 
 if TYPE_CHECKING:
-    from rope.patch import Holding
+    from rope.patch import RotaryState
 
 EXACT = 1e-5
 """Relative difference from the reference that float32 arithmetic explains."""
@@ -32,305 +31,245 @@ ROUNDED = {"bfloat16": 5e-3, "float16": 1e-3}
 """And that holding the frequencies in half precision explains."""
 
 EXTENSIONS = (2.0, 4.0, 8.0, 16.0, 32.0)
-"""Factors that are tried when a recipe is looked for."""
+"""Factors that are tried when the held frequencies are identified."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A model built from its files. heard: what was warned of meanwhile."""
+    """A model built from its files. warned: what transformers warned of meanwhile."""
 
     files: Files
     model: Any
-    heard: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
 
     @cached_property
-    def pairs(self) -> list[tuple[Holding, Geometry, Plan]]:
-        """What each rotary module holds, the geometry of its layers, and what it should hold."""
-        from rope import patch  # here, so that listing the rules takes no torch
+    def modules(self) -> list[RotaryModule]:
+        """Every rotary module of the layer types that the config declares."""
+        from rope import patch  # here, so that the static stage takes no torch
 
         geometries = self.files.geometries
-        held = [one for one in patch.holdings(self.model) if one.layer_type in geometries]
-        if not held:
+        modules = [
+            RotaryModule(holding, geometries[holding.layer_type], native(geometries[holding.layer_type]))
+            for holding in patch.rotary_states(self.model)
+            if holding.layer_type in geometries
+        ]
+        if not modules:
             raise NotJudged("no rotary module holds the layer types that the config declares")
-        return [(one, geometries[one.layer_type], native(geometries[one.layer_type])) for one in held]
+        return modules
+
+
+@dataclass(frozen=True)
+class RotaryModule:
+    """What a rotary module holds, the geometry of its layers, and the plan that it should hold."""
+
+    held: RotaryState
+    geometry: Geometry
+    plan: Plan
+
+    @cached_property
+    def values(self) -> Array:
+        return np.array(self.held.inv_freq, dtype=np.float64)
+
+    @cached_property
+    def shares(self) -> Array:
+        """Held / declared, pair by pair; 1 where both are 0."""
+        declared = np.array(self.plan.inv_freq)
+        both_zero = np.where(self.values == 0, 1.0, np.inf)
+        return np.where(declared > 0, self.values / np.where(declared > 0, declared, 1.0), both_zero)
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference from the declared frequencies."""
+        return float(np.abs(self.shares - 1).max())
+
+    @property
+    def rounded(self) -> bool:
+        """Whether arithmetic and the format that they are held in explain the difference."""
+        return self.difference <= ROUNDED.get(self.held.dtype, EXACT)
+
+    @property
+    def uninitialised(self) -> str:
+        """What in the buffer cannot come from any plan; "" where nothing."""
+        values, declared = self.values, np.array(self.plan.inv_freq)
+        if not np.isfinite(values).all():
+            return f"{int((~np.isfinite(values)).sum())} of {len(values)} are not finite"
+        if (values < 0).any():
+            return f"{int((values < 0).sum())} of {len(values)} are negative"
+        if (values == 0).sum() > (declared == 0).sum():
+            return f"{int((values == 0).sum())} of {len(values)} are zero"
+        if (np.diff(values) > 0).any() and not (np.diff(declared) > 0).any():
+            return "they do not decrease"
+        return ""
+
+    @property
+    def multiplied(self) -> float | None:
+        """By what all pairs were multiplied, where even the first turns faster than a radian a token; else None."""
+        share, tolerance = float(np.median(self.shares)), ROUNDED.get(self.held.dtype, 1e-4)
+        uniform = np.allclose(self.shares, share, rtol=tolerance)
+        return share if uniform and share > 1 + tolerance and self.values[0] > 1 + 1e-3 else None
+
+    def changed_after(self, built: Built) -> bool:
+        """Whether the model's own config now declares what the module does not hold."""
+        try:
+            now = native(geometry_of(built.model.config, built.files.trained)[self.held.layer_type])
+        except (ValueError, KeyError):
+            return False
+        if len(now.inv_freq) != len(self.values):
+            return False
+        return RotaryModule(self.held, self.geometry, now).difference > ROUNDED.get(self.held.dtype, 1e-4)
 
 
 def build(files: Files, model: Model, dtype: str, device: str) -> Built:
-    """Load the model, and hear what transformers says of it.
+    """Load the model, and collect what transformers warns of.
 
     Raises:
         Refusal: its weights do not load.
     """
-    with listening() as heard:
+    with collected_warnings() as warned:
         loaded = load.model(model, dtype, device)
-    return Built(files, loaded, tuple(heard))
+    return Built(files, loaded, tuple(warned))
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """Collects what transformers logs and warns of."""
-    heard: list[str] = []
+    lines: list[str] = []
 
-    class Ear(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            lines.append(record.getMessage())
 
-    ear, logger = Ear(logging.WARNING), logging.getLogger("transformers")
-    logger.addHandler(ear)
+    collector, logger = Collector(logging.WARNING), logging.getLogger("transformers")
+    logger.addHandler(collector)
     try:
-        with warnings.catch_warnings(record=True) as warned:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield heard
-        heard += [str(one.message) for one in warned]
+            yield lines
+        lines += [str(warning.message) for warning in caught]
     finally:
-        logger.removeHandler(ear)
+        logger.removeHandler(collector)
 
 
-@rule(
-    "W01", "numeric", "warning", "warnings of transformers about rope, each translated: harmless or harmful",
-    "hf#32916, vllm#6897, lmdeploy#2163: nobody can tell whether `Unrecognized keys` is fatal",
-)  # fmt: skip
-def warned(built: Built) -> Iterator[Finding]:
-    for line, message in messages.translated(built.heard):
-        yield Finding(
-            level={"harmless": "info", "depends": "warning", "harmful": "error"}[message.verdict],  # type: ignore[arg-type]
-            symptom=f"{message.verdict}: `{line[:160]}`",
-            measured={"verdict": message.verdict},
-            cause=message.means,
-            fix=message.fix,
-            source=f"transformers' {message.file}",
+@measures("W01")
+def known_warnings(built: Built) -> Iterator[RuleMatch]:
+    cases = RULES["W01"].cases
+    for line in dict.fromkeys(built.warned):
+        case = next((part for part in cases if part in line), None)
+        if case is not None:
+            verdict = cases[case]["symptom"].partition(":")[0]
+            yield RuleMatch({"verdict": verdict}, case, {"line": line[:160]})
+
+
+@measures("N01")
+def not_applied(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        if module.uninitialised or module.rounded or module.multiplied or module.changed_after(built):
+            continue
+        held, declared = module.held, built.files.parameters[module.held.layer_type]
+        first = int(np.argmax(np.abs(module.shares - 1) > EXACT))
+        factor = f" factor {declared['factor']:g}" if isinstance(declared.get("factor"), (int, float)) else ""
+        measured = {
+            "module": held.module,
+            "layers": held.layer_type,
+            "largest difference": module.difference,
+            "first wrong pair": first,
+            "there (held, declared)": (held.inv_freq[first], module.plan.inv_freq[first]),
+            "holds": identify(module.values, module.geometry, built.files),
+        }
+        yield RuleMatch(
+            measured, values={"declared": f"{declared['rope_type']}{factor} over theta {declared['rope_theta']:g}"}
         )
 
 
-def _values(held: Holding) -> Array:
-    return np.array(held.inv_freq, dtype=np.float64)
+@measures("N02")
+def changed_after(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        if module.rounded and module.changed_after(built):
+            now = dict(getattr(built.model.config.get_text_config(), "rope_parameters", None) or {})
+            measured = {
+                "model.config says": str({key: value for key, value in now.items() if not isinstance(value, list)}),
+                "the module holds": identify(module.values, module.geometry, built.files),
+            }
+            yield RuleMatch(measured)
 
 
-def _uninitialised(held: Holding, plan: Plan) -> str:
-    """What in a buffer no plan could have put there; "" where nothing."""
-    values, wanted = _values(held), np.array(plan.inv_freq)
-    if not np.isfinite(values).all():
-        return f"{int((~np.isfinite(values)).sum())} of {len(values)} are not finite"
-    if (values < 0).any():
-        return f"{int((values < 0).sum())} of {len(values)} are negative"
-    if (values == 0).sum() > (wanted == 0).sum():
-        return f"{int((values == 0).sum())} of {len(values)} are zero"
-    if (np.diff(values) > 0).any() and not (np.diff(wanted) > 0).any():
-        return "they do not decrease"
-    return ""
+@measures("N03")
+def uninitialised(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        if wrong := module.uninitialised:
+            first = (module.held.inv_freq[:4], module.plan.inv_freq[:4])
+            measured = {"module": module.held.module, "inv_freq": wrong, "first four (held, declared)": first}
+            yield RuleMatch(measured)
 
 
-def _shares(held: Holding, plan: Plan) -> Array:
-    """Held / wanted, pair by pair; 1 where both stand still."""
-    values, wanted = _values(held), np.array(plan.inv_freq)
-    return np.where(wanted > 0, values / np.where(wanted > 0, wanted, 1.0), np.where(values == 0, 1.0, np.inf))
+@measures("N04")
+def attention_factor(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        held, declared = module.held.attention_factor, module.plan.attention_factor
+        if not math.isclose(held, declared, rel_tol=1e-4):
+            yield RuleMatch({"module": module.held.module, "held": held, "declared": declared})
 
 
-def _off(held: Holding, plan: Plan) -> float:
-    return float(np.abs(_shares(held, plan) - 1).max())
-
-
-def _uniform(held: Holding, plan: Plan) -> float | None:
-    """By what all pairs are faster than they should be, where it is one number; None where it is not, or is 1."""
-    shares = _shares(held, plan)
-    middle = float(np.median(shares))
-    alike = np.allclose(shares, middle, rtol=ROUNDED.get(held.dtype, 1e-4))
-    return middle if alike and abs(middle - 1) > ROUNDED.get(held.dtype, 1e-4) else None
-
-
-def _multiplied(held: Holding, plan: Plan) -> float | None:
-    """By what all pairs were multiplied, where even the first turns faster than a radian a token; else None."""
-    share = _uniform(held, plan)
-    return share if share is not None and share > 1 and held.inv_freq[0] > 1 + 1e-3 else None
-
-
-@rule(
-    "N01", "numeric", "error", "frequencies in the model that are not those its files declare",
-    "unsloth#6197, mlx-vlm#1710, mlxcel#1355: the scaling is parsed and never applied; fine when short",
-)  # fmt: skip
-def not_applied(built: Built) -> Iterator[Finding]:
-    for held, geometry, plan in built.pairs:
-        off = _off(held, plan)
-        if _uninitialised(held, plan) or off <= ROUNDED.get(held.dtype, EXACT) or _changed_after(built, held):
-            continue
-        if _multiplied(held, plan):
-            continue
-        shares = _shares(held, plan)
-        first = int(np.argmax(np.abs(shares - 1) > EXACT))
-        yield Finding(
-            symptom="short prompts look right, long ones are garbage",
-            measured={
-                "module": held.module, "layers": held.layer_type, "largest difference": off, "first wrong pair": first,
-                "there (held, declared)": (held.inv_freq[first], plan.inv_freq[first]),
-                "holds": recipe(_values(held), geometry, built.files),
-            },
-            cause=f"the file declares {_declared(built.files, held.layer_type)}; the module runs another recipe",
-            fix="load with a program that reads this rope_type, or set inv_freq from the config after loading",
-        )  # fmt: skip
-
-
-def _declared(files: Files, layer_type: str) -> str:
-    one = files.parameters[layer_type]
-    factor = f" factor {one['factor']:g}" if isinstance(one.get("factor"), (int, float)) else ""
-    return f"{one['rope_type']}{factor} over theta {one['rope_theta']:g}"
-
-
-def _changed_after(built: Built, held: Holding) -> bool:
-    """Whether the model's own config says now what its module does not hold, while the files say what it does."""
-    try:
-        now = native(geometry_of(built.model.config, built.files.trained)[held.layer_type])
-    except (ValueError, KeyError):
-        return False
-    return _off(held, now) > ROUNDED.get(held.dtype, 1e-4) and len(now.inv_freq) == len(held.inv_freq)
-
-
-@rule(
-    "N02", "numeric", "error", "a config that was changed after the model was built, with no effect",
-    "Soup#793, FastChat#2124: `long context enabled`, and inv_freq is byte-identical",
-)  # fmt: skip
-def changed_after(built: Built) -> Iterator[Finding]:
-    for held, geometry, plan in built.pairs:
-        if _off(held, plan) <= ROUNDED.get(held.dtype, EXACT) and _changed_after(built, held):
-            yield Finding(
-                symptom="a scaling was switched on, and long texts are as bad as before",
-                measured={
-                    "model.config says": geometry_words(built), "the module holds":
-                    recipe(_values(held), geometry, built.files),
-                },
-                cause="rotary modules read the config once, when they are built",
-                fix="change the config first, then from_pretrained(..., config=config)",
-            )  # fmt: skip
-
-
-def geometry_words(built: Built) -> str:
-    """What the model's own config declares now."""
-    declared = getattr(built.model.config.get_text_config(), "rope_parameters", None)
-    return str({key: value for key, value in dict(declared or {}).items() if not isinstance(value, list)})
-
-
-@rule(
-    "N03", "numeric", "error", "frequencies that were never initialised",
-    "hf#45902, torchtitan#4783: inv_freq is not in the checkpoint, and to_empty() leaves it as memory was",
-)  # fmt: skip
-def uninitialised(built: Built) -> Iterator[Finding]:
-    for held, _, plan in built.pairs:
-        wrong = _uninitialised(held, plan)
-        if wrong:
-            yield Finding(
-                symptom="loss or perplexity near random, and no error",
-                measured={
-                    "module": held.module, "inv_freq": wrong,
-                    "first four (held, declared)": (held.inv_freq[:4], plan.inv_freq[:4]),
-                },
-                cause="the buffer was made on the meta device and never computed",
-                fix="compute it anew: module.inv_freq = module.rope_init_fn(config, device)[0], or load with "
-                "from_pretrained",
-            )  # fmt: skip
-
-
-@rule(
-    "N04", "numeric", "warning", "an attention factor that is not the declared one",
-    "vllm#46280, vllm#48351: 1.4159 used where 1.0 is asked; YaRN (2309.00071), section 3.4",
-)  # fmt: skip
-def attention(built: Built) -> Iterator[Finding]:
-    for held, _, plan in built.pairs:
-        if not math.isclose(held.attention_factor, plan.attention_factor, rel_tol=1e-4):
-            yield Finding(
-                symptom="attention a little too sharp or too flat at every length",
-                measured={"module": held.module, "held": held.attention_factor, "declared": plan.attention_factor},
-                cause="cos and sin are multiplied by another factor than the config asks for; logits by its square",
-                fix=f"attention_factor: {plan.attention_factor:g} in the config, spelt so",
-            )
-
-
-@rule(
-    "N05", "numeric", "error", "frequencies held in half precision",
-    "hf#29285, DeepSpeed#5812, LlamaFactory#2483: model.to(torch.bfloat16) casts the buffer, from_pretrained does not",
-)  # fmt: skip
-def half_precision(built: Built) -> Iterator[Finding]:
-    for held, _, plan in built.pairs:
-        if held.dtype in ROUNDED:
+@measures("N05")
+def half_precision(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        if module.held.dtype in ROUNDED:
             far = built.files.target or built.files.limit or 0
-            values, wanted = _values(held), np.array(plan.inv_freq)
-            angle = np.abs((far * (values - wanted) + np.pi) % (2 * np.pi) - np.pi)
-            yield Finding(
-                symptom="good when short, worse the longer the text",
-                measured={
-                    "module": held.module, "dtype": held.dtype, "largest relative error": _off(held, plan),
-                    f"pairs off by more than 0.5 rad at {far:,}": f"{int((angle > 0.5).sum())} of {len(angle)}",
-                },
-                cause=".to(bfloat16) or .half() on the model casts its buffers too",
-                fix="from_pretrained(..., dtype=torch.bfloat16), which leaves inv_freq in float32; or restore it",
-            )  # fmt: skip
+            angle = far * (module.values - np.array(module.plan.inv_freq))
+            off = int((np.abs((angle + np.pi) % (2 * np.pi) - np.pi) > 0.5).sum())
+            measured = {
+                "module": module.held.module,
+                "dtype": module.held.dtype,
+                "largest relative error": module.difference,
+                f"pairs off by more than 0.5 rad at {far:,}": f"{off} of {len(angle)}",
+            }
+            yield RuleMatch(measured)
 
 
-@rule(
-    "N06", "numeric", "error", "all frequencies multiplied by one number: scaling the wrong way round",
-    "llama.cpp#2530, mlxcel#1324; the popular snippet that multiplies inv_freq by a scale and calls it dynamic NTK",
-)  # fmt: skip
-def wrong_way(built: Built) -> Iterator[Finding]:
-    for held, geometry, plan in built.pairs:
-        share = _multiplied(held, plan)
-        if share is None or _uninitialised(held, plan):
+@measures("N06")
+def wrong_way(built: Built) -> Iterator[RuleMatch]:
+    for module in built.modules:
+        share, geometry = module.multiplied, module.geometry
+        if share is None or module.uninitialised:
             continue
-        stretch, d = f"{share:g}", geometry.rotated
-        yield Finding(
-            symptom="worse from the first hundreds of tokens on; the usable context shrinks",
-            measured={
-                "module": held.module, "every pair faster by": share,
-                "context that looks like the trained one": round(geometry.trained_length / share),
-            },
-            cause=f"inv_freq was multiplied by {stretch}, and stretching divides. One factor for all pairs is linear "
-            "scaling (position interpolation: the same thing), not NTK: that changes theta, so that pair i is slowed "
-            "by factor^(2i/(d-2)), pair by pair and not layer by layer (all layers share one table); dynamic means by "
-            "the length at hand",
-            fix=f"linear: inv_freq / {stretch}; NTK: rope_theta {geometry.base * share ** (d / max(1, d - 2)):,.0f}, "
-            f"which is {geometry.base:g} x {stretch}^(d/(d-2)); or strategy=dynamic_ntk",
-        )  # fmt: skip
+        measured = {
+            "module": module.held.module,
+            "every pair faster by": share,
+            "context that looks like the trained one": round(geometry.trained_length / share),
+        }
+        theta = geometry.base * share ** (geometry.rotated / max(1, geometry.rotated - 2))
+        yield RuleMatch(measured, values={"share": share, "theta": theta, "base": geometry.base})
 
 
-@rule(
-    "N07", "numeric", "error", "a table of cosines with fewer rows than the target",
-    "vllm#56446, pegainfer#220: a 4096-row table and 40960 tokens admitted, silently",
-)  # fmt: skip
-def short_table(built: Built) -> Iterator[Finding]:
-    wanted = max(built.files.target or 0, built.files.limit or 0)
-    for held, _, _ in built.pairs:
-        if held.rows is not None and held.rows < wanted:
-            yield Finding(
-                symptom="an index error, an assertion on the device, or garbage from one position on",
-                measured={"module": held.module, "rows": held.rows, "tokens": wanted},
-                cause="cosines were computed ahead for fewer positions than are asked for",
-                fix=f"build the table for {wanted:,} positions (max_position_embeddings before the model is built)",
-            )
+@measures("N07")
+def short_table(built: Built) -> Iterator[RuleMatch]:
+    tokens = max(built.files.target or 0, built.files.limit or 0)
+    for module in built.modules:
+        rows = module.held.rows
+        if rows is not None and rows < tokens:
+            yield RuleMatch({"module": module.held.module, "rows": rows, "tokens": tokens})
 
 
-def recipe(values: Array, geometry: Geometry, files: Files) -> str:
-    """The known recipe that gives these frequencies, in words."""
-    speeds = values[values > 0]
-    if len(speeds) > 2:
-        steps = np.diff(np.log(speeds))
+def identify(values: Array, geometry: Geometry, files: Files) -> str:
+    """The known scaling that gives these frequencies, in words."""
+    positive = values[values > 0]
+    if len(positive) > 2:
+        steps = np.diff(np.log(positive))
         if np.allclose(steps, steps[0], rtol=1e-3):
-            base, first = math.exp(-steps[0] * geometry.rotated / 2), float(speeds[0])
-            told = f"plain frequencies of theta {_round(base):,.6g}"
+            # the base to the four digits that rounded frequencies are good for
+            base, first = float(f"{math.exp(-steps[0] * geometry.rotated / 2):.4g}"), float(positive[0])
             if abs(first - 1) < 1e-3:
-                return f"{told}, no scaling"
-            return f"linear scaling by {1 / first:.4g} over theta {_round(base):,.6g}"
+                return f"plain frequencies of theta {base:,.6g}, no scaling"
+            return f"linear scaling by {1 / first:.4g} over theta {base:,.6g}"
     for name, plan in _candidates(geometry, files):
         if len(plan.inv_freq) == len(values) and np.allclose(values, plan.inv_freq, rtol=1e-3):
             return name
-    return "no recipe that is known"
-
-
-def _round(base: float) -> float:
-    """A base read from rounded frequencies, to the four digits that they are good for."""
-    return float(f"{base:.4g}")
+    return "no known scaling"
 
 
 def _candidates(geometry: Geometry, files: Files) -> Iterator[tuple[str, Plan]]:
-    bases = dict.fromkeys([geometry.base, 1e4, 5e5, 1e6])
     lengths = dict.fromkeys(filter(None, [files.plain_length, files.limit, 8192, 4096]))
-    for base in bases:
+    for base in dict.fromkeys([geometry.base, 1e4, 5e5, 1e6]):
         for length in lengths:
             plain = Geometry(geometry.head_dim, base, length, geometry.partial)
             for kind in ("llama3", "yarn"):

@@ -1,10 +1,13 @@
-"""What the doctor knows: rules by id, each with what it looks for and where that is told; and what they find."""
+"""The doctor's rules: what they say (rules.yaml), the functions that measure for them, and what they find."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml  # type: ignore[import-untyped]
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
@@ -12,121 +15,135 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 Stage = Literal["static", "numeric", "behaviour", "cliff"]
 STAGES: dict[Stage, str] = {
     "static": "the files alone: config, tokenizer settings, GGUF header",
-    "numeric": "the model built: what its rotary modules really hold",
+    "numeric": "the built model: what its rotary modules really hold",
     "behaviour": "short forwards",
     "cliff": "long documents: NLL by position",
 }
-"""In the order in which they run, each dearer than the one before."""
+"""In the order in which they run, each more expensive than the one before."""
 
-Mend = Callable[[dict[str, Any]], None]
+Correction = Callable[[dict[str, Any]], None]
 """Corrects the language model's part of a config in place."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing found.
+class RuleMatch:
+    """What a rule measured where it applies.
 
-    symptom: what a user sees of it. measured: name -> the numbers that say so. cause, fix: a sentence each, the fix
-    with the exact values to write. id, level and source are the rule's, unless it says otherwise.
-    mend: the fix as a correction of the config, where it is mechanical.
+    measured: name -> the numbers to show; they also fill the rule's templates. case: one of the rule's cases, "" for
+    none. values: further numbers for the templates. correction: the fix, where it is mechanical.
     """
 
+    measured: Mapping[str, Any]
+    case: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    correction: Correction | None = None
+
+
+@dataclass(frozen=True)
+class RuleFinding:
+    """A rule that applies, in full. Texts as in rules.yaml, with their numbers filled in."""
+
+    id: str
+    level: Level
     symptom: str
     measured: Mapping[str, Any]
     cause: str
     fix: str
-    level: Level | Literal[""] = ""
-    source: str = ""
-    id: str = ""
-    mend: Mend | None = field(default=None, compare=False)
+    source: str
+    correction: Correction | None = field(default=None, compare=False)
 
     def plain(self) -> dict[str, Any]:
         """The finding as plain data."""
         names = ("id", "level", "symptom", "measured", "cause", "fix", "source")
-        return {name: getattr(self, name) for name in names} | {"mechanical": self.mend is not None}
-
-
-class NotJudged(Exception):
-    """Why a rule cannot say anything of this model."""
+        return {name: getattr(self, name) for name in names} | {"mechanical": self.correction is not None}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """judge: what there is to look at in its stage -> what is found, nothing where all is well.
-
-    looks_for: what is wrong where it finds something, for --rules.
-    """
+    """An entry of rules.yaml; its fields are explained there."""
 
     id: str
     stage: Stage
     level: Level
-    looks_for: str
+    title: str
     source: str
-    judge: Callable[[Any], Iterable[Finding]]
+    symptom: str = ""
+    cause: str = ""
+    fix: str = ""
+    cases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def finding(self, match: RuleMatch) -> RuleFinding:
+        """The rule's texts for what was measured. KeyError for a case or a number that is not there."""
+        case = self.cases[match.case] if match.case else {}
+        values = {**match.measured, **match.values}
+        symptom, cause, fix, source = (
+            case.get(name, getattr(self, name)).format_map(values) for name in ("symptom", "cause", "fix", "source")
+        )
+        level = cast(Level, case.get("level", self.level))
+        return RuleFinding(self.id, level, symptom, match.measured, cause, fix, source, match.correction)
 
 
-RULES: dict[str, Rule] = {}
+class NotJudged(Exception):
+    """Why a rule cannot say anything about this model."""
 
 
-def rule(
-    id: str, stage: Stage, level: Level, looks_for: str, source: str
-) -> Callable[[Callable[[Any], Iterable[Finding]]], Callable[[Any], Iterable[Finding]]]:
-    """Enter a function under an id, which no other has."""
+Measure = Callable[[Any], Iterable[RuleMatch]]
+"""What a stage looks at (Files, Built, Profile) -> where the rule applies; nothing where all is well."""
 
-    def enter(judge: Callable[[Any], Iterable[Finding]]) -> Callable[[Any], Iterable[Finding]]:
-        assert id not in RULES, f"two rules are called {id}"
-        RULES[id] = Rule(id, stage, level, looks_for, source, judge)
-        return judge
+_TEXTS = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
+RULES: dict[str, Rule] = {id: Rule(id, stage, **texts) for stage in STAGES for id, texts in _TEXTS[stage].items()}
+MEASURES: dict[str, Measure] = {}
 
-    return enter
+
+def measures(id: str) -> Callable[[Measure], Measure]:
+    """Register the function that measures for a rule."""
+
+    def register(measure: Measure) -> Measure:
+        assert id in RULES and id not in MEASURES, f"{id} is not in rules.yaml, or is measured twice"
+        MEASURES[id] = measure
+        return measure
+
+    return register
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What some rules said.
+class RuleVerdict:
+    """What some rules found. silent: ids of those that found nothing. unjudged: id -> why it could not be judged."""
 
-    silent: ids of those that found nothing. unjudged: id -> why it could not be judged.
-    """
-
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[RuleFinding, ...] = ()
     silent: tuple[str, ...] = ()
     unjudged: Mapping[str, str] = field(default_factory=dict)
 
-    def __add__(self, other: Verdict) -> Verdict:
-        return Verdict(self.findings + other.findings, self.silent + other.silent, {**self.unjudged, **other.unjudged})
+    def __add__(self, other: RuleVerdict) -> RuleVerdict:
+        return RuleVerdict(
+            self.findings + other.findings, self.silent + other.silent, {**self.unjudged, **other.unjudged}
+        )
 
     @property
     def worst(self) -> Level | None:
-        return next((level for level in LEVELS if any(found.level == level for found in self.findings)), None)
+        return next((level for level in LEVELS if any(finding.level == level for finding in self.findings)), None)
 
 
-def asked(stage: Stage, only: Collection[str] | None) -> list[Rule]:
-    """The rules of a stage; of those `only` names, by id or by stage, where it names any."""
-    return [one for one in RULES.values() if one.stage == stage and (not only or one.id in only or stage in only)]
+def select(stage: Stage, only: Collection[str] = ()) -> list[Rule]:
+    """The rules of a stage; if `only` names any, by id or by stage, those."""
+    return [rule for rule in RULES.values() if rule.stage == stage and (not only or rule.id in only or stage in only)]
 
 
-def judge(stage: Stage, subject: Any, only: Collection[str] | None = None) -> Verdict:
-    """Run a stage's rules on what there is to look at. A rule that fails is not judged, and takes no other with it."""
-    found: list[Finding] = []
-    silent, unjudged = [], {}
-    for one in asked(stage, only):
+def judge(stage: Stage, subject: Any, only: Collection[str] = ()) -> RuleVerdict:
+    """Run a stage's rules on what it looks at. A rule that fails is not judged; the others still are."""
+    verdict = RuleVerdict()
+    for rule in select(stage, only):
         try:
-            told = [
-                replace(f, id=one.id, level=f.level or one.level, source=f.source or one.source)
-                for f in one.judge(subject)
-            ]
+            findings = tuple(rule.finding(match) for match in MEASURES[rule.id](subject))
+            verdict += RuleVerdict(findings, () if findings else (rule.id,))
         except NotJudged as reason:
-            unjudged[one.id] = str(reason)
-            continue
-        except Exception as error:  # rules read what users' files hold, which nobody foresees: the others still judge
-            unjudged[one.id] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            continue
-        found += told
-        if not told:
-            silent.append(one.id)
-    return Verdict(tuple(found), tuple(silent), unjudged)
+            verdict += RuleVerdict(unjudged={rule.id: str(reason)})
+        except Exception as error:  # rules read what users' files hold, which nobody can foresee
+            message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            verdict += RuleVerdict(unjudged={rule.id: message})
+    return verdict
 
 
-def unjudged(stage: Stage, reason: str, only: Collection[str] | None = None) -> Verdict:
-    """A stage whose subject could not be had."""
-    return Verdict(unjudged={one.id: reason for one in asked(stage, only)})
+def unjudged(stages: Iterable[Stage], reason: str, only: Collection[str] = ()) -> RuleVerdict:
+    """Stages that have nothing to look at."""
+    return RuleVerdict(unjudged={rule.id: reason for stage in stages for rule in select(stage, only)})

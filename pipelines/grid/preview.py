@@ -1,4 +1,4 @@
-"""`ropewalk plan`: the grid that `ropewalk grid` would run, not run: what is done, to do, invalid; what it takes."""
+"""The preview of a grid: what is finished, to run and invalid, and what it takes. `ropewalk plan` shows it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.choices import estimate
-from pipelines.choices.config import Cluster, Workbench
+from pipelines.choices.config import Workbench
 from pipelines.choices.estimate import Load
 from pipelines.choices.sweep import Invalid, sorted_out, visible_gpus
 from pipelines.records.cells import Cell, distinct
 from pipelines.records.numbers import GIB, duration
 from pipelines.records.results import Store
+from pipelines.report import terminal
+from pipelines.track.launch import counted
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """A grid before it runs. Of cells with equal plan and text only the first is in done or todo.
+class Preview:
+    """A grid before it runs.
 
-    asked: choices on the command line, invalid ones among them. equal: those with the plan and text of another.
+    cells: combinations that were asked for, invalid ones among them. duplicates: those with the plan and text of
+    another; only the first of equal cells is in done or todo. loads: what the cells to run take, by model.
     workers: that share the time.
     """
 
-    asked: int
-    equal: int
+    cells: int
+    duplicates: int
     done: tuple[Cell, ...]
     todo: tuple[Cell, ...]
     invalid: tuple[Invalid, ...]
@@ -46,12 +48,8 @@ class Forecast:
         """Forwards of every cell to run: one a document, or a window of it."""
         return estimate.total(load.passes for load in self.loads)
 
-    @property
-    def exit_code(self) -> int:
-        return 2 if self.invalid else 0
 
-
-def of(choices: Sequence[Workbench], store: Store) -> Forecast:
+def preview_of(choices: Sequence[Workbench], store: Store) -> Preview:
     """What a grid of these choices would do. Nothing is written, and no model loads."""
     cells, invalid = sorted_out(choices)
     unique = distinct(cells)
@@ -60,84 +58,79 @@ def of(choices: Sequence[Workbench], store: Store) -> Forecast:
     invalid += [Invalid(cell.label, refused[cell.id]) for cell in cells if cell.id in refused]
     valid = [cell for cell in unique if cell.id not in refused]
     todo = tuple(cell for cell in valid if cell.id not in done)
-    return Forecast(
-        asked=len(choices),
-        equal=sum(cell.id not in refused for cell in cells) - len(valid),
+    cluster = choices[0].cluster
+    on_gpu = any(cell.device == "cuda" for cell in todo)
+    return Preview(
+        cells=len(choices),
+        duplicates=sum(cell.id not in refused for cell in cells) - len(valid),
         done=tuple(cell for cell in valid if cell.id in done),
         todo=todo,
         invalid=tuple(invalid),
         loads=tuple(estimate.loads(todo, work, store)),
-        workers=_workers(choices[0].cluster, todo),
+        workers=cluster.workers or (max(1, int(visible_gpus() / cluster.gpus_per_worker)) if on_gpu else 1),
     )
 
 
-def show(console: Console, planned: Forecast) -> None:
-    """The plan in a terminal: counts, what is invalid and why, a line a model, what to expect of memory."""
-    console.print(
-        f"{planned.asked} cell{'' if planned.asked == 1 else 's'} asked for: {planned.equal} with the plan and text of "
-        f"another, {len(planned.done)} finished before, {len(planned.todo)} to run, {len(planned.invalid)} invalid"
-    )
-    for choice in planned.invalid:
+def show(console: Console, preview: Preview) -> None:
+    """The preview in a terminal: counts, what is invalid and why, a line a model, what to expect of memory."""
+    counts = counted(preview.cells, preview.duplicates, len(preview.done), len(preview.todo))
+    console.print(f"{counts}, {len(preview.invalid)} invalid")
+    for choice in preview.invalid:
         console.print(f"invalid  {choice.label}\n         {choice.reason}")
-    if not planned.loads:
+    if not preview.loads:
         return
-    table = Table()
-    for number, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="right" if number else "left")
-    for load in planned.loads:
-        table.add_row(*_row(load))
-    console.print(table)
-    for load in planned.loads:
+    header = ("model", "dtype", "device", "cells", "passes", "tokens", "time", "weights", "peak", "of", "fits up to")
+    terminal.table(console, "", header, [_row(load) for load in preview.loads])
+    for load in preview.loads:
         if load.room_bytes and load.peak_bytes and load.peak_bytes > load.room_bytes:
             console.print(
                 f"{load.model} at {load.longest:,}: about {load.peak_bytes / GIB:.1f} GiB are needed and there are "
                 f"{load.room_bytes / GIB:.1f}: expect it to run out of memory; choose at most length={load.fits}"
             )
-    for load in planned.loads:
+    for load in preview.loads:
         console.print(f"{load.model}: {load.basis}")
-    if planned.seconds is not None:
-        shared = f"{planned.workers} workers" if planned.workers > 1 else "one worker"
-        console.print(f"about {duration(planned.seconds)} on {shared}, start and loading not counted")
+    if preview.seconds is not None:
+        workers = f"{preview.workers} workers" if preview.workers > 1 else "one worker"
+        console.print(f"about {duration(preview.seconds)} on {workers}, start and loading not counted")
 
 
-def as_json(planned: Forecast) -> str:
-    """The plan for a machine to read; null is what is not known. Bytes, seconds and tokens."""
+def as_json(preview: Preview) -> str:
+    """The preview for a machine to read; null is what is not known. Bytes, seconds and tokens."""
 
-    def named(cells: Iterable[Cell]) -> list[dict[str, str]]:
+    def plain(cells: Iterable[Cell]) -> list[dict[str, str]]:
         return [{"id": cell.id, "label": cell.label} for cell in cells]
 
     body: Mapping[str, Any] = {
-        "asked": planned.asked,
-        "equal": planned.equal,
-        "done": named(planned.done),
-        "todo": named(planned.todo),
-        "invalid": [asdict(choice) for choice in planned.invalid],
-        "passes": planned.passes,
-        "seconds": planned.seconds,
-        "workers": planned.workers,
-        "models": [asdict(load) for load in planned.loads],
+        "asked": preview.cells,
+        "equal": preview.duplicates,
+        "done": plain(preview.done),
+        "todo": plain(preview.todo),
+        "invalid": [asdict(choice) for choice in preview.invalid],
+        "passes": preview.passes,
+        "seconds": preview.seconds,
+        "workers": preview.workers,
+        "models": [asdict(load) for load in preview.loads],
     }
     return json.dumps(body, indent=1)
 
 
-_COLUMNS = ("model", "dtype", "device", "cells", "passes", "tokens", "time", "weights", "peak", "of", "fits up to")
-
-
 def _row(load: Load) -> list[str]:
-    def counted(value: int | None) -> str:
+    def count(value: int | None) -> str:
         return "not known" if value is None else f"{value:,}"
 
     def size(value: float | None) -> str:
         return "not known" if value is None else f"{value / GIB:.2f} GiB"
 
     time = "not known" if load.seconds is None else duration(load.seconds)
+    memory = map(size, (load.weight_bytes, load.peak_bytes, load.room_bytes))
     return [
-        load.model, load.dtype, load.device, f"{load.cells}", counted(load.passes), counted(load.tokens), time,
-        size(load.weight_bytes), size(load.peak_bytes), size(load.room_bytes), counted(load.fits),
-    ]  # fmt: skip
-
-
-def _workers(cluster: Cluster, cells: Sequence[Cell]) -> int:
-    if any(cell.device == "cuda" for cell in cells):
-        return cluster.workers or max(1, int(visible_gpus() / cluster.gpus_per_worker))
-    return cluster.workers or 1
+        load.model,
+        load.dtype,
+        load.device,
+        str(load.cells),
+        count(load.passes),
+        count(load.tokens),
+        time,
+        *memory,
+        count(load.fits),
+    ]

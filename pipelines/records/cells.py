@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rope.geometry import Plan, Plans
-from rope.pairwise import Pairwise, revived
+from rope.pairwise import Pairwise, plan_from_dict
 
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
@@ -159,7 +159,7 @@ class Cell:
         told = {name: _options(spec[name]) for name in ("options", "versions")}
         model = Model(**{**spec["model"], "shape": _options(spec["model"]["shape"])})
         task = Task(spec["task"]["name"], _options(spec["task"]["options"]))
-        plans = tuple((layers, revived(plan)) for layers, plan in spec["plans"])
+        plans = tuple((layers, plan_from_dict(plan)) for layers, plan in spec["plans"])
         plain = {name: value for name, value in spec.items() if name != "id"}
         return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
 

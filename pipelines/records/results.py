@@ -40,17 +40,14 @@ class Store:
     def read(self, cell_id: str) -> Result | None:
         """A cell's result, or None where there is none that is whole."""
         body = _read(self.cell(cell_id) / "result.json")
-        if body is None:
-            return None
-        body["result"]["series"] = {name: [tuple(p) for p in row] for name, row in body["result"]["series"].items()}
-        return Result(**body["result"])
+        return None if body is None else _result(body)
 
     def newest(self, count: int) -> Iterator[tuple[dict[str, Any], Result]]:
         """The last `count` cells that were written and finished, as (Cell.spec, Result), newest first."""
         files = sorted(self.root.glob("cells/*/result.json"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[:count]:
             body = _read(file)
-            if body is not None and (result := Result(**body["result"])).finished:
+            if body is not None and (result := _result(body)).finished:
                 yield body["cell"], result
 
     def save(self, cell: Cell, result: Result) -> Path:
@@ -89,6 +86,12 @@ class Store:
         for path in sorted(self.root.glob("sweeps/*/sweep.json")):
             if (sweep := _read(path)) is not None:
                 yield sweep
+
+
+def _result(body: dict[str, Any]) -> Result:
+    """The result in a result.json, whose series JSON turned from pairs into lists."""
+    series = {name: [tuple(point) for point in row] for name, row in body["result"]["series"].items()}
+    return Result(**{**body["result"], "series": series})
 
 
 def _write_checked(path: Path, body: dict[str, Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.choices.sweep import Sweep, trained_length
+from pipelines.choices.sweep import trained_length
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
 from pipelines.records.numbers import duration, number
@@ -46,10 +46,9 @@ class Shown:
 DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
 
 
-def show(console: Console, sweep: Sweep, results: Mapping[str, Result], store: Store) -> None:
-    """The end of a sweep: a table a model and task, what failed and where its log lies, and how to see it all."""
-    rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
-    for shown in tables(rows):
+def show(console: Console, rows: Results, compared: Sequence[Shown], store: Store) -> None:
+    """The end of a sweep: its tables, what failed and where its log lies, and how to see it all."""
+    for shown in compared:
         table(console, shown.title, shown.header, shown.rows)
         if shown.legend:
             console.print(shown.legend)
@@ -234,10 +233,10 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
     return dict(Counter(result.status for result in results))
 
 
-def markdown(results: Results) -> str:
+def markdown(compared: Sequence[Shown]) -> str:
     """Every table with its legend, and below it all its differences."""
     parts = []
-    for shown in tables(results):
+    for shown in compared:
         parts += [f"**{shown.title}**", _markdown(shown.header, shown.rows), shown.legend.replace("\n", "\n\n")]
         parts += [_markdown(DIFFERENCES, shown.differences)] if shown.differences else []
     return "\n\n".join(filter(None, parts)) + "\n"

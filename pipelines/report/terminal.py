@@ -10,6 +10,7 @@ from rich.table import Table
 
 # A log file has no width of its own; a table should not be folded there as on a narrow terminal.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+silent = Console(quiet=True)
 
 
 def table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:

@@ -45,7 +45,7 @@ class Session:
             return {}
         sweep = Sweep("published", tuple(cells), self.command)
         results = launch.run(sweep, self.store, lambda todo: pooled(todo, self.base.cluster), force=self.base.force)
-        return {result.cell_id: result for result in results}
+        return {cell.id: result for cell, result in results}
 
     def folder(self, *names: str) -> Path:
         """A folder of this store's mlruns/published, created where it is not there."""

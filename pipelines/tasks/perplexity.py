@@ -215,7 +215,7 @@ class PerplexityHalves:
     def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
         try:
             return KIND.forwards({**options, "part": part, "windows": "prefix"}, encode, length=length, limit=None)
-        except text.TooShort:
+        except text.TextTooShort:
             return 0
 
 

@@ -55,7 +55,7 @@ READ_AT_MOST = 10_000
 _DATA_SET = re.compile(r"hub:(?P<path>[^@:]+)(@(?P<split>[^@:]+))?(:(?P<field>[^@:]+))?")
 
 
-class TooShort(Refusal):
+class TextTooShort(Refusal):
     """A source holds no document that is long enough. needed: tokens that one must have."""
 
     def __init__(self, message: str, needed: int = 0) -> None:  # a default, so that it can be pickled
@@ -165,7 +165,7 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
                 return found
     if not found:
         message = _lacking(source, cut, longest, number + 1, seen)
-        raise Refusal(message) if seen else TooShort(message, cut.least)
+        raise Refusal(message) if seen else TextTooShort(message, cut.least)
     return sorted(found, key=lambda window: (window.document, window.start))
 
 

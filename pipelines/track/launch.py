@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rich.console import Console
+
 from pipelines import track
 from pipelines.choices import estimate
 from pipelines.choices.sweep import Sweep
@@ -14,45 +16,55 @@ from pipelines.models import load
 from pipelines.records.cells import Cell, Refusal, Result, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
-from pipelines.report import tables
-from pipelines.report.terminal import console
+from pipelines.report import tables, terminal
 from pipelines.tasks import registry
 from pipelines.workers.compute import Run, compute
 
 
-def run(sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False) -> list[Result]:
-    """The whole of one launch: the results of the sweep's cells, in their order.
+def run(
+    sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False, console: Console = terminal.console
+) -> list[tuple[Cell, Result]]:
+    """The whole of one launch: the sweep's cells with their results, in their order.
 
     Raises:
         Refusal: a model or a text is not what its cells need; nothing has run then.
+        KeyboardInterrupt: after Ctrl-C. What was finished is recorded and shown.
     """
     cells = distinct(sweep.cells)
     done = {} if force else store.recall(cell.id for cell in cells)
     todo = [cell for cell in cells if cell.id not in done]
-    asked, equal = len(sweep.cells), len(sweep.cells) - len(cells)
-    console.print(
-        f"{asked} cell{'s' if asked > 1 else ''} asked for: {equal} with the plan and text of another, "
-        f"{len(done)} finished before, {len(todo)} to run"
-    )
+    console.print(counted(len(sweep.cells), len(sweep.cells) - len(cells), len(done), len(todo)))
     with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
         aside.submit(track.warm)
         prepare(todo)
-    if todo and (told := estimate.sentence(todo, store)):
-        console.print(told)
+    if todo and (expected := estimate.sentence(todo, store)):
+        console.print(expected)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     with track.Tracker.open(sweep, store) as tracker:
         for cell in cells:
             if cell.id in done:
                 tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)
+        progress = _Progress(todo, console)
         try:
-            for cell, result in compute(todo, store, compute_cells, _Progress(todo), sweep.command_of, force=True):
+            for cell, result in compute(todo, store, compute_cells, progress, sweep.command_of, force=True):
                 results[cell.id] = result
                 tracker.record(sweep.bearing(cell.id), result, cached=False)
         finally:  # what there is after Ctrl-C is worth a table too
-            tracker.conclude([(cell, results[cell.id]) for cell in sweep.cells if cell.id in results])
-            tables.show(console, sweep, results, store)
-    return [results[cell.id] for cell in sweep.cells if cell.id in results]
+            if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
+                compared = tables.tables(rows)
+                tracker.conclude(rows, compared)
+                tables.show(console, rows, compared, store)
+                console.print(f"results: {store.root}")
+    return rows
+
+
+def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
+    """How many cells a grid has, and what becomes of them, in a line."""
+    return (
+        f"{cells} cell{'' if cells == 1 else 's'}: {duplicates} duplicate{'' if duplicates == 1 else 's'} "
+        f"(same plan and text), {done} finished before, {todo} to run"
+    )
 
 
 def prepare(cells: Sequence[Cell]) -> None:
@@ -62,9 +74,9 @@ def prepare(cells: Sequence[Cell]) -> None:
         Refusal: one line for each distinct reason.
     """
     refused = dict[str, None]()
-    asked = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
+    needed = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
     # Task by task: the text that one encodes is still remembered for the next length.
-    for model, task, length, limit, seed in sorted(asked, key=lambda row: (row[1].name, row[2])):
+    for model, task, length, limit, seed in sorted(needed, key=lambda row: (row[1].name, row[2])):
         try:
             registry.prepare(task, load.tokenizer(model), length=length, limit=limit, seed=seed)
         except Refusal as reason:
@@ -76,7 +88,8 @@ def prepare(cells: Sequence[Cell]) -> None:
 class _Progress:
     """A line a finished cell, with the time that the rest should take."""
 
-    def __init__(self, todo: Sequence[Cell]) -> None:
+    def __init__(self, todo: Sequence[Cell], console: Console = terminal.console) -> None:
+        self.console = console
         self.left = {cell.id: _work(cell) for cell in todo}
         self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
         self.start = time.monotonic()
@@ -88,7 +101,7 @@ class _Progress:
             self.seconds += result.cost["seconds"]
         number = f"{self.total - len(self.left):>{len(str(self.total))}}/{self.total}"
         eta = f"  left {duration(self.remaining())}" if self.left and self.spent else ""
-        console.print(f"{number}  {line(cell, result)}{eta}")
+        self.console.print(f"{number}  {line(cell, result)}{eta}")
         sys.stdout.flush()
 
     def remaining(self) -> float:

@@ -70,8 +70,11 @@ class Tracker:
         self.client.log_artifact(run, str(self.store.cell(cell.id) / "result.json"))
         self.client.set_terminated(run, "FINISHED" if result.finished else "FAILED", end)
 
-    def conclude(self, results: Sequence[tuple[Cell, Result]]) -> None:
-        """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
+    def conclude(self, results: Sequence[tuple[Cell, Result]], compared: Sequence[tables.Shown]) -> None:
+        """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves.
+
+        compared: the tables of these results.
+        """
         counts = tables.counts([result for _, result in results])
         for status, count in counts.items():
             self.client.log_metric(self.parent, f"cells/{status}", count)
@@ -81,7 +84,7 @@ class Tracker:
                 self.parent, "mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items())
             )
         self.client.log_dict(self.parent, self.sweep.spec(), "sweep.json")
-        self.client.log_text(self.parent, tables.markdown(results), "tables.md")
+        self.client.log_text(self.parent, tables.markdown(compared), "tables.md")
         with tempfile.TemporaryDirectory() as folder:
             for figure in tables.figures(results, Path(folder)):
                 self.client.log_artifact(self.parent, str(figure), "figures")

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,35 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, Status
 from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
-from rope.attention import Regions
-from rope.pairwise import by_regions
+from rope.attention import RegionAttention
+from rope.pairwise import replaces_attention
 from rope.patch import patched
 
 
-def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
+def loaded(cell: Cell) -> LongLM:
+    """The cell's model from its files, as lm-eval sees it; the last one stays in memory."""
+    model = load.model(cell.model, cell.dtype, cell.device)
+    tokenizer = load.tokenizer(cell.model)
+    return LongLM(model, tokenizer, max_length=cell.length, folder=load.materialise(cell.model))
+
+
+def evaluate(cells: Iterable[Cell], model_of: Callable[[Cell], LongLM] = loaded) -> Iterator[Result]:
     """Run cells one after another and yield each Result as it is there.
 
     The model stays loaded between cells that share it; the plan is put in afresh for every cell and taken out again,
     so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
+
+    model_of: the model of a cell, where it does not come from files.
     """
     for cell in cells:
-        yield _result(cell)
+        yield _result(cell, model_of)
 
 
-def _result(cell: Cell) -> Result:
+def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
     start = time.perf_counter()
     memory = _Memory(cell.device)
     try:
-        lm = _lm(cell)
+        lm = model_of(cell)
         made = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
@@ -69,12 +78,6 @@ def _result(cell: Cell) -> Result:
         },
         provenance=made,
     )
-
-
-def _lm(cell: Cell) -> LongLM:
-    model = load.model(cell.model, cell.dtype, cell.device)
-    tokenizer = load.tokenizer(cell.model)
-    return LongLM(model, tokenizer, max_length=cell.length, folder=load.materialise(cell.model))
 
 
 @contextlib.contextmanager
@@ -121,8 +124,8 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
         # The model's own, in whose place a plan of regions attends: that is the strategy, and two such results compare.
         "attention": getattr(lm.model.config, "_attn_implementation", None),
         **(
-            {"attends": f"regions of the plan{'' if Regions.fuses else ', without kernels'}"}
-            if by_regions(cell.plans)
+            {"attends": f"regions of the plan{'' if RegionAttention.can_fuse else ', without kernels'}"}
+            if replaces_attention(cell.plans)
             else {}
         ),
     }

@@ -1,68 +1,56 @@
-"""A strategy in the words of inference engines, and those words read back: one file an engine.
+"""A strategy as inference engines take it: one file per engine.
 
-to_ENGINE(config, strategy, options, geometries, length) -> Deployment (to_transformers and to_transformers_v4 give
-config.json itself); from_ENGINE(words, config) -> {layer type: Declared}, whose `plan(length)` is what the engine would
-compute. What an engine cannot express is refused (Unsayable, a ValueError) with the nearest that it can.
+An engine's file has ENGINE, the name that a user gives; deploy(ScalingRequest) -> Deployment; and
+read_back(Deployment, config) -> {layer type: DeclaredScaling}, whose `plan(length)` is what the engine computes. What
+an engine cannot run is refused (Unsupported, a ValueError) with the closest supported alternative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from rope.config import Declared, geometry_of
+from rope.config import DeclaredScaling, geometry_of
 from rope.dialects import exllama, llama_cpp, sglang, transformers_v4, transformers_v5, vllm
-from rope.dialects.exllama import from_exllama, to_exllama
-from rope.dialects.llama_cpp import from_llama_cpp, to_llama_cpp
-from rope.dialects.sglang import from_sglang, to_sglang
-from rope.dialects.transformers_v4 import to_transformers_v4
+from rope.dialects.deployment import Config, Deployment, ScalingRequest, Unsupported
+from rope.dialects.llama_cpp import from_llama_cpp
 from rope.dialects.transformers_v5 import to_transformers
-from rope.dialects.vllm import from_vllm, to_vllm
-from rope.dialects.words import Deployment, Unsayable, Words
-from rope.strategies import EVERY, STRATEGIES, options_of
+from rope.geometry import ALL_LAYERS, Geometry
+from rope.strategies import STRATEGIES, options_of, required_options
 
 __all__ = [
     "ENGINES",
-    "Declared",
+    "DeclaredScaling",
     "Deployment",
-    "Unsayable",
-    "Words",
+    "Engine",
+    "Unsupported",
     "deploy",
-    "from_exllama",
     "from_llama_cpp",
-    "from_sglang",
-    "from_transformers",
-    "from_transformers_v4",
-    "from_vllm",
     "support",
     "support_table",
-    "to_exllama",
-    "to_llama_cpp",
-    "to_sglang",
     "to_transformers",
-    "to_transformers_v4",
-    "to_vllm",
 ]
 
-from_transformers = transformers_v5.declared
-from_transformers_v4 = transformers_v4.declared
 
-ENGINES: dict[str, Callable[..., Deployment]] = {
-    "transformers": transformers_v5.deploy,
-    transformers_v4.ENGINE: transformers_v4.deploy,
-    vllm.ENGINE: to_vllm,
-    sglang.ENGINE: to_sglang,
-    llama_cpp.ENGINE: to_llama_cpp,
-    exllama.ENGINE: to_exllama,
+class Engine(Protocol):
+    """A module of this folder that is an engine's."""
+
+    ENGINE: str
+
+    def deploy(self, request: ScalingRequest) -> Deployment: ...
+
+    def read_back(self, deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]: ...
+
+
+ENGINES: dict[str, Engine] = {
+    engine.ENGINE: engine for engine in (transformers_v5, transformers_v4, vllm, sglang, llama_cpp, exllama)
 }
-"""(config, strategy, options, geometries, length) -> Deployment, by the name that a user gives."""
+"""The engines by the name that a user gives."""
 
 EXAMPLE = {"model_type": "llama", "head_dim": 64, "rope_theta": 10_000.0, "max_position_embeddings": 4096}
-"""The checkpoint on which `support` asks: a plain Llama."""
+"""The checkpoint of `support`: a plain Llama."""
 
 EXAMPLE_LENGTH = 16_384
-LISTS = {"longrope": ("long_factor",), "factors": ("factors",)}
-"""Strategies that cannot be without a list, and the options that take it."""
 
 
 def deploy(
@@ -70,43 +58,48 @@ def deploy(
     config: Any,
     strategy: str,
     options: Mapping[str, Any],
-    geometries: Mapping[str, Any],
+    geometries: Mapping[str, Geometry],
     length: int,
 ) -> Deployment:
-    """A strategy in one engine's words.
+    """A strategy as one engine takes it.
+
+    Args:
+        engine: a key of ENGINES.
+        config: the checkpoint's config.json as a mapping, or its config object; not changed.
+        strategy: name or alias, as in rope.strategies.plan.
+        options: the strategy's options.
+        geometries: by layer type, as rope.config.geometry_of gives them.
+        length: tokens of context; at least 2.
 
     Raises:
-        ValueError: an unknown engine, or what the engine's function refuses.
+        Unsupported: a plan that this engine cannot run, with the closest supported alternative.
+        ValueError: an unknown engine, or what rope.strategies.plan refuses.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine: {engine!r}; engines: {', '.join(ENGINES)}")
-    return ENGINES[engine](config, strategy, options, geometries, length)
+    return ENGINES[engine].deploy(ScalingRequest(engine, config, strategy, options, geometries, length))
 
 
 def support(strategy: str, engine: str) -> Deployment | None:
-    """How an engine says a strategy with its published defaults on a plain Llama; None where it cannot."""
+    """How an engine runs a strategy with its published defaults on a plain Llama; None where it cannot."""
     geometries = geometry_of(EXAMPLE)
-    pairs = geometries["all"].pairs
-    lists: Words = {name: [1.0 + 3.0 * pair / (pairs - 1) for pair in range(pairs)] for name in LISTS.get(strategy, ())}
+    options: Config = required_options(strategy, geometries[ALL_LAYERS].pairs)
     if "layers" in options_of(strategy):
-        lists["layers"] = {"0": 2.0}
+        options["layers"] = {"0": 2.0}
     try:
-        return deploy(engine, EXAMPLE, strategy, lists, geometries, EXAMPLE_LENGTH)
-    except Unsayable:
+        return deploy(engine, EXAMPLE, strategy, options, geometries, EXAMPLE_LENGTH)
+    except Unsupported:
         return None
 
 
 def support_table() -> str:
-    """README's table of strategies x engines, in markdown: what each engine calls a strategy, `-` where it has no word.
+    """README's table of strategies x engines, in markdown: what each engine calls a strategy, `-` where it cannot.
 
-    An asterisk marks a plan that is of one length, the strategy having others at others.
+    An asterisk marks the plan of one length, where the strategy has others at other lengths.
     """
     rows = [["strategy", *ENGINES], ["---"] * (1 + len(ENGINES))]
-    for strategy in dict.fromkeys([*STRATEGIES, *EVERY]):
-        found = [support(strategy, engine) for engine in ENGINES]
-        rows.append([f"`{strategy}`", *("-" if one is None else _cell(one) for one in found)])
+    for strategy in STRATEGIES:
+        deployments = [support(strategy, engine) for engine in ENGINES]
+        cells = (f"{it.name}{'*' if it.notes else ''}" if it else "-" for it in deployments)
+        rows.append([f"`{strategy}`", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cell(one: Deployment) -> str:
-    return f"{one.name}{'*' if one.notes else ''}"

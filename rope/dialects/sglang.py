@@ -1,114 +1,117 @@
-"""A plan in the words of SGLang: `--json-model-override-args` over config.json, and `--context-length`; and back.
+"""SGLang: `--json-model-override-args` over config.json, and `--context-length`.
 
-Read in SGLang 0.5.23, srt/layers/rotary_embedding and srt/utils/hf_transformers. Its override of rope_scaling is merged
+As in SGLang 0.5.23, srt/layers/rotary_embedding and srt/utils/hf_transformers. Its override of rope_scaling is merged
 into what the checkpoint declares, under transformers v4 and v5 alike. It differs from transformers: nothing follows the
 length of a sequence; yarn takes no attention_factor but an attn_factor, which multiplies its own; longrope takes its
 attention factor from short_mscale and long_mscale, and where it switches lists, at the original length, it rotates the
-token at that very place as if it were the first: so its original length is put past all that is served.
+token at that very place as if it were the first: so its original length is set past all that is served.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rope.config import LENGTH_KEYS, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.transformers_v5 import config_with, overriding, words_of
-from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of, only
-from rope.geometry import ALL_LAYERS, Geometry
+from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
+from rope.dialects.transformers_v5 import override_deployment, parameters_for, patched_config
+from rope.geometry import ALL_LAYERS
 from rope.strategies.ramps import mscale_of
 
 ENGINE = "sglang"
+OVERRIDES, LENGTH = "--json-model-override-args", "--context-length"
 
 
-def to_sglang(
-    config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> Deployment:
-    """What `python -m sglang.launch_server --model-path MODEL` takes after the model, and the config.json to the same.
+def deploy(request: ScalingRequest) -> Deployment:
+    """What `python -m sglang.launch_server --model-path MODEL` takes after the model, and the equivalent config.json.
 
-    A dynamic strategy becomes its plan at `length`. Arguments and refusals as of rope.dialects.to_transformers.
+    A dynamic strategy becomes its plan at the requested length.
 
     Raises:
-        ValueError: what to_transformers refuses, several layer types, or a proportional scaling that would change.
+        ValueError: what transformers_v5.deploy refuses, several layer types, or a change to a proportional scaling.
     """
-    cases, own = cases_of(ENGINE, config, strategy, options, geometries, length)
-    case = only(ENGINE, cases)
-    patched = config_with(config, cases, own, words_of_sglang)
+    scaling = request.only_scaling
+    patched = patched_config(request, sglang_parameters)
     text: Any = text_config(patched)
-    words = text["rope_parameters"]
+    parameters = text["rope_parameters"]
     key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
-    overrides: Words = {}
-    if not case.native or rope_parameters(config) != rope_parameters(patched):
-        overrides["rope_scaling"] = words
-        if words["rope_theta"] != case.own["rope_theta"]:
-            overrides["rope_theta"] = words["rope_theta"]  # where SGLang on transformers v4 looks for it
-    if text_config(config).get(key) != text[key]:
+    overrides: Config = {}
+    if not scaling.native or request.declared != rope_parameters(patched):
+        overrides["rope_scaling"] = parameters
+        if parameters["rope_theta"] != scaling.declared["rope_theta"]:
+            overrides["rope_theta"] = parameters["rope_theta"]  # where SGLang on transformers v4 looks for it
+    if text_config(request.config).get(key) != text[key]:
         overrides[key] = text[key]
-    flags = ("--json-model-override-args", "--context-length")
-    return overriding(ENGINE, "SGLang", patched, cases, overrides, flags, length)
+    return override_deployment(request, "SGLang", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
 
 
-def words_of_sglang(case: Case) -> Words:
+def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
+    """What SGLang computes with the deployment's arguments over the checkpoint's own config."""
+    arguments = dict(zip(deployment.arguments[::2], deployment.arguments[1::2], strict=True))
+    return read_overrides(json.loads(arguments.get(OVERRIDES, "{}")), config)
+
+
+def sglang_parameters(scaling: LayerScaling) -> Config:
     """The rope parameters of the one layer type."""
-    if case.own["rope_type"] == "proportional" and not case.native:
-        raise Unsayable(
-            f"SGLang rotates Gemma 4's proportional layers by a rule of its own, which takes no {case.strategy}; the "
-            "nearest is --to transformers"
+    if scaling.declared["rope_type"] == "proportional" and not scaling.native:
+        raise Unsupported(
+            f"SGLang does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of "
+            "its own; the closest supported alternative is --to transformers"
         )
-    words = words_of(case if case.native else case.settled)
-    if words["rope_type"] == "yarn" and not case.native:
+    parameters = parameters_for(scaling if scaling.native else scaling.static)
+    attention = scaling.plan.attention_factor
+    if parameters["rope_type"] == "yarn" and not scaling.native:
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
-            words.pop(name, None)
-        times = case.plan.attention_factor / mscale_of(words["factor"], 1.0)
-        if abs(times - 1) > 1e-12:
-            words["attn_factor"] = times
-    elif words["rope_type"] == "longrope" and not case.native:
-        words |= {"short_mscale": case.plan.attention_factor, "long_mscale": case.plan.attention_factor}
-        words["original_max_position_embeddings"] = max(case.length, case.geometry.trained_length)
-    return words
+            parameters.pop(name, None)
+        multiplier = attention / mscale_of(parameters["factor"], 1.0)
+        if abs(multiplier - 1) > 1e-12:
+            parameters["attn_factor"] = multiplier
+    elif parameters["rope_type"] == "longrope" and not scaling.native:
+        parameters |= {"short_mscale": attention, "long_mscale": attention}
+        parameters["original_max_position_embeddings"] = max(scaling.length, scaling.geometry.trained_length)
+    return parameters
 
 
-def from_sglang(overrides: Mapping[str, Any], config: Any) -> dict[str, Declared]:
-    """The strategy that `--json-model-override-args` over a checkpoint's config comes to in SGLang.
+def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, DeclaredScaling]:
+    """The strategy that SGLang runs with `--json-model-override-args` over a checkpoint's config.
 
     Raises:
-        ValueError: parameters that are not known.
+        ValueError: unknown parameters.
     """
-    merged = copy.deepcopy(dict(config if isinstance(config, Mapping) else config.to_dict()))
+    merged = copy.deepcopy(as_mapping(config))
     text: Any = text_config(merged)
     inner = dict(overrides.get("text_config", overrides) if text is not merged else overrides)
-    words: Words = dict(rope_parameters(merged)[ALL_LAYERS] or {})
+    parameters: Config = dict(rope_parameters(merged)[ALL_LAYERS] or {})
     for key in ("rope_parameters", "rope_scaling"):
-        words |= copy.deepcopy(inner.pop(key, {}))
+        parameters |= copy.deepcopy(inner.pop(key, {}))
     for key in ("rope_scaling", "rope_theta"):
         text.pop(key, None)
     text.update({key: value for key, value in inner.items() if key != "rope_theta"})
-    rope_type, plain = words["rope_type"], {"rope_type": "default", "rope_theta": words["rope_theta"]}
+    rope_type = parameters["rope_type"]
     if rope_type == "dynamic":
-        factor = words.get("factor", 1.0)
-        alpha = float(words.get("alpha", factor * factor - (factor - 1)))
-        found = _read(text, plain, words)
-        return {ALL_LAYERS: replace(found, strategy="ntk", options={"factor": alpha}) if alpha > 1 else found}
-    found = _read(text, words, words)
-    if rope_type == "yarn" and found.strategy == "yarn":
-        mscales = {name: words[name] for name in ("mscale", "mscale_all_dim") if words.get(name)}
-        own = replace(found, options={**_shape_of(found), **mscales}).plan(found.geometry.trained_length)
-        attention = {"attention_factor": own.attention_factor * words.get("attn_factor", 1.0)}
-        found = replace(found, options={**_shape_of(found), **attention})
+        plain = _as_transformers(text, {"rope_type": "default", "rope_theta": parameters["rope_theta"]}, parameters)
+        factor = parameters.get("factor", 1.0)
+        alpha = float(parameters.get("alpha", factor * factor - (factor - 1)))
+        return {ALL_LAYERS: replace(plain, strategy="ntk", options={"factor": alpha}) if alpha > 1 else plain}
+    scaling = _as_transformers(text, parameters, parameters)
+    if rope_type == "yarn" and scaling.strategy == "yarn":
+        mscales = {name: parameters[name] for name in ("mscale", "mscale_all_dim") if parameters.get(name)}
+        ramp = {
+            name: value for name, value in scaling.options.items() if "attention" not in name and "scale" not in name
+        }
+        own = replace(scaling, options=ramp | mscales).plan(scaling.geometry.trained_length)
+        attention = own.attention_factor * parameters.get("attn_factor", 1.0)
+        scaling = replace(scaling, options=ramp | {"attention_factor": attention})
     if rope_type == "longrope":
-        scales: Words = {name: words[name] for name in ("short_mscale", "long_mscale") if name in words}
-        found = replace(found, options={**found.options, "attention_factor": None, **scales})
-    return {ALL_LAYERS: found}
+        scales: Config = {name: parameters[name] for name in ("short_mscale", "long_mscale") if name in parameters}
+        scaling = replace(scaling, options={**scaling.options, "attention_factor": None, **scales})
+    return {ALL_LAYERS: scaling}
 
 
-def _shape_of(found: Declared) -> Words:
-    """Options of yarn that say nothing of attention."""
-    return {name: found.options[name] for name in found.options if "scale" not in name and name != "attention_factor"}
-
-
-def _read(text: Mapping[str, Any], words: Words, share: Words) -> Declared:
-    """What transformers would read in these words."""
-    partial = {"partial_rotary_factor": share["partial_rotary_factor"]} if "partial_rotary_factor" in share else {}
-    return declared_in({**text, "rope_parameters": {**partial, **words}})[ALL_LAYERS]
+def _as_transformers(text: Mapping[str, Any], changed: Config, parameters: Config) -> DeclaredScaling:
+    """What transformers reads in these parameters, with the partial rotation of `parameters`."""
+    share = {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
+    return declared_scalings({**text, "rope_parameters": share | changed})[ALL_LAYERS]

@@ -1,7 +1,7 @@
-"""A plan in the words of transformers v4: `rope_theta` and `rope_scaling` in config.json; and back.
+"""Transformers v4: `rope_theta` and `rope_scaling` in config.json.
 
-transformers v5 reads these too, so a file in these words serves both; v4 takes rope_parameters for nothing and goes on
-with a theta of 10000 and no scaling.
+transformers v5 reads these too, so one file serves both; v4 ignores rope_parameters, and runs such a file with a theta
+of 10000 and no scaling.
 """
 
 from __future__ import annotations
@@ -9,58 +9,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rope.config import Declared, declared_in, text_config
-from rope.dialects.transformers_v5 import LEGACY_KEYS, as_deployment, config_with, words_of
-from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of
-from rope.geometry import ALL_LAYERS, Geometry
+from rope.config import DeclaredScaling, declared_scalings, text_config
+from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported
+from rope.dialects.transformers_v5 import config_deployment, parameters_for, patched_config
+from rope.geometry import ALL_LAYERS
 
 ENGINE = "transformers-v4"
 
 FLAT = frozenset({"gemma3_text", "olmo3"})
 """model_type of families whose v4 config gives the scaling of full-attention layers flat, the others having none."""
 
-UNKNOWN = frozenset({"proportional"})
-"""Values of rope_type that came with v5."""
+NEW_IN_V5 = frozenset({"proportional"})
+"""Values of rope_type that v4 does not know."""
 
 
-def to_transformers_v4(
-    config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> Words:
+def deploy(request: ScalingRequest) -> Deployment:
     """config.json with which transformers v4 (and v5) runs a strategy: rope_theta, rope_scaling, no rope_parameters.
 
-    Everything else is as rope.dialects.to_transformers has it.
-
     Raises:
-        ValueError: what to_transformers refuses, a rope_type that v4 does not know, or layer types of which v4 has no
-            notion.
+        ValueError: what transformers_v5.deploy refuses, a rope_type that v4 does not know, or layer types in a family
+            where v4 has none.
     """
-    return _patched(config, *cases_of(ENGINE, config, strategy, options, geometries, length))
+    return config_deployment(ENGINE, request, v4_config(request))
 
 
-def deploy(
-    config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> Deployment:
-    """to_transformers_v4 as a deployment: config.json is all that is needed."""
-    cases, own = cases_of(ENGINE, config, strategy, options, geometries, length)
-    return as_deployment(ENGINE, _patched(config, cases, own), cases)
+def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
+    """What transformers v4 computes, by layer type; it does not look at rope_parameters."""
+    known = {key: value for key, value in text_config(deployment.config).items() if key != "rope_parameters"}
+    return declared_scalings(known)
 
 
-def _patched(config: Any, cases: Mapping[str, Case], own: Mapping[str, Words | None]) -> Words:
-    result = config_with(config, cases, own, words_of)
+def v4_config(request: ScalingRequest) -> Config:
+    """config.json for transformers v4; ValueError as `deploy`."""
+    scalings = request.scalings
+    result = patched_config(request, parameters_for)
     text: Any = text_config(result)
     declared = text.pop("rope_parameters")
-    if ALL_LAYERS not in own:
-        local, declared = _by_layer_type(cases, declared)
+    if ALL_LAYERS not in request.declared:
+        local, declared = _by_layer_type(scalings, declared)
         if text.get("model_type") == "gemma3_text":
             text["rope_local_base_freq"] = local["rope_theta"]
-    if declared["rope_type"] in UNKNOWN:
-        raise Unsayable(
-            f"{ENGINE} does not know rope_type {declared['rope_type']!r}, which came with v5; the nearest is --to "
-            "transformers"
+    if declared["rope_type"] in NEW_IN_V5:
+        raise Unsupported(
+            f"{ENGINE} does not support rope_type {declared['rope_type']!r}, which is new in v5; the closest supported "
+            "alternative is --to transformers"
         )
     if declared["rope_type"] == "longrope":
         # v4 looks for the original length beside rope_scaling, and takes an attention factor from it and the new one
-        plan = cases.get(ALL_LAYERS, cases.get("full_attention", next(iter(cases.values())))).plan
+        plan = scalings.get(ALL_LAYERS, scalings.get("full_attention", next(iter(scalings.values())))).plan
         text["original_max_position_embeddings"] = declared["original_max_position_embeddings"]
         declared["attention_factor"] = plan.attention_factor
     text["rope_theta"] = declared.pop("rope_theta")
@@ -70,21 +66,14 @@ def _patched(config: Any, cases: Mapping[str, Case], own: Mapping[str, Words | N
     return result
 
 
-def declared(config: Any) -> dict[str, Declared]:
-    """The strategy that a v4 config.json names, by layer type; rope_parameters are not looked at."""
-    text = text_config(config)
-    known = {key: value for key, value in text.items() if key != "rope_parameters"}
-    return declared_in(known | ({} if any(key in known for key in LEGACY_KEYS) else {"rope_theta": 10_000.0}))
-
-
-def _by_layer_type(cases: Mapping[str, Case], declared: Words) -> tuple[Words, Words]:
-    """The parameters of the sliding layers, which v4 takes for plain, and of the full ones."""
-    text = next(iter(cases.values())).text
-    flat = text.get("model_type") in FLAT and set(declared) == {"sliding_attention", "full_attention"}
+def _by_layer_type(scalings: Mapping[str, LayerScaling], declared: Config) -> tuple[Config, Config]:
+    """The parameters of the sliding layers, which are plain in v4, and of the full-attention ones."""
+    family = next(iter(scalings.values())).text.get("model_type", "model")
+    flat = family in FLAT and set(declared) == {"sliding_attention", "full_attention"}
     local = declared["sliding_attention"] if flat else {}
     if local.get("rope_type") != "default":
-        raise Unsayable(
-            f"{ENGINE} has no words for layer types ({', '.join(declared)}) in a {text.get('model_type', 'model')}; "
-            "the nearest is --to transformers"
+        raise Unsupported(
+            f"{ENGINE} does not support layer types ({', '.join(declared)}) in a {family}; the closest supported "
+            "alternative is --to transformers"
         )
     return local, dict(declared["full_attention"])

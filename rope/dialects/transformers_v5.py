@@ -1,4 +1,4 @@
-"""A plan in the words of transformers v5: `rope_parameters` in config.json, as plain data; and back."""
+"""Transformers v5: `rope_parameters` in config.json, as plain data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rope.config import LENGTH_KEYS, RUNTIME, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.words import Case, Deployment, Unsayable, Words, as_json, cases_of, running_note
+from rope.config import LENGTH_KEYS, RUNTIME, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.dialects.deployment import (
+    Config,
+    Deployment,
+    LayerScaling,
+    ScalingRequest,
+    Unsupported,
+    as_mapping,
+    to_json,
+)
 from rope.geometry import ALL_LAYERS, Geometry
 
 ENGINE = "transformers"
 
 LONGROPE_ONLY = frozenset({"phi3", "phi4_multimodal"})
-"""model_type of families whose config knows no scaling but longrope, and takes yarn for a misspelling of it."""
+"""model_type of families whose config takes no scaling but longrope, and mistakes yarn for a misspelling of it."""
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base")
 """Keys of transformers v4 that rope_parameters replaces."""
@@ -24,18 +32,18 @@ SCALING_KEYS = frozenset(
     | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"}
     | {"short_factor", "long_factor", "short_mscale", "long_mscale"}
 )
-"""Rope parameters that belong to one scaling; all others (a partial rotation, multimodal sections) outlive it."""
+"""Rope parameters that belong to one scaling; others (a partial rotation, multimodal sections) stay under another."""
 
 
 def to_transformers(
     config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> dict[str, Any]:
+) -> Config:
     """config.json with which a plain transformers `from_pretrained` runs a strategy: v5 rope_parameters, no v4 keys.
 
     linear, yarn, llama3 and dynamic_ntk keep their names; ntk becomes a larger rope_theta; by_parts is yarn without
-    attention factor (index) or llama3 (rotations); whatever has no name of its own, as all that acts on top of a
-    scaling the checkpoint declares, becomes a longrope whose two lists are both this plan. Where a plan is the native
-    one, the checkpoint's own parameters stay; only a declared dynamic scaling is then dropped, being no part of a plan.
+    attention factor (index) or llama3 (rotations); everything else, and everything on top of a scaling that the
+    checkpoint declares, becomes a longrope whose two lists are both this plan. Where a plan is the native one, the
+    checkpoint's own parameters stay; only a declared dynamic scaling is then dropped, being no part of a plan.
 
     max_position_embeddings grows to what is served. dynamic_ntk alone leaves it at the trained length, as transformers
     measures the growth of a sequence by it; with it, a forward of exactly `length` tokens has exactly this plan.
@@ -50,186 +58,179 @@ def to_transformers(
     Raises:
         ValueError: what rope.strategies.plan refuses, geometries of other layer types than the config's, a plan that
             changes attention itself, or one that would have to be a longrope in a model whose heads differ by layer,
-            where transformers refuses that.
+            which transformers refuses.
     """
-    cases, own = cases_of(ENGINE, config, strategy, options, geometries, length)
-    return config_with(config, cases, own, words_of)
+    return patched_config(ScalingRequest(ENGINE, config, strategy, options, geometries, length), parameters_for)
 
 
-def deploy(
-    config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> Deployment:
-    """to_transformers as a deployment: config.json is all that is needed."""
-    cases, own = cases_of(ENGINE, config, strategy, options, geometries, length)
-    return as_deployment(ENGINE, config_with(config, cases, own, words_of), cases)
+def deploy(request: ScalingRequest) -> Deployment:
+    """The config.json of to_transformers, which is all that transformers needs."""
+    return config_deployment(ENGINE, request, patched_config(request, parameters_for))
 
 
-def declared(config: Any) -> dict[str, Declared]:
-    """The strategy that a config.json names, by layer type: transformers reads nothing else."""
-    return declared_in(config)
+def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
+    """What transformers computes, by layer type: it reads nothing but config.json."""
+    return declared_scalings(deployment.config)
 
 
-def as_deployment(engine: str, patched: Words, cases: Mapping[str, Case]) -> Deployment:
-    name = name_in(patched, cases)
-    notes = () if name == "dynamic" else running_note(engine, cases)
+def config_deployment(engine: str, request: ScalingRequest, patched: Config) -> Deployment:
+    """A deployment that is a config.json alone."""
+    name = scaling_name(patched, request.scalings)
+    notes = () if name == "dynamic" else request.dynamic_notes(engine)
     return Deployment(engine, name, config=patched, needs_file=True, notes=notes)
 
 
-def name_in(config: Any, cases: Mapping[str, Case]) -> str:
+def scaling_name(config: Any, scalings: Mapping[str, LayerScaling]) -> str:
     """What a patched config calls its scaling: the rope_type, or `rope_theta` where it is a base alone."""
     for key, parameters in rope_parameters(config).items():
         if parameters is not None and parameters["rope_type"] != "default":
             return str(parameters["rope_type"])
-        if parameters is not None and parameters["rope_theta"] != cases[key].geometry.base:
+        if parameters is not None and parameters["rope_theta"] != scalings[key].geometry.base:
             return "rope_theta"
     return "default"
 
 
-def overriding(
-    engine: str, title: str, patched: Words, cases: Mapping[str, Case], overrides: Words, flags: tuple[str, str],
-    length: int,
-) -> Deployment:  # fmt: skip
-    """A patched config.json as a command line over the checkpoint's own.
+def override_deployment(
+    request: ScalingRequest, title: str, patched: Config, overrides: Config, *, override_flag: str, length_flag: str
+) -> Deployment:
+    """A patched config.json as a command line that overrides the checkpoint's own.
 
-    overrides: keys of its text config that differ; none: nothing is overridden. flags: of the overrides, and of the
-    length that is served.
+    overrides: keys of its text config that differ; {}: nothing is overridden.
     """
-    text, (given, served) = text_config(patched), flags
-    if "original_max_position_embeddings" in text:  # beside the rope parameters, where it wins
+    text = text_config(patched)
+    if "original_max_position_embeddings" in text:  # beside the rope parameters, where it takes precedence
         overrides = {**overrides, "original_max_position_embeddings": text["original_max_position_embeddings"]}
     if overrides and text is not patched:
         overrides = {"text_config": overrides}
-    told = (given, as_json(overrides)) if overrides else ()
+    length_arguments = (length_flag, str(request.length))
     return Deployment(
-        engine,
-        name_in(patched, cases),
-        arguments=(*told, served, str(length)),
-        with_file=(served, str(length)),
+        request.engine,
+        scaling_name(patched, request.scalings),
+        arguments=((override_flag, to_json(overrides)) if overrides else ()) + length_arguments,
+        with_file=length_arguments,
         config=patched,
-        notes=running_note(title, cases),
+        notes=request.dynamic_notes(title),
     )
 
 
-def config_with(
-    config: Any, cases: Mapping[str, Case], own: Mapping[str, Words | None], say: Callable[[Case], Words]
-) -> Words:
-    """config.json with what `say` has for every layer type in its rope_parameters, and the lengths that go with it."""
-    result = copy.deepcopy(dict(config if isinstance(config, Mapping) else config.to_dict()))
-    text: Any = text_config(result)  # result itself, or the part of it that is the language model's
-    written: dict[str, Words | None] = {key: say(cases[key]) if key in cases else None for key in own}
+def patched_config(request: ScalingRequest, parameters_of: Callable[[LayerScaling], Config]) -> Config:
+    """config.json with what `parameters_of` gives for every layer type in rope_parameters, and the matching lengths."""
+    result = copy.deepcopy(as_mapping(request.config))
+    text: Any = text_config(result)  # result itself, or its part for the language model
+    written: dict[str, Config | None] = {
+        key: parameters_of(request.scalings[key]) if key in request.scalings else None for key in request.declared
+    }
     for key in LEGACY_KEYS:
         text.pop(key, None)
-    _set_lengths(text, cases, [words for words in written.values() if words])
+    _set_lengths(text, request.scalings, [parameters for parameters in written.values() if parameters])
     text["rope_parameters"] = written.get(ALL_LAYERS, written)
     return result
 
 
-def words_of(case: Case) -> Words:
+def parameters_for(scaling: LayerScaling) -> Config:
     """The rope parameters of one layer type.
 
     Raises:
-        Unsayable: a longrope in a model whose heads differ by layer.
+        Unsupported: a longrope in a model whose heads differ by layer.
     """
-    declared = case.own["rope_type"]
-    if case.native and declared not in RUNTIME:
-        return copy.deepcopy(dict(case.own))
-    return {**kept(case), "rope_theta": case.own["rope_theta"], **(_named(case) or longrope(case))}
+    if scaling.native and scaling.declared["rope_type"] not in RUNTIME:
+        return copy.deepcopy(dict(scaling.declared))
+    return base_parameters(scaling) | (_named(scaling) or longrope(scaling))
 
 
-def kept(case: Case) -> Words:
-    """Of the checkpoint's own parameters those that outlive its scaling."""
-    # a proportional share counts turning pairs, and under any other name it would count dimensions
-    lost = SCALING_KEYS | ({"partial_rotary_factor"} if case.own["rope_type"] == "proportional" else set())
-    return {key: copy.deepcopy(value) for key, value in case.own.items() if key not in lost}
+def base_parameters(scaling: LayerScaling) -> Config:
+    """The checkpoint's own parameters that stay under another scaling, and its theta."""
+    # a proportional share counts rotating pairs, and under any other rope_type it would count dimensions
+    dropped = SCALING_KEYS | ({"partial_rotary_factor"} if scaling.declared["rope_type"] == "proportional" else set())
+    own = {key: copy.deepcopy(value) for key, value in scaling.declared.items() if key not in dropped}
+    return own | {"rope_theta": scaling.declared["rope_theta"]}
 
 
-def longrope(case: Case) -> Words:
+def longrope(scaling: LayerScaling) -> Config:
     """Any plan, as a longrope whose two lists are both its divisors."""
-    if case.text.get("per_layer_config") or case.text.get("global_head_dim"):
-        raise Unsayable(
-            f"transformers has no word for {case.strategy} on a {case.text.get('model_type', 'model')}, whose "
-            "heads differ by layer: it refuses longrope there; the nearest that it can say are linear and ntk; or run "
-            "the plan in a live model"
+    if scaling.text.get("per_layer_config") or scaling.text.get("global_head_dim"):
+        raise Unsupported(
+            f"transformers does not support {scaling.strategy} on a {scaling.text.get('model_type', 'model')}, whose "
+            "heads differ by layer: it refuses longrope there; the closest supported alternatives are linear and ntk; "
+            "or use a live model"
         )
-    divisors = case.divisors
-    words = {
+    divisors = scaling.divisors
+    parameters = {
         "rope_type": "longrope",
-        "factor": case.factor,
-        "original_max_position_embeddings": case.geometry.trained_length,
-        "attention_factor": case.plan.attention_factor,
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.geometry.trained_length,
+        "attention_factor": scaling.plan.attention_factor,
         "short_factor": divisors,
         "long_factor": list(divisors),
     }
-    if case.own.get("mscale_all_dim"):
+    if scaling.declared.get("mscale_all_dim"):
         # DeepSeek also scales its softmax, by these two; they stay the checkpoint's, as they do in a live model
-        words |= {key: case.own[key] for key in ("factor", "mscale_all_dim")}
-    return words
+        parameters |= {key: scaling.declared[key] for key in ("factor", "mscale_all_dim")}
+    return parameters
 
 
-def _named(case: Case) -> Words | None:
-    """The scaling by a name that transformers has for it; None where it has none."""
-    if case.native:
+def _named(scaling: LayerScaling) -> Config | None:
+    """The scaling under a rope_type of its own; None where transformers has none."""
+    if scaling.native:
         return {"rope_type": "default"}
-    if case.own["rope_type"] == "proportional" and case.strategy in ("linear", "ntk"):
-        # its factor and its theta mean what these two do, to the pairs that turn
-        plain = NAMES[case.strategy](case) or {}
-        factor = plain.get("factor", 1.0) * case.own.get("factor", 1.0)
-        share = {"partial_rotary_factor": case.own.get("partial_rotary_factor", 1.0)}
+    declared = scaling.declared
+    if declared["rope_type"] == "proportional" and scaling.strategy in ("linear", "ntk"):
+        # its factor and its theta do to the rotating pairs what these two strategies do
+        plain = NAMES[scaling.strategy](scaling) or {}
+        factor = plain.get("factor", 1.0) * declared.get("factor", 1.0)
+        share = {"partial_rotary_factor": declared.get("partial_rotary_factor", 1.0)}
         return plain | share | {"rope_type": "proportional"} | ({"factor": factor} if factor != 1 else {})
-    if case.geometry.natives:
+    if scaling.geometry.natives or scaling.strategy not in NAMES:
         return None
-    words = NAMES.get(case.strategy, _none)(case)
-    known = words is None or case.text.get("model_type") not in LONGROPE_ONLY or words["rope_type"] == "default"
-    return words if known else None
+    parameters = NAMES[scaling.strategy](scaling)
+    if parameters and parameters["rope_type"] != "default" and scaling.text.get("model_type") in LONGROPE_ONLY:
+        return None
+    return parameters
 
 
-def _none(case: Case) -> Words | None:
-    return None
+def _linear(scaling: LayerScaling) -> Config:
+    return {"rope_type": "linear", "factor": scaling.factor}
 
 
-def _linear(case: Case) -> Words | None:
-    return {"rope_type": "linear", "factor": case.factor}
+def _theta(scaling: LayerScaling) -> Config:
+    return {"rope_type": "default", "rope_theta": scaling.theta}
 
 
-def _theta(case: Case) -> Words | None:
-    return {"rope_type": "default", "rope_theta": case.theta}
+def _dynamic(scaling: LayerScaling) -> Config | None:
+    static = scaling.static
+    if static.strategy == "ntk":
+        return _dynamic_ntk(scaling)
+    return NAMES[static.strategy](static) if static.strategy in NAMES else None
 
 
-def _dynamic(case: Case) -> Words | None:
-    settled = case.settled
-    if settled.strategy == "ntk":
-        return _dynamic_ntk(case)
-    return None if settled.strategy == case.strategy else NAMES.get(settled.strategy, _none)(settled)
+def _dynamic_ntk(scaling: LayerScaling) -> Config:
+    factor = scaling.factor if scaling.options["factor"] is None else float(scaling.options["factor"])
+    return {"rope_type": "dynamic", "factor": 1.0 if scaling.options["rule"] == "natural" else factor}
 
 
-def _dynamic_ntk(case: Case) -> Words | None:
-    factor = case.factor if case.options["factor"] is None else float(case.options["factor"])
-    return {"rope_type": "dynamic", "factor": 1.0 if case.options["rule"] == "natural" else factor}
-
-
-def _by_parts(case: Case) -> Words | None:
-    options = case.options
+def _by_parts(scaling: LayerScaling) -> Config | None:
+    options = scaling.options
     if options["ramp"] == "rotations":
-        return _llama3_words(case, options["beta_slow"], options["beta_fast"])
-    return _yarn_words(case) | {"attention_factor": 1.0} if _truncates(case) else None
+        return _llama3_parameters(scaling, options["beta_slow"], options["beta_fast"])
+    return _yarn_parameters(scaling) | {"attention_factor": 1.0} if _reads_truncate(scaling) else None
 
 
-def _yarn(case: Case) -> Words | None:
-    options = case.options
-    if options["ramp"] == "rotations" or not _truncates(case):
+def _yarn(scaling: LayerScaling) -> Config | None:
+    options = scaling.options
+    if options["ramp"] == "rotations" or not _reads_truncate(scaling):
         return None
-    scales = {key: options[key] for key in ("mscale", "mscale_all_dim") if options[key]}
-    if options["attention_factor"] is not None or (scales and case.text.get("qk_rope_head_dim")):
+    mscales = {key: options[key] for key in ("mscale", "mscale_all_dim") if options[key]}
+    if options["attention_factor"] is not None or (mscales and scaling.text.get("qk_rope_head_dim")):
         # in DeepSeek, mscale_all_dim would scale the softmax as well
-        return _yarn_words(case) | {"attention_factor": case.plan.attention_factor}
-    return _yarn_words(case) | scales
+        return _yarn_parameters(scaling) | {"attention_factor": scaling.plan.attention_factor}
+    return _yarn_parameters(scaling) | mscales
 
 
-def _llama3(case: Case) -> Words | None:
-    return _llama3_words(case, case.options["low_freq_factor"], case.options["high_freq_factor"])
+def _llama3(scaling: LayerScaling) -> Config:
+    return _llama3_parameters(scaling, scaling.options["low_freq_factor"], scaling.options["high_freq_factor"])
 
 
-NAMES: dict[str, Callable[[Case], Words | None]] = {
+NAMES: dict[str, Callable[[LayerScaling], Config | None]] = {
     "linear": _linear,
     "ntk": _theta,
     "dynamic_ntk": _dynamic_ntk,
@@ -240,47 +241,47 @@ NAMES: dict[str, Callable[[Case], Words | None]] = {
     "yarn": _yarn,
     "llama3": _llama3,
 }
-"""How a strategy is called in transformers, where it has a name there; all others are longropes."""
+"""Strategies that transformers has a rope_type for, with their rope parameters; all others become longropes."""
 
 
-def _yarn_words(case: Case) -> Words:
+def _yarn_parameters(scaling: LayerScaling) -> Config:
     return {
         "rope_type": "yarn",
-        "factor": case.factor,
-        "original_max_position_embeddings": case.geometry.trained_length,
-        "beta_fast": case.options["beta_fast"],
-        "beta_slow": case.options["beta_slow"],
-        "truncate": case.options["truncate"],
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.geometry.trained_length,
+        "beta_fast": scaling.options["beta_fast"],
+        "beta_slow": scaling.options["beta_slow"],
+        "truncate": scaling.options["truncate"],
     }
 
 
-def _truncates(case: Case) -> bool:
-    """Whether transformers will heed `truncate`: it looks beside the layer types for it, where none can stand."""
-    return bool(case.options["truncate"]) or not case.nested
+def _reads_truncate(scaling: LayerScaling) -> bool:
+    """Whether transformers will see `truncate`: it looks for it beside the layer types, where it cannot be."""
+    return bool(scaling.options["truncate"]) or not scaling.by_layer_type
 
 
-def _llama3_words(case: Case, low: float, high: float) -> Words:
+def _llama3_parameters(scaling: LayerScaling, low: float, high: float) -> Config:
     return {
         "rope_type": "llama3",
-        "factor": case.factor,
-        "original_max_position_embeddings": case.geometry.trained_length,
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.geometry.trained_length,
         "low_freq_factor": low,
         "high_freq_factor": high,
     }
 
 
-def _set_lengths(text: Any, cases: Mapping[str, Case], written: list[Words]) -> None:
+def _set_lengths(text: Any, scalings: Mapping[str, LayerScaling], written: list[Config]) -> None:
     key = next((name for name in LENGTH_KEYS if text.get(name) is not None), LENGTH_KEYS[0])
-    changed = [case for case in cases.values() if not case.native]
-    trained = max(case.geometry.trained_length for case in cases.values())
-    length = next(iter(cases.values())).length
-    if any(words["rope_type"] == "dynamic" for words in written):
+    changed = [scaling for scaling in scalings.values() if not scaling.native]
+    trained = max(scaling.geometry.trained_length for scaling in scalings.values())
+    length = next(iter(scalings.values())).length
+    if any(parameters["rope_type"] == "dynamic" for parameters in written):
         text[key] = trained
     elif not changed:
         text[key] = max(text.get(key) or trained, length)
     else:
         # a hair less, so that a factor of length / trained does not round up to one token more
-        text[key] = max([trained, length, *(math.ceil(case.factor * trained - 1e-6) for case in changed)])
-    if "original_max_position_embeddings" in text and ALL_LAYERS in cases:
-        # beside the rope parameters, as Phi-3 has it, it would win over the one within
+        text[key] = max([trained, length, *(math.ceil(scaling.factor * trained - 1e-6) for scaling in changed)])
+    if "original_max_position_embeddings" in text and ALL_LAYERS in scalings:
+        # beside the rope parameters, as in Phi-3, it takes precedence over the one within
         text["original_max_position_embeddings"] = written[0].get("original_max_position_embeddings", trained)

@@ -1,8 +1,8 @@
-"""A plan in the words of vLLM: `--hf-overrides` over the checkpoint's config.json, and `--max-model-len`; and back.
+"""vLLM: `--hf-overrides` over the checkpoint's config.json, and `--max-model-len`.
 
-Read in vLLM 0.33.0, model_executor/layers/rotary_embedding and config/model.py. It takes transformers v5's
-rope_parameters, and differs in four ways: its cosines are tabulated once, so nothing follows the length of a sequence;
-under yarn the table ends at the original length times the factor, whatever is served; longrope takes its attention
+As in vLLM 0.33.0, model_executor/layers/rotary_embedding and config/model.py. It takes transformers v5's
+rope_parameters, and differs in four ways: its cosines are computed once, so nothing follows the length of a sequence;
+under yarn their table ends at the original length times the factor, whatever is served; longrope takes its attention
 factor from short_mscale and long_mscale alone; and it has a type of its own, `ntk`, which is Su's (ntk_fixed, and
 ntk_mixed with mixed_b).
 """
@@ -10,77 +10,82 @@ ntk_mixed with mixed_b).
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rope.config import LENGTH_KEYS, Declared, declared_in, rope_parameters, text_config
-from rope.dialects.transformers_v5 import config_with, kept, longrope, overriding, words_of
-from rope.dialects.words import Case, Deployment, Unsayable, Words, cases_of
-from rope.geometry import ALL_LAYERS, Geometry
+from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
+from rope.dialects.transformers_v5 import (
+    base_parameters,
+    longrope,
+    override_deployment,
+    parameters_for,
+    patched_config,
+)
+from rope.geometry import ALL_LAYERS
 
 ENGINE = "vllm"
+OVERRIDES, LENGTH = "--hf-overrides", "--max-model-len"
 
 
-def to_vllm(
-    config: Any, strategy: str, options: Mapping[str, Any], geometries: Mapping[str, Geometry], length: int
-) -> Deployment:
-    """What `vllm serve MODEL` takes after the model, and the config.json that says the same.
+def deploy(request: ScalingRequest) -> Deployment:
+    """What `vllm serve MODEL` takes after the model, and the config.json that does the same.
 
-    A dynamic strategy becomes its plan at `length`. Arguments and refusals as of rope.dialects.to_transformers.
+    A dynamic strategy becomes its plan at the requested length.
 
     Raises:
-        ValueError: what to_transformers refuses, or a proportional scaling of the checkpoint's own that would change.
+        ValueError: what transformers_v5.deploy refuses, or a change to a proportional scaling of the checkpoint's own.
     """
-    cases, own = cases_of(ENGINE, config, strategy, options, geometries, length)
-    patched = config_with(config, cases, own, words_of_vllm)
+    patched = patched_config(request, vllm_parameters)
     text = text_config(patched)
-    overrides: Words = {"rope_parameters": text["rope_parameters"]}
-    key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
-    if _reach(text_config(config), rope_parameters(patched)) < length:
+    overrides: Config = {}
+    unchanged = request.declared == rope_parameters(patched)
+    if not unchanged or not all(scaling.native for scaling in request.scalings.values()):
+        overrides["rope_parameters"] = text["rope_parameters"]
+    if _reach(text_config(request.config), rope_parameters(patched)) < request.length:
+        key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
         overrides[key] = text[key]
-    if all(case.native for case in cases.values()) and rope_parameters(config) == rope_parameters(patched):
-        del overrides["rope_parameters"]
-    flags = ("--hf-overrides", "--max-model-len")
-    return overriding(ENGINE, "vLLM", patched, cases, overrides, flags, length)
+    return override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
 
 
-def words_of_vllm(case: Case) -> Words:
+def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
+    """What vLLM computes with the deployment's arguments over the checkpoint's own config, by layer type."""
+    arguments = dict(zip(deployment.arguments[::2], deployment.arguments[1::2], strict=True))
+    return read_overrides(json.loads(arguments.get(OVERRIDES, "{}")), config)
+
+
+def vllm_parameters(scaling: LayerScaling) -> Config:
     """The rope parameters of one layer type."""
-    settled = case.settled
-    if case.own["rope_type"] == "proportional" and not case.native:
-        raise Unsayable(
-            f"vLLM rotates Gemma 4's proportional layers by a rule of its own, which takes no {case.strategy}; the "
-            "nearest is --to transformers"
+    static = scaling.static
+    if scaling.declared["rope_type"] == "proportional" and not scaling.native:
+        raise Unsupported(
+            f"vLLM does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of "
+            "its own; the closest supported alternative is --to transformers"
         )
-    if settled.strategy in ("ntk_fixed", "ntk_mixed") and not case.geometry.natives and not case.native:
-        mixed = {"mixed_b": settled.options["mixed_b"]} if settled.strategy == "ntk_mixed" else {}
-        return {
-            **kept(case),
-            "rope_theta": case.own["rope_theta"],
-            "rope_type": "ntk",
-            "factor": settled.factor,
-            **mixed,
-        }
-    words = words_of(case if case.native else settled)
-    if (
-        words["rope_type"] == "yarn"
-        and words["factor"] * words["original_max_position_embeddings"] < case.length - 1e-6
-    ):
-        words = {**kept(case), "rope_theta": case.own["rope_theta"], **longrope(case)}  # its table would end before
-    if words["rope_type"] == "longrope":
-        words |= {"short_mscale": case.plan.attention_factor, "long_mscale": case.plan.attention_factor}
-    return words
+    if static.strategy in ("ntk_fixed", "ntk_mixed") and not scaling.geometry.natives and not scaling.native:
+        mixed = {"mixed_b": static.options["mixed_b"]} if static.strategy == "ntk_mixed" else {}
+        return base_parameters(scaling) | {"rope_type": "ntk", "factor": static.factor} | mixed
+    parameters = parameters_for(scaling if scaling.native else static)
+    if parameters["rope_type"] == "yarn":
+        end_of_table = parameters["factor"] * parameters["original_max_position_embeddings"]
+        if end_of_table < scaling.length - 1e-6:
+            parameters = base_parameters(scaling) | longrope(scaling)
+    if parameters["rope_type"] == "longrope":
+        attention = scaling.plan.attention_factor
+        parameters |= {"short_mscale": attention, "long_mscale": attention}
+    return parameters
 
 
-def from_vllm(overrides: Mapping[str, Any], config: Any) -> dict[str, Declared]:
-    """The strategies that `--hf-overrides` over a checkpoint's config come to in vLLM, by layer type.
+def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, DeclaredScaling]:
+    """The strategies that vLLM runs with `--hf-overrides` over a checkpoint's config, by layer type.
 
     Raises:
-        ValueError: parameters that are not known.
+        ValueError: unknown parameters.
     """
-    merged = copy.deepcopy(dict(config if isinstance(config, Mapping) else config.to_dict()))
+    merged = copy.deepcopy(as_mapping(config))
     text: Any = text_config(merged)
     inner = overrides.get("text_config", overrides) if text is not merged else overrides
     if "rope_parameters" in inner:
@@ -88,50 +93,47 @@ def from_vllm(overrides: Mapping[str, Any], config: Any) -> dict[str, Declared]:
             text.pop(key, None)
     text.update(copy.deepcopy(dict(inner)))
     limit = next(text[name] for name in LENGTH_KEYS if text.get(name) is not None)
-    found = {}
-    for layer_type, parameters in rope_parameters(merged).items():
-        if parameters is not None:
-            found[layer_type] = _heard(merged, layer_type, parameters, limit)
-    return found
+    return {
+        layer_type: _computed(merged, layer_type, parameters, limit)
+        for layer_type, parameters in rope_parameters(merged).items()
+        if parameters is not None
+    }
 
 
-def _heard(config: Words, layer_type: str, parameters: Words, limit: int) -> Declared:
-    """One layer type as vLLM computes it; what it computes as transformers does is transformers' to read."""
+def _computed(config: Config, layer_type: str, parameters: Config, limit: int) -> DeclaredScaling:
+    """The scaling of one layer type; where vLLM computes what transformers does, read as by transformers."""
     rope_type = parameters["rope_type"]
-    plain = _read_as(config, layer_type, {"rope_type": "default", "rope_theta": parameters["rope_theta"]}, parameters)
+    theta = {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
+    plain = _as_transformers(config, layer_type, theta, parameters)
     if rope_type == "ntk":
         mixed = {"mixed_b": parameters["mixed_b"]} if "mixed_b" in parameters else {}
-        return replace(
-            plain, strategy="ntk_mixed" if mixed else "ntk_fixed", options={"factor": parameters["factor"], **mixed}
-        )
+        name = "ntk_mixed" if mixed else "ntk_fixed"
+        return replace(plain, strategy=name, options={"factor": parameters["factor"], **mixed})
     if rope_type == "dynamic":
         factor = parameters.get("factor", 1.0)
         growth = factor * limit / parameters.get("max_trained_positions", limit) - (factor - 1)
         alpha = float(parameters.get("alpha", growth))
         return replace(plain, strategy="ntk", options={"factor": alpha}) if alpha > 1 else plain
-    found = _read_as(config, layer_type, parameters, parameters)
+    scaling = _as_transformers(config, layer_type, parameters, parameters)
     if rope_type == "longrope":
-        original = found.geometry.trained_length
+        original = scaling.geometry.trained_length
         rule = math.sqrt(1 + math.log(limit / original) / math.log(original)) if limit > original else 1.0
         scales = {name: parameters.get(name, rule) for name in ("short_mscale", "long_mscale")}
-        return replace(found, options={**found.options, **scales})
-    return found
+        return replace(scaling, options={**scaling.options, **scales})
+    return scaling
 
 
-def _read_as(config: Words, layer_type: str, words: Words, parameters: Words) -> Declared:
-    """What transformers would read in a layer type's words."""
-    result = dict(text_config(config))
-    share = (
-        {"partial_rotary_factor": parameters["partial_rotary_factor"]} if "partial_rotary_factor" in parameters else {}
-    )
-    inner = {**share, **words}
-    result["rope_parameters"] = inner if layer_type == ALL_LAYERS else {layer_type: inner}
-    result.pop("rope_scaling", None)
-    return declared_in(result)[layer_type]
+def _as_transformers(config: Config, layer_type: str, changed: Config, parameters: Config) -> DeclaredScaling:
+    """What transformers reads in these parameters of a layer type, with the partial rotation of `parameters`."""
+    share = {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
+    by_type = share | changed if layer_type == ALL_LAYERS else {layer_type: share | changed}
+    text = {key: value for key, value in text_config(config).items() if key != "rope_scaling"}
+    return declared_scalings(text | {"rope_parameters": by_type})[layer_type]
 
 
-def _reach(text: Mapping[str, Any], own: Mapping[str, Words | None]) -> float:
+def _reach(text: Mapping[str, Any], own: Mapping[str, Config | None]) -> float:
     """Tokens that vLLM allows, and has cosines for, by the checkpoint's own length, which a linear type multiplies."""
     limit = next((text[name] for name in LENGTH_KEYS if text.get(name) is not None), 0)
-    words = own.get(ALL_LAYERS)
-    return float(limit * words["factor"] if words and words["rope_type"] == "linear" else limit)
+    parameters = own.get(ALL_LAYERS)
+    linear = parameters is not None and parameters["rope_type"] == "linear"
+    return float(limit * parameters["factor"] if parameters and linear else limit)

@@ -20,7 +20,7 @@ from rope.strategies.scaling import running_factor, scaled, stretch
     Promise.ATTENTION_KEPT,
 )
 def ntk(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan:
-    """NTK-aware scaling: a larger base, so the first pair keeps its speed and the last is slowed by the whole factor.
+    """NTK-aware scaling: a larger base, so the first pair keeps its frequency and the last is divided by the factor.
 
     inv_freq[i] * factor ** (-2 i / (d - 2)), which is base -> base * factor ** (d / (d - 2))
 
@@ -50,6 +50,7 @@ def ntk(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan
     Promise.SLOWER_MORE,
     Promise.ORDER_KEPT,
     Promise.ATTENTION_KEPT,
+    examples=({"rule": "transformers"}, {"rule": "transformers", "factor": 3.0}),
 )
 def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", factor: float | None = None) -> Plan:
     """NTK-aware scaling by the running length: the plan for one forward of exactly `length` tokens.
@@ -61,7 +62,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
     Args:
         geometry: what the checkpoint was trained with; at least 2 rotated pairs.
         length: tokens of context; at least 2.
-        rule: "natural", which leaves factor aside, or "transformers".
+        rule: "natural", which ignores factor, or "transformers".
         factor: for rule="transformers": at least 1 (1 is the natural rule), or None for length / trained_length.
 
     Returns:
@@ -73,7 +74,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
     Source:
         emozilla 2023; YaRN, section 3.3, https://arxiv.org/abs/2309.00071;
         transformers, modeling_rope_utils.py, _compute_dynamic_ntk_parameters
-        (which keeps the base of the longest sequence seen so far; a plan here depends on its own length alone)
+        (which keeps the base of the longest sequence so far; a plan here depends on its own length alone)
     """
     alpha = running_factor(geometry, length, rule, factor)
     return scaled(geometry.native(length), _ntk_multipliers(geometry, alpha), alpha)
@@ -89,7 +90,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
     Promise.ATTENTION_KEPT,
 )
 def ntk_fixed(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan:
-    """NTK-RoPE-fixed: base times factor, and every pair slowed by the same remainder, so that the last gets it all.
+    """NTK-RoPE-fixed: base times factor, and every frequency divided by the same remainder.
 
     inv_freq[i] * factor ** (-2 (i + 1) / d)
 
@@ -122,15 +123,15 @@ def ntk_fixed(geometry: Geometry, length: int, *, factor: float | None = None) -
     Promise.ATTENTION_KEPT,
 )
 def ntk_mixed(geometry: Geometry, length: int, *, factor: float | None = None, mixed_b: float = 0.75) -> Plan:
-    """NTK-RoPE-mixed: fast pairs slowed more than by ntk_fixed, and the last by the whole factor all the same.
+    """NTK-RoPE-mixed: fast pairs divided by more than under ntk_fixed, the last by the whole factor as well.
 
     inv_freq[i] * exp(-a (i + 1) ** mixed_b), a = ln(factor) / (d / 2) ** mixed_b
 
     Args:
         geometry: what the checkpoint was trained with.
         length: tokens of context; at least 2.
-        factor: stretch; above 1, or None for length / trained_length. The published code has it at 12.
-        mixed_b: above 0; 1 is ntk_fixed, towards 0 all pairs are slowed alike, as by linear.
+        factor: stretch; above 1, or None for length / trained_length. The published code uses 12.
+        mixed_b: above 0; 1 is ntk_fixed, towards 0 all pairs are divided alike, as by linear.
 
     Returns:
         Plan with (pairs,) inverse frequencies, radians per token.
@@ -150,7 +151,7 @@ def ntk_mixed(geometry: Geometry, length: int, *, factor: float | None = None, m
 
 @strategy(Promise.FIRST_PAIR_KEPT, Promise.ORDER_KEPT, Promise.ANY_LENGTH, Promise.ATTENTION_KEPT)
 def base(geometry: Geometry, length: int, *, theta: float = 500_000.0) -> Plan:
-    """Adjusted base frequency (ABF): another theta, at every length. Made for fine-tuning, which it needs.
+    """Adjusted base frequency (ABF): another theta, at every length. Needs fine-tuning.
 
     inv_freq[i] * (theta / base) ** (-2 i / d), which is theta ** (-2 i / d) on plain frequencies
 

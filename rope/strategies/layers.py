@@ -1,4 +1,4 @@
-"""A plan for every layer type of a model, and for single layers where a strategy treats them apart."""
+"""A plan for every layer type of a model, and for single layers where a strategy has other options for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rope.geometry import Geometry, Plan, Plans, layer_numbers
 from rope.pairwise import Pairwise
 from rope.strategies.over import with_factor
-from rope.strategies.registry import named, options_given, plan
+from rope.strategies.registry import as_options, canonical_name, plan
 
 LOCAL = ("sliding", "local", "chunked")
 """Words in the names of layer types that see a bounded window, shorter than any length that was trained."""
@@ -17,27 +17,36 @@ LOCAL = ("sliding", "local", "chunked")
 def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **options: Any) -> Plans:
     """A plan for every layer type, in the order of `geometries`, each followed by those of its single layers.
 
-    Layers of a bounded window (sliding, local, chunked) keep their native plan: no distance in them exceeds what was
+    Layers with a bounded window (sliding, local, chunked) keep their native plan: no distance in them exceeds what was
     trained. Gemma 3 and Olmo 3 were extended in that way.
+
+    Args:
+        strategy: its name or alias.
+        geometries: by layer type, as rope.config.geometry_of gives them.
+        length: tokens of context; at least 2.
+        options: of the strategy.
+
+    Raises:
+        ValueError: what `plan` refuses, no geometry, or a change of attention itself in a model of several layer types.
     """
     if not geometries:
         raise ValueError("no geometry was given; give one for every layer type, as geometry_of(config) does")
-    found: list[tuple[str, Plan]] = []
+    chosen: list[tuple[str, Plan]] = []
     for layer_type, geometry in geometries.items():
-        # computed for local layers too, so that a bad name or option never passes unseen
+        # computed for local layers too, so that a bad name or option is always refused
         stretched = [(layer_type, plan(strategy, geometry, length, **options))]
-        if named(strategy) == "per_layer":
-            stretched += _apart(layer_type, geometry, length, **options)
-        if len(geometries) > 1 and any(isinstance(one, Pairwise) for _, one in stretched):
+        if canonical_name(strategy) == "per_layer":
+            stretched += _single_layers(layer_type, geometry, length, **options)
+        if len(geometries) > 1 and any(isinstance(each, Pairwise) for _, each in stretched):
             raise ValueError(
                 f"{strategy} changes attention itself, and this model's layers attend in several ways "
                 f"({', '.join(geometries)}); give a frequency strategy, or a model whose layers are of one type"
             )
-        found += [(layer_type, geometry.native(length))] if bounded(layer_type) else stretched
-    return tuple(found)
+        chosen += [(layer_type, geometry.native(length))] if bounded(layer_type) else stretched
+    return tuple(chosen)
 
 
-def _apart(
+def _single_layers(
     layer_type: str,
     geometry: Geometry,
     length: int,
@@ -47,28 +56,30 @@ def _apart(
     factor: float | None = None,
     layers: Any = None,
 ) -> list[tuple[str, Plan]]:
-    found: list[tuple[str, Plan]] = []
-    taken: dict[int, str] = {}
-    for numbers, given in _groups(layers).items():
+    """The plans of the layers that `layers` names, by group."""
+    chosen: list[tuple[str, Plan]] = []
+    group_of: dict[int, str] = {}
+    for numbers, setting in _groups(layers).items():
         for layer in layer_numbers(numbers):
-            if layer in taken:
-                raise ValueError(f"layers name layer {layer} in {taken[layer]!r} and in {numbers!r}; name it once")
-            taken[layer] = numbers
-        own = given if isinstance(given, dict) else {"factor": given}
+            if layer in group_of:
+                raise ValueError(f"layers name layer {layer} in {group_of[layer]!r} and in {numbers!r}; name it once")
+            group_of[layer] = numbers
+        own = setting if isinstance(setting, dict) else {"factor": setting}
         if own == {"factor": 1}:
-            chosen = geometry.native(length)
+            layer_plan = geometry.native(length)
         else:
-            chosen = plan(over, geometry, length, **with_factor(over, {**options_given(options), **own}, factor))
-        found.append((f"{layer_type}[{numbers}]", chosen))
-    return found
+            layer_plan = plan(over, geometry, length, **with_factor(over, {**as_options(options), **own}, factor))
+        chosen.append((f"{layer_type}[{numbers}]", layer_plan))
+    return chosen
 
 
 def _groups(layers: Any) -> dict[str, Any]:
-    """{numbers: factor or options}; from a mapping, or from the pairs that a hashable record holds in its place."""
+    """{numbers: factor or options}, from a mapping or from its (name, value) pairs, as a cell holds it."""
     pairs = layers.items() if isinstance(layers, Mapping) else layers or ()
     try:
         return {
-            str(numbers): given if isinstance(given, (int, float)) else options_given(given) for numbers, given in pairs
+            str(numbers): setting if isinstance(setting, (int, float)) else as_options(setting)
+            for numbers, setting in pairs
         }
     except (TypeError, ValueError) as error:
         raise ValueError(

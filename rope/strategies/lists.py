@@ -1,4 +1,4 @@
-"""A divisor for every pair, given as a list: searched by someone else, or written by hand."""
+"""One divisor per pair, given as a list: searched, or written by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from rope.strategies.scaling import check_choice, divisors, scaled, stretch
 MSCALES = ("su", "yarn", "none")
 
 
-@strategy(Promise.NATIVE_WHEN_TRAINED)
+@strategy(
+    Promise.NATIVE_WHEN_TRAINED,
+    required={"long_factor": (1.0, 4.0)},
+    examples=(
+        {"long_factor": (2.0, 2.0)},
+        {"short_factor": (1.5, 1.5), "original_length": 16_384},
+        {"mscale": "yarn"},
+        {"attention_factor": 1.1},
+        {"short_mscale": 1.5, "original_length": 16_384},
+        {"long_mscale": 1.5},
+    ),
+)
 def longrope(
     geometry: Geometry,
     length: int,
@@ -40,11 +51,11 @@ def longrope(
         factor: stretch, which sets the attention factor; above 1, or None for length / trained_length.
         short_factor: a finite number above 0 for each pair, or None to leave the pairs as they are.
         long_factor: a finite number above 0 for each pair; needed beyond original_length.
-        original_length: tokens up to which the short list serves, at least 2; None for the trained length.
+        original_length: tokens up to which the short list applies, at least 2; None for the trained length.
         mscale: rule of the attention factor: "su" (the paper's, and transformers'), "yarn" or "none".
-        attention_factor: factor on cos and sin, above 0; wins over the rule.
-        short_mscale: factor on cos and sin up to original_length, above 0; wins over attention_factor.
-        long_mscale: factor on cos and sin beyond original_length, above 0; wins over attention_factor.
+        attention_factor: factor on cos and sin, above 0; takes precedence over the rule.
+        short_mscale: factor on cos and sin up to original_length, above 0; takes precedence over attention_factor.
+        long_mscale: factor on cos and sin beyond original_length, above 0; takes precedence over attention_factor.
 
     Returns:
         Plan with (pairs,) inverse frequencies, radians per token, and the attention factor.
@@ -55,34 +66,34 @@ def longrope(
     Source:
         Ding et al. 2024, LongRoPE, https://arxiv.org/abs/2402.13753; microsoft/LongRoPE;
         transformers, modeling_rope_utils.py, _compute_longrope_parameters; short_mscale and long_mscale: vLLM
-        (the paper's first tokens that are not interpolated belong to positions, and are left out)
+        (without the first tokens that the paper does not interpolate: no frequency expresses those)
     """
     check_choice("mscale", mscale, MSCALES)
     if original_length is not None:
         check_integer("original_length", original_length, least=2)
-    given = {"attention_factor": attention_factor, "short_mscale": short_mscale, "long_mscale": long_mscale}
-    for name, value in given.items():
+    scales = {"attention_factor": attention_factor, "short_mscale": short_mscale, "long_mscale": long_mscale}
+    for name, value in scales.items():
         if value is not None:
             check_number(name, value, above=0, remedy="None leaves it to the rule")
     stretched, original = stretch(geometry, length, factor), original_length or geometry.trained_length
     lists = {"short_factor": short_factor, "long_factor": long_factor}
-    found = {name: divisors(name, values, geometry) for name, values in lists.items() if values is not None}
+    checked = {name: divisors(name, values, geometry) for name, values in lists.items() if values is not None}
     short = length <= original
     if not short and long_factor is None:
-        divisors("long_factor", long_factor, geometry)  # refuses, saying what to give
+        divisors("long_factor", long_factor, geometry)  # raises
     if short and short_factor is None and stretched == 1:
         return geometry.native(length)
-    chosen = short_mscale if short else long_mscale
-    if chosen is None:
-        chosen = attention_factor
-    if chosen is None:
-        chosen = _attention(mscale, stretched, original)
-    listed = found.get("short_factor" if short else "long_factor", 1.0)
-    plan = scaled(geometry.native(length), 1.0 / listed)
-    return Plan(plan.inv_freq, plan.attention_factor * float(chosen))
+    attention = short_mscale if short else long_mscale
+    if attention is None:
+        attention = attention_factor
+    if attention is None:
+        attention = _attention(mscale, stretched, original)
+    divided_by = checked.get("short_factor" if short else "long_factor", 1.0)
+    plan = scaled(geometry.native(length), 1.0 / divided_by)
+    return Plan(plan.inv_freq, plan.attention_factor * float(attention))
 
 
-@strategy(Promise.ANY_LENGTH)
+@strategy(Promise.ANY_LENGTH, required={"factors": (1.0, 4.0)}, examples=({"factors": (2.0, 2.0)},))
 def factors(
     geometry: Geometry, length: int, *, factors: Sequence[float] | None = None, attention_factor: float = 1.0
 ) -> Plan:
@@ -103,7 +114,7 @@ def factors(
         ValueError: an argument outside these domains, or no list.
 
     Source:
-        llama.cpp, freq_factors; the primitive that every other static strategy comes to
+        llama.cpp, freq_factors; every other static strategy can be written in this way
     """
     check_number("attention_factor", attention_factor, above=0)
     plan = scaled(geometry.native(length), 1.0 / divisors("factors", factors, geometry))

@@ -1,4 +1,4 @@
-"""Slow pairs bent or stopped, by what they are and not by how long the context is."""
+"""Low frequencies lowered or set to zero, whatever the length of the context."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rope.strategies.scaling import scaled
     Promise.ATTENTION_KEPT,
 )
 def power(geometry: Geometry, length: int, *, k: float = 0.5) -> Plan:
-    """Giraffe's power basis: frequencies fall towards 0 at the slow end. Made for fine-tuning.
+    """Giraffe's power basis: frequencies fall towards 0 at the slow end. Needs fine-tuning.
 
     inv_freq[i] * (1 - 2 i / d) ** k
 
     Args:
         geometry: what the checkpoint was trained with.
         length: tokens of context; at least 2. The plan does not depend on it.
-        k: exponent; at least 0, where 0 leaves all as it is.
+        k: exponent; at least 0, where 0 changes nothing.
 
     Returns:
         Plan with (pairs,) inverse frequencies, radians per token.
@@ -42,11 +42,13 @@ def power(geometry: Geometry, length: int, *, k: float = 0.5) -> Plan:
     return scaled(geometry.native(length), (1 - np.arange(geometry.pairs) / geometry.pairs) ** k)
 
 
-@strategy(Promise.NONE_FASTER, Promise.ORDER_KEPT, Promise.ANY_LENGTH, Promise.ATTENTION_KEPT)
+@strategy(
+    Promise.NONE_FASTER, Promise.ORDER_KEPT, Promise.ANY_LENGTH, Promise.ATTENTION_KEPT, examples=({"cutoff": 64},)
+)
 def truncated(
     geometry: Geometry, length: int, *, cutoff: int | None = None, floor: float = 16.0, still: float = 8.0
 ) -> Plan:
-    """Giraffe's truncated basis: slow pairs all turn at one low speed, the slowest stand still. Made for fine-tuning.
+    """Giraffe's truncated basis: slow pairs share one low frequency, the slowest have none. Needs fine-tuning.
 
     inv_freq[i] where wavelength[i] <= cutoff, 2 pi / (floor * cutoff) where it is at most still * cutoff, else 0
     wavelength[i] = 2 pi / inv_freq[i]
@@ -55,8 +57,8 @@ def truncated(
         geometry: what the checkpoint was trained with.
         length: tokens of context; at least 2. The plan does not depend on it.
         cutoff: tokens; pairs of a longer wavelength are truncated. At least 2, or None for the trained length.
-        floor: the wavelength of truncated pairs, in cutoffs; at least `still`, so that no pair turns faster.
-        still: the wavelength, in cutoffs, beyond which a pair stands still; at least 1.
+        floor: the wavelength of truncated pairs, in cutoffs; at least `still`, so that no frequency grows.
+        still: the wavelength, in cutoffs, beyond which a frequency is 0; at least 1.
 
     Returns:
         Plan with (pairs,) inverse frequencies, radians per token.
@@ -68,26 +70,33 @@ def truncated(
         Pal et al. 2023, Giraffe, https://arxiv.org/abs/2308.10882; the numbers: abacusai/Long-Context
     """
     check_number("still", still, least=1)
-    check_number("floor", floor, least=still, remedy="that is `still`, beyond which pairs stop")
+    check_number("floor", floor, least=still, remedy="that is `still`, beyond which frequencies are 0")
     if cutoff is not None:
         check_integer("cutoff", cutoff, least=2)
     native = geometry.native(length)
     slowest = 2 * math.pi / (geometry.trained_length if cutoff is None else cutoff)
-    speeds = np.array(native.inv_freq)
-    low = np.where(speeds < slowest / still, 0.0, slowest / floor)
-    return Plan(tuple(np.where(speeds < slowest, low, speeds).tolist()), native.attention_factor)
+    inv_freq = np.array(native.inv_freq)
+    low = np.where(inv_freq < slowest / still, 0.0, slowest / floor)
+    return Plan(tuple(np.where(inv_freq < slowest, low, inv_freq).tolist()), native.attention_factor)
 
 
-@strategy(Promise.NONE_FASTER, Promise.SLOWER_MORE, Promise.ORDER_KEPT, Promise.ANY_LENGTH, Promise.ATTENTION_KEPT)
+@strategy(
+    Promise.NONE_FASTER,
+    Promise.SLOWER_MORE,
+    Promise.ORDER_KEPT,
+    Promise.ANY_LENGTH,
+    Promise.ATTENTION_KEPT,
+    examples=({"p": 0.5}, {"p": 0.0}),
+)
 def proportional(geometry: Geometry, length: int, *, p: float = 0.75) -> Plan:
-    """p-RoPE: the fastest share of the pairs turns as before, the others stand still. Made for pre-training.
+    """p-RoPE: the fastest share of the pairs is unchanged, the others have zero frequency. Needs pre-training.
 
     inv_freq[i] where i < floor(p d / 2), else 0
 
     Args:
         geometry: what the checkpoint was trained with.
         length: tokens of context; at least 2. The plan does not depend on it.
-        p: share of pairs that turn; at least 0 (none does, NoPE), at most 1 (all do).
+        p: share of pairs that rotate; at least 0 (none does, NoPE), at most 1 (all do).
 
     Returns:
         Plan with (pairs,) inverse frequencies, radians per token.
@@ -103,5 +112,5 @@ def proportional(geometry: Geometry, length: int, *, p: float = 0.75) -> Plan:
     if p > 1:
         raise ValueError(f"p={p!r}: give a finite number of at least 0 and at most 1")
     # a share read as a quotient may multiply back to a hair below the whole number it came from
-    turning = math.floor(p * geometry.pairs + 1e-6)
-    return scaled(geometry.native(length), np.where(np.arange(geometry.pairs) < turning, 1.0, 0.0))
+    rotating = math.floor(p * geometry.pairs + 1e-6)
+    return scaled(geometry.native(length), np.where(np.arange(geometry.pairs) < rotating, 1.0, 0.0))

@@ -20,6 +20,7 @@ RAMPS = ("rotations", "index")
     Promise.SLOWER_MORE,
     Promise.ORDER_KEPT,
     Promise.ATTENTION_KEPT,
+    examples=({"ramp": "index"}, {"ramp": "index", "truncate": False}),
 )
 def by_parts(
     geometry: Geometry,
@@ -31,7 +32,7 @@ def by_parts(
     ramp: str = "rotations",
     truncate: bool = True,
 ) -> Plan:
-    """NTK-by-parts: fast pairs keep their speed, slow pairs are interpolated, a ramp in between.
+    """NTK-by-parts: fast pairs keep their frequency, slow pairs are interpolated, a ramp in between.
 
     kept[i] * inv_freq[i] + (1 - kept[i]) * inv_freq[i] / factor
     rotations: kept[i] = clip((r[i] - beta_slow) / (beta_fast - beta_slow), 0, 1),
@@ -45,7 +46,7 @@ def by_parts(
         factor: stretch; above 1, or None for length / trained_length.
         beta_fast: rotations over the trained length; faster pairs are left alone. At least beta_slow.
         beta_slow: rotations over the trained length; slower pairs are fully interpolated. Above 0.
-        ramp: "rotations", as the paper defines it, or "index", as every implementation has it.
+        ramp: "rotations", as the paper defines it, or "index", as every implementation does.
         truncate: widen low and high to whole pairs; for ramp="index" alone.
 
     Returns:
@@ -74,6 +75,14 @@ def by_parts(
     Promise.WITHIN_FACTOR,
     Promise.SLOWER_MORE,
     Promise.ORDER_KEPT,
+    examples=(
+        {"beta_fast": 16.0},
+        {"beta_slow": 2.0},
+        {"beta_fast": 8.0, "beta_slow": 0.25},
+        {"attention_factor": 1.3},
+        {"mscale": 0.7, "mscale_all_dim": 1.0},
+        {"ramp": "rotations"},
+    ),
 )
 def yarn(
     geometry: Geometry,
@@ -211,9 +220,9 @@ def _pair_of(geometry: Geometry, native: Plan, rotations: float) -> float:
     spacing = 2 * math.log(geometry.base) / geometry.rotated  # in log rotations, from one plain pair to the next
     if not geometry.natives:
         return math.log(geometry.trained_length / (rotations * 2 * math.pi)) / spacing
-    # Native frequencies are no geometric series, so the closed form does not hold; log rotations are interpolated
-    # between neighbouring pairs, and beyond the first and last pair the plain spacing goes on. On a native plan that
-    # happens to be plain this is the closed form again. Searched lists may rise a little: those steps are flattened.
+    # Native frequencies are no geometric series, so the closed form does not apply; log rotations are interpolated
+    # between neighbouring pairs, and beyond the first and last pair the plain spacing continues. On a native plan that
+    # is plain this equals the closed form. Searched lists may rise a little: those steps are flattened.
     turns = np.maximum(geometry.trained_length * np.array(native.inv_freq) / (2 * math.pi), np.finfo(np.float64).tiny)
     falling = np.minimum.accumulate(np.log(turns))
     wanted = math.log(rotations)

@@ -1,95 +1,147 @@
-"""The strategies by name, what each promises, and the one door through which a plan is asked for."""
+"""The strategies by name, with what each promises and examples of its options."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rope.geometry import Geometry, Plan
-from rope.pairwise import PAIRWISE
 
 Strategy = Callable[..., Plan]
 """(geometry, length, **options) -> plan: pure, options keyword-only, float64 throughout."""
 
 Function = TypeVar("Function", bound=Strategy)
 
+Options = Mapping[str, Any]
+
 
 class Promise(Enum):
-    """What a strategy holds to at every setting of its options, on a checkpoint without a scaling of its own."""
+    """What a strategy guarantees at every setting of its options, on a checkpoint without a scaling of its own."""
 
     NATIVE_WHEN_TRAINED = "up to the trained length, with no factor given, it is the native plan, bit for bit"
-    FIRST_PAIR_KEPT = "the first, fastest pair keeps its speed"
-    LAST_PAIR_DIVIDED = "the last, slowest pair is slowed by the whole factor"
-    NONE_FASTER = "no pair turns faster than it did"
-    WITHIN_FACTOR = "no pair is slowed by more than the factor"
-    SLOWER_MORE = "the slower a pair, the more it is slowed, or as much"
-    ORDER_KEPT = "no pair overtakes a faster one"
+    FIRST_PAIR_KEPT = "the first, fastest pair keeps its frequency"
+    LAST_PAIR_DIVIDED = "the frequency of the last, slowest pair is divided by the whole factor"
+    NONE_FASTER = "no frequency grows"
+    WITHIN_FACTOR = "no frequency is divided by more than the factor"
+    SLOWER_MORE = "the lower a frequency, the larger its divisor, or the same"
+    ORDER_KEPT = "frequencies stay in descending order"
     ANY_LENGTH = "the plan is the same at every length"
     ATTENTION_KEPT = "the attention factor is the native one"
-    WHOLE_WAVELENGTHS = "every pair that turns comes round in a whole number of tokens"
+    WHOLE_WAVELENGTHS = "every wavelength is a whole number of tokens"
 
 
 STRATEGIES: dict[str, Strategy] = {}
-"""Those of frequencies alone."""
+"""Every strategy."""
 
-EVERY: dict[str, Strategy] = dict(PAIRWISE)
-"""All that a grid may name: also those that change attention itself, whose plans are Pairwise."""
+CHANGES_ATTENTION: set[str] = set()
+"""Those that change attention itself, whose plans are Pairwise; all others change frequencies alone."""
 
-PROMISES: dict[str, frozenset[Promise]] = {}
 ALIASES = {"pi": "linear"}
 
+PROMISES: dict[str, frozenset[Promise]] = {}
+EXAMPLES: dict[str, tuple[Options, ...]] = {}
+REQUIRED: dict[str, Options] = {}
 
-def strategy(*promised: Promise) -> Callable[[Function], Function]:
-    """Enter a function under its own name, with what it promises."""
 
-    def enter(function: Function) -> Function:
-        STRATEGIES[function.__name__] = EVERY[function.__name__] = function
-        PROMISES[function.__name__] = frozenset(promised)
+def strategy(
+    *promises: Promise,
+    required: Options | None = None,
+    examples: Sequence[Options] = (),
+    changes_attention: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a function as a strategy, under its own name.
+
+    Args:
+        promises: what it guarantees; tests try each of them at many geometries, lengths and settings.
+        required: options without which there is no plan, each with an example. A list of one number per pair is given
+            by its ends: (1.0, 4.0).
+        examples: settings that show what options do. Each option in them must change the plan, for a model trained on
+            4,096 tokens at 16,384. Only needed for options that tests cannot try by themselves: they try a factor of
+            8, half of a default that is a number, and the opposite of a flag.
+        changes_attention: its plans are Pairwise.
+    """
+
+    def register(function: Function) -> Function:
+        name = function.__name__
+        STRATEGIES[name] = function
+        PROMISES[name] = frozenset(promises)
+        EXAMPLES[name] = tuple(examples)
+        REQUIRED[name] = required or {}
+        if changes_attention:
+            CHANGES_ATTENTION.add(name)
         return function
 
-    return enter
+    return register
 
 
-def named(strategy: str) -> str:
-    """The name under which a strategy stands in EVERY; ValueError, with the known names, for any other word."""
+def canonical_name(strategy: str) -> str:
+    """The name of a strategy in STRATEGIES; ValueError, with the known names, for any other word."""
     name = ALIASES.get(strategy, strategy) if isinstance(strategy, str) else ""
-    if name not in EVERY:
-        known = dict.fromkeys([*STRATEGIES, *EVERY, *ALIASES])
-        raise ValueError(_unknown("strategy", strategy, known, "strategies"))
+    if name not in STRATEGIES:
+        raise ValueError(_unknown("strategy", strategy, [*STRATEGIES, *ALIASES], "strategies"))
     return name
 
 
 def options_of(strategy: str) -> dict[str, Any]:
     """The options of a strategy with their published defaults, in the order of its signature."""
-    parameters = inspect.signature(EVERY[named(strategy)]).parameters.values()
+    parameters = inspect.signature(STRATEGIES[canonical_name(strategy)]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def kinds_of(strategy: str) -> dict[str, str]:
     """What each option of a strategy takes: number, whole (number), flag, word, list (of numbers) or mapping."""
-    words = {"float": "number", "int": "whole", "bool": "flag", "str": "word", "Sequence[float]": "list"}
-    parameters = inspect.signature(EVERY[named(strategy)]).parameters
+    kinds = {"float": "number", "int": "whole", "bool": "flag", "str": "word", "Sequence[float]": "list"}
+    parameters = inspect.signature(STRATEGIES[canonical_name(strategy)]).parameters
     return {
-        option: words.get(str(parameters[option].annotation).removesuffix(" | None"), "mapping")
+        option: kinds.get(str(parameters[option].annotation).removesuffix(" | None"), "mapping")
         for option in options_of(strategy)
     }
 
 
+def required_options(strategy: str, pairs: int) -> dict[str, Any]:
+    """Example values of the options without which a strategy has no plan, for a model with this many rotated pairs."""
+    return filled(strategy, REQUIRED[canonical_name(strategy)], pairs)
+
+
+def filled(strategy: str, options: Options, pairs: int) -> dict[str, Any]:
+    """Options as `required` and `examples` give them, with every list filled between its ends: (pairs,) numbers."""
+    kinds = kinds_of(strategy)
+    return {
+        name: np.linspace(value[0], value[1], pairs).tolist() if kinds[name] == "list" else value
+        for name, value in options.items()
+    }
+
+
 def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan:
-    """The plan of a strategy by name or alias; ValueError for an unknown name, an unknown option or a bad value."""
-    name = named(strategy)
+    """The plan of a strategy, by its name or alias.
+
+    Args:
+        strategy: a name in STRATEGIES or ALIASES.
+        geometry: what the checkpoint was trained with.
+        length: tokens of context; at least 2.
+        options: of that strategy; the others have their published defaults.
+
+    Returns:
+        Plan with (pairs,) inverse frequencies, float64, radians per token; a Pairwise where attention itself changes.
+
+    Raises:
+        ValueError: an unknown strategy, an unknown option, or a value that the strategy refuses.
+    """
+    name = canonical_name(strategy)
     known = options_of(name)
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
-    return EVERY[name](geometry, length, **options)
+    return STRATEGIES[name](geometry, length, **options)
 
 
-def options_given(options: Any) -> dict[str, Any]:
-    """The `options` that a strategy hands on to the one it goes over: a mapping, ((name, value), ...) or None.
+def as_options(options: Any) -> dict[str, Any]:
+    """The `options` that a strategy passes on to another: a mapping, ((name, value), ...) or None.
 
     Raises:
         ValueError: anything else.
@@ -101,7 +153,7 @@ def options_given(options: Any) -> dict[str, Any]:
         raise ValueError(f"options={options!r}: give names and values, such as {{beta_fast: 16}}") from error
 
 
-def _unknown(kind: str, given: Any, known: Collection[str], plural: str) -> str:
-    close = difflib.get_close_matches(str(given), list(known), n=1)
+def _unknown(kind: str, value: Any, known: Collection[str], plural: str) -> str:
+    close = difflib.get_close_matches(str(value), list(known), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {kind}: {given!r}; {hint}{plural}: {', '.join(known) or 'none at all'}"
+    return f"unknown {kind}: {value!r}; {hint}{plural}: {', '.join(known) or 'none at all'}"

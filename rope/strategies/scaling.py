@@ -1,4 +1,4 @@
-"""By how much a context is stretched, a plan times its multipliers, and the refusals that strategies share."""
+"""By how much a context is stretched, a plan times its multipliers, and checks that several strategies share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stretch(geometry: Geometry, length: int, factor: float | None) -> float:
 
 
 def running_factor(geometry: Geometry, length: int, rule: str, factor: float | None) -> float:
-    """The stretch of a dynamic strategy, for a sequence that is `length` tokens long at the moment.
+    """The factor of a dynamic strategy, for a sequence that is currently `length` tokens long.
 
     natural:      max(1, length / trained_length)
     transformers: factor * max(1, length / trained_length) - (factor - 1)
@@ -47,7 +47,7 @@ def running_factor(geometry: Geometry, length: int, rule: str, factor: float | N
 def scaled(native: Plan, multipliers: Array | float, factor: float | None = None) -> Plan:
     """The native plan with its inverse frequencies multiplied; at a factor of exactly 1 the native plan itself."""
     if factor == 1:
-        return native  # itself: even a product with 1.0 must not stand between equal plans
+        return native  # itself, so that equal plans are equal bit for bit
     return Plan(tuple((np.array(native.inv_freq) * multipliers).tolist()), native.attention_factor)
 
 
@@ -63,18 +63,15 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(choices)}")
 
 
-def divisors(name: str, given: Sequence[float] | None, geometry: Geometry) -> Array:
-    """A list of one divisor a rotated pair, as an array.
+def divisors(name: str, values: Sequence[float] | None, geometry: Geometry) -> Array:
+    """A list of one divisor per rotated pair, as an array.
 
     Raises:
         ValueError: another number of entries than geometry.pairs, or one that is no finite number above 0.
     """
-    listed: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(listed) != geometry.pairs:
-        raise ValueError(
-            f"{name} has {len(listed)} numbers; give {geometry.pairs}, one a rotated pair, by which its frequency is "
-            "divided"
-        )
-    for pair, divisor in enumerate(listed):
+    numbers: Sequence[Any] = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    if len(numbers) != geometry.pairs:
+        raise ValueError(f"{name} has {len(numbers)} numbers; give {geometry.pairs}, one per rotated pair: its divisor")
+    for pair, divisor in enumerate(numbers):
         check_number(f"{name}[{pair}]", divisor, above=0)
-    return np.array(listed, dtype=np.float64)
+    return np.array(numbers, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Every pair treated alike: not at all, or slowed by the same factor."""
+"""All frequencies treated alike: unchanged, or divided by the same factor."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def none(geometry: Geometry, length: int) -> Plan:
     Promise.ATTENTION_KEPT,
 )
 def linear(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan:
-    """Position interpolation: every pair slowed alike.
+    """Position interpolation: every frequency divided by the factor.
 
     inv_freq[i] / factor
 

@@ -8,13 +8,11 @@ from omegaconf import OmegaConf
 from support import CONF
 
 from pipelines.choices import config
-from pipelines.grid import launcher
 from rope import strategies
 
 
 @pytest.fixture(scope="module")
 def hydra_conf():
-    launcher.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -24,7 +22,7 @@ PRESETS = {"dynamic_linear": {"over": "linear"}, "dynamic_yarn": {"over": "yarn"
 
 
 def composed(*overrides):
-    return config.choices(compose("config", overrides=["length=64", *overrides]))
+    return config.workbench(compose("config", overrides=["length=64", *overrides]))
 
 
 def files(group):
@@ -32,7 +30,7 @@ def files(group):
 
 
 def test_strategy_files_and_functions_are_the_same_set():
-    assert set(files("strategy")) == {*strategies.EVERY, *strategies.ALIASES, *PRESETS}
+    assert set(files("strategy")) == {*strategies.STRATEGIES, *strategies.ALIASES, *PRESETS}
 
 
 @pytest.mark.parametrize("name", files("strategy"))

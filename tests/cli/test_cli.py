@@ -8,26 +8,7 @@ import sys
 import pytest
 from support import PROJECT, ropewalk
 
-from pipelines.cli.main import RESUMED, VERBS, rewritten, run
-
-
-def test_a_model_that_is_no_name_is_a_path_or_a_hub_id(tmp_path):
-    assert rewritten(["model=smollm2"]) == ["model=smollm2"]
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    assert rewritten([f"model={folder}"]) == ["model=local", f"model.path='{folder}'", "model.name='my-model'"]
-    assert rewritten(["model=owner/name"]) == ["model=local", "model.path='owner/name'", "model.name='owner/name'"]
-
-
-def test_a_task_that_is_no_name_is_one_of_lm_evals():
-    assert rewritten(["task=passkey"]) == ["task=passkey"]
-    assert rewritten(["task=wikitext"]) == ["task=lm_eval", "task.name='wikitext'"]
-
-
-def test_a_grid_without_axes_is_the_first_one():
-    assert rewritten(["cluster=gpu"]) == ["cluster=gpu", "experiment=first"]
-    assert rewritten(["length=64"]) == ["length=64"]
-    assert rewritten([]) == ["experiment=first"]
+from pipelines.cli.main import RESUMED, VERBS, run
 
 
 @pytest.mark.parametrize(

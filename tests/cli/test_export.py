@@ -17,11 +17,11 @@ import torch
 from support import PROJECT
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from pipelines.choices.compose import expand
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of
 from pipelines.cli.export import RECORD
 from pipelines.cli.main import run
-from pipelines.grid.launcher import each, register
 from pipelines.models import find, header, load
 from pipelines.records.cells import Model, Result
 from pipelines.records.results import Store
@@ -40,8 +40,7 @@ def store(tmp_path, monkeypatch):
 
 
 def chosen(*overrides) -> Workbench:
-    register()
-    (choice,) = each(["cluster=cpu", *overrides])
+    (choice,) = expand(["cluster=cpu", *overrides])
     return choice
 
 
@@ -170,7 +169,7 @@ def test_every_engine_at_once_tells_what_cannot_be_said(store, capsys):
     asked = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
     assert run([*asked, "all"]) == 0
     told = capsys.readouterr().out
-    assert "exllama: not possible. ExLlamaV2 has no words for an attention factor of 1.13863" in told
+    assert "exllama: not possible. ExLlamaV2 does not support an attention factor of 1.13863" in told
     root = store.root / "exports" / "tiny_yarn_2048"
     assert {folder.name for folder in root.iterdir()} == set(ENGINES) - {"exllama"}
     line = next(line for line in told.splitlines() if "vllm serve" in line).strip()
@@ -179,13 +178,13 @@ def test_every_engine_at_once_tells_what_cannot_be_said(store, capsys):
     assert json.loads(words[4])["rope_parameters"]["factor"] == 4.0
     assert run([*asked, "exllama"]) == 2 and run([*asked, "exllama,vllm"]) == 1
     assert run(["export", "model=models/tiny", "strategy=self_extend", "length=2048", "--to", "all"]) == 2
-    assert "nearest that it can say is a frequency strategy, such as yarn" in capsys.readouterr().out
+    assert "closest supported alternative is a frequency strategy, such as yarn" in capsys.readouterr().out
 
 
 def test_a_list_needs_a_gguf_file_for_llama_cpp(store, capsys):
     assert run(["export", "model=models/tiny", "strategy=truncated", "length=1024", "--to", "llama.cpp"]) == 2
     told = capsys.readouterr().out
-    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the nearest" in told
+    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the closest" in told
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsy
     assert last["attention_factor"] == yarn.attention_factor
     assert [row["inv_freq"] for row in last["table"]] == list(yarn.inv_freq)
     assert [row["wavelength"] for row in last["table"]] == theory.wavelengths(yarn).tolist()
-    assert last["unseen"] == theory.unseen(native, yarn, 256, 1024).mean()
+    assert last["unseen"] == theory.out_of_distribution(native, yarn, 256, 1024).mean()
     assert last["round_now"] == theory.critical_pair(yarn, 256) <= last["round_trained"]
     assert last["first_negative"] == theory.first_negative(yarn, 4 * 1024)
     assert last["equivalent_base"] == theory.equivalent_base(yarn)
@@ -88,7 +88,7 @@ def test_tables_and_a_figure_are_for_people(capsys, tmp_path):
         (["strategy=yran", "length=512"], "did you mean yarn?"),
         (["strategy=yarn", "strategy.beta_fst=3", "length=512"], "did you mean beta_fast?"),
         (["strategy=yarn", "factor=1", "length=512"], "factor=1.0: give a finite number above 1"),
-        (["strategy=factors", "strategy.factors=[1,2]", "length=512"], "factors has 2 numbers; give 8, one a rotated"),
+        (["strategy=factors", "strategy.factors=[1,2]", "length=512"], "factors has 2 numbers; give 8, one per"),
         (["strategy=per_layer", "strategy.layers={a: 2}", "length=512"], "layers 'a': give layer numbers"),
         (
             ["strategy=per_layer", "strategy.layers={1-2: 2}", "length=512"],

@@ -8,21 +8,28 @@ from pipelines.doctor.files import Files
 from pipelines.models.header import Header
 
 LLAMA3_BLOCK = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-}  # fmt: skip
-SHAPE_8B = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "vocab_size": 128256,
-}  # fmt: skip
+}
+SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def shaped(*shape: str | int, **more: Any) -> dict[str, Any]:
+    """A config of these dimensions."""
+    return {**dict(zip(SHAPE, shape, strict=True)), **more}
+
+
+SHAPE_8B = shaped("llama", 4096, 32, 32, 8, 128256)
 SHAPE_1B = {**SHAPE_8B, "hidden_size": 2048, "num_hidden_layers": 16, "head_dim": 64}
 LLAMA_3 = {**SHAPE_8B, "max_position_embeddings": 8192, "rope_theta": 5e5}
 LLAMA_31 = {**SHAPE_8B, "max_position_embeddings": 131072, "rope_theta": 5e5, "rope_scaling": LLAMA3_BLOCK}
 LLAMA_32 = {**LLAMA_31, **SHAPE_1B, "rope_scaling": {**LLAMA3_BLOCK, "factor": 32.0}}
-PLAIN: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 512, "rope_theta": 5e5, "vocab_size": 1000,
-}  # fmt: skip
+LLAMA_2 = shaped("llama", 4096, 32, 32, 32, 32000, max_position_embeddings=4096)
+PHI_3_128K = shaped("phi3", 3072, 32, 32, 32, 32064, max_position_embeddings=131072, rope_theta=1e4)
+PLAIN = shaped("llama", 256, 2, 4, 4, 1000, max_position_embeddings=512, rope_theta=5e5)
 """Of no known family."""
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -38,7 +45,7 @@ def scaled(block: dict[str, Any], **more: Any) -> Files:
     return of({**PLAIN, "rope_scaling": block, **more})
 
 
-def of(config: Any[str, Any], name: str = "mine", **more: Any) -> Files:
+def of(config: dict[str, Any], name: str = "mine", **more: Any) -> Files:
     return Files(name, config, **more)
 
 
@@ -59,6 +66,7 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
             v5({**YARN, "rope_theta": 1e4}),
             of({**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
         ),
+        (v5({"full_attention": {**YARN, "rope_theta": 1e4}}, **MIXED), None),
     ],
     "V02": [
         (
@@ -78,6 +86,7 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (of(without(LLAMA_3, "rope_theta")), of(LLAMA_3)),
         (of(without(scaled({"type": "linear", "factor": 2.0}).config, "rope_theta")), scaled(YARN)),
         (gguf({}), gguf({"llama.rope.freq_base": 5e5})),
+        (of({**LLAMA_2, "rope_scaling": {"type": "linear", "factor": 2.0}}), of({**LLAMA_2, "rope_theta": 1e4})),
         (None, of(without(PLAIN, "rope_theta"))),  # the first Llamas: 10000 was in the code
     ],
     "V05": [(scaled({**YARN, "type": "linear"}), scaled({**YARN, "type": "yarn"}))],
@@ -103,6 +112,7 @@ STATIC: dict[str, list[tuple[Files, Files]]] = {
         (of(without(LLAMA_31, "rope_scaling")), of(LLAMA_3)),
         (of({**LLAMA_3}, name="Llama-3.1-8B"), of(LLAMA_3, name="Meta-Llama-3-8B")),
         (of(LLAMA_31, strategy="linear"), of(LLAMA_31, strategy="yarn")),
+        (of({**PHI_3_128K, "rope_scaling": {"type": "linear", "factor": 32.0}}), None),
     ],
     "S04": [
         (scaled({"type": "linear", "factor": 0.25}), scaled({"type": "linear", "factor": 4.0})),

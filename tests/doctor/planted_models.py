@@ -9,23 +9,26 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.doctor.files import Files
-from pipelines.doctor.numeric import Built, listening
+from pipelines.doctor.numeric import Built, collected_warnings
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 260, "max_position_embeddings": 256,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 260,
+    "max_position_embeddings": 256,
+}
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 64, "factor": 4.0,
-    "short_factor": [1.0] * 8, "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
-}  # fmt: skip
+ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500_000.0, **LLAMA3_BOUNDS, **ORIGINAL, "factor": 8.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, **ORIGINAL}
+LISTS = {"short_factor": [1.0] * 8, "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10_000.0, **ORIGINAL, **LISTS}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 
 
@@ -80,15 +83,15 @@ def with_table(rows: int) -> Callable[[Any], None]:
     return lambda model: rotary(model).register_buffer("cos_cached", torch.zeros(rows, 16))
 
 
-def heard(**block: Any) -> Built:
-    """What transformers says of a config when it reads it."""
-    with listening() as lines:
+def warned(**block: Any) -> Built:
+    """What transformers warns of when it reads a config."""
+    with collected_warnings() as lines:
         LlamaConfig(**SHAPE, rope_parameters={**YARN, **block})
     return Built(Files("planted", {}), None, tuple(lines))
 
 
 NUMERIC: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
-    "W01": lambda: [(heard(attn_factor=0.9), heard()), (heard(factor=0.5), heard())],
+    "W01": lambda: [(warned(attn_factor=0.9), warned()), (warned(factor=0.5), warned())],
     "N01": lambda: [
         (built(LLAMA3, held={**PLAIN, "rope_theta": 500_000.0}), built(LLAMA3)),  # the scaling was dropped
         (built(LINEAR, held=PLAIN), built(LINEAR)),
@@ -130,7 +133,11 @@ def seeing(model: Any) -> None:
 
 BEHAVIOUR: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
     "F01": lambda: [(built(LLAMA3, low_precision), built(LLAMA3))],
-    "F02": lambda: [(built(DYNAMIC), built(YARN)), (built(LONGROPE), built(LINEAR))],
+    "F02": lambda: [
+        (built(DYNAMIC), built(YARN)),
+        (built(LONGROPE), built(LINEAR)),
+        (built(PLAIN, seeing), built(PLAIN)),
+    ],
     "F03": lambda: [(built(DYNAMIC), built(YARN))],
     "D01": lambda: [(built(PLAIN, maskless), built(PLAIN))],
     "D02": lambda: [(built(PLAIN, seeing), built(PLAIN))],

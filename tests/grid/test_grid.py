@@ -9,7 +9,8 @@ import pytest
 from support import stub_cell
 
 from pipelines.cli.main import run
-from pipelines.records.cells import Result
+from pipelines.grid.launcher import preview, run_grid
+from pipelines.records.cells import Refusal, Result
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.track import launch
@@ -48,11 +49,11 @@ def runs(store, kind):
 
 
 def test_a_grid_ends_in_a_table_and_the_way_to_the_ui(finished):
-    _, told = finished
-    assert "6 cells asked for: 2 with the plan and text of another, 0 finished before, 4 to run" in told
+    store, told = finished
+    assert "6 cells: 2 duplicates (same plan and text), 0 finished before, 4 to run" in told
     assert "strategy" in told and "yarn" in told and "384" in told
     assert told.count("ok ") >= 4 and "left" in told
-    assert "ropewalk ui" in told
+    assert "ropewalk ui" in told and told.splitlines()[-1] == f"results: {store.root}"
 
 
 def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
@@ -119,7 +120,7 @@ def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatc
     with terminal.console.capture() as told:
         assert run(["grid", *GRID]) == 1
     assert "RuntimeError: broken pipe" in told.get() and "error.txt" in told.get()
-    assert "3 ok" in told.get() or "5 ok" in told.get()
+    assert "5 ok, 1 failed." in told.get()
     monkeypatch.undo()
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
     with terminal.console.capture() as told:
@@ -127,38 +128,52 @@ def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatc
     assert "1 to run" in told.get()
 
 
+def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, monkeypatch):
+    def stopped(cells, workers, work=None):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(pool, "run", stopped)
+    with terminal.console.capture() as told:
+        assert run(["grid", *GRID]) == 130
+    assert "4 to run" in told.get() and "browser" not in told.get() and "results:" not in told.get()
+
+
+def test_tables_are_made_once(finished, monkeypatch):
+    from pipelines.report import tables
+
+    store, _ = finished
+    monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
+    calls, make = [], tables._table
+    monkeypatch.setattr(tables, "_table", lambda *args: calls.append(args) or make(*args))
+    assert run(["grid", *GRID]) == 0
+    assert len(calls) == 1
+
+
+def test_run_grid_returns_cells_with_results_in_order_and_quietly(finished, monkeypatch, capsys):
+    store, _ = finished
+    monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
+    rows = run_grid(GRID, quiet=True)
+    assert [(cell.strategy, cell.length) for cell, _ in rows] == [
+        (strategy, length) for strategy in ("none", "linear", "yarn") for length in (256, 384)
+    ]
+    assert all(result.cell_id == cell.id and result.metrics["ppl"] > 1 for cell, result in rows)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(Refusal, match="lenght: no such option"):
+        run_grid(["lenght=3"])
+
+
+def test_a_baseline_and_a_sweep_of_options_are_one_grid(store):
+    found = preview([*SMALL, "strategy=none,yarn", "yarn.beta_fast=4,16", "length=384"])
+    assert [cell.strategy_label for cell in found.todo] == ["none", "yarn beta_fast=4", "yarn beta_fast=16"]
+    assert (found.cells, found.duplicates) == (3, 0)
+
+
 def test_a_stock_launcher_runs_the_same_grid(store):
     assert run(["grid", *SMALL, "strategy=none,linear", "length=384", "hydra/launcher=basic"]) == 0
     assert len(list(store.root.glob("cells/*/result.json"))) == 2
     _, cells = runs(store, "cell")
     assert len(cells) == 2
-
-
-def test_the_fast_composition_equals_hydras_own(monkeypatch):
-    """Every config of a mix of group choices and plain values, composed by both."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from omegaconf import OmegaConf
-
-    from pipelines.grid import launcher
-
-    seen = []
-
-    def both(context, base, jobs):
-        for job, fast in zip(jobs, compose(context, base, jobs), strict=True):
-            slow = context.config_loader.load_sweep_config(base, list(job))
-            for config in (fast, slow):
-                OmegaConf.set_struct(config, False)
-                config.pop("hydra")
-            seen.append(OmegaConf.to_container(fast) == OmegaConf.to_container(slow))
-        return iter(())
-
-    compose = launcher.compose
-    monkeypatch.setattr(launcher, "compose", both)
-    monkeypatch.setattr(launcher, "cells_of", lambda choices: list(choices))
-    assert isinstance(ConfigLoaderImpl, type)
-    with pytest.raises(IndexError):  # no cells come out of it
-        run(["grid", *SMALL, "length=64,128", "strategy=none,yarn,pi", "factor=2,4", "task.last=8", "task=perplexity"])
-    assert seen == [True] * 12
 
 
 def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monkeypatch):

@@ -51,9 +51,7 @@ def test_a_plan_counts_and_writes_nothing(store, capsys):
 
 
 def test_a_plan_knows_what_is_done_and_how_long_it_took(store, capsys):
-    run(["plan", *SMALL, "length=256,384"])
-    finish(launcher.launch.planned.todo[:1])
-    capsys.readouterr()
+    finish(launcher.preview([*SMALL, "length=256,384"]).todo[:1])
     _, told = planned(capsys, "length=256,384")
     assert len(told["done"]) == 1 and len(told["todo"]) == 1
     assert told["models"][0]["basis"] == "measured: 1 earlier cell"
@@ -65,7 +63,7 @@ def test_one_bad_cell_does_not_hide_the_others(store):
     with terminal.console.capture() as captured:
         code = run(["plan", *SMALL, "strategy=none,linear", "length=1,256,100000000", "task=perplexity"])
     told = " ".join(captured.get().split())
-    assert code == 2 and "6 cells asked for" in told and "4 invalid" in told
+    assert code == 2 and "6 cells: " in told and "4 invalid" in told
     assert "invalid random: none @1 perplexity length=1: give a whole number of at least 2" in told
     assert "random: linear @1 " in told and "100,000,000 are needed" in told
     assert "1 to run" in told  # none and linear at the trained length are one cell
@@ -94,7 +92,7 @@ def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True,
         env={"PATH": str(Path(sys.executable).parent), "ROPEWALK_STORE": str(tmp_path), "HOME": str(tmp_path)},
     )  # fmt: skip
-    assert "40 cells asked for" in ran.stdout
+    assert "40 cells: " in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[] 0"
 
 
@@ -104,8 +102,7 @@ def test_four_hundred_finished_cells_are_read_once_and_composed_by_group(store, 
 
     asked = ["strategy=none,linear,ntk,by_parts,yarn", f"length={','.join(map(str, range(260, 1060, 20)))}"]
     asked += ["task=perplexity,passkey"]
-    assert run(["plan", *SMALL, *asked]) == 0
-    finish(launcher.launch.planned.todo)
+    finish(launcher.preview([*SMALL, *asked]).todo)
     read, composed = Counter(), []
     really_read, compose = results._read, ConfigLoaderImpl.load_sweep_config
     monkeypatch.setattr(results, "_read", lambda path: read.update([path]) or really_read(path))
@@ -114,7 +111,7 @@ def test_four_hundred_finished_cells_are_read_once_and_composed_by_group(store, 
     )
     with terminal.console.capture() as captured:
         assert run(["plan", *SMALL, *asked]) == 0
-    assert "400 cells asked for: 0 with the plan and text of another, 400 finished before, 0 to run" in captured.get()
+    assert "400 cells: 0 duplicates (same plan and text), 400 finished before, 0 to run" in captured.get()
     assert len(read) == 400 and max(read.values()) == 1
     assert len(composed) == 10  # one for each strategy and task
 

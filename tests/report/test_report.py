@@ -47,7 +47,7 @@ def test_options_tell_rows_apart():
 
 
 def test_markdown_is_a_table():
-    told = tables.markdown(rows(none=(10.0, 54.0)))
+    told = tables.markdown(tables.tables(rows(none=(10.0, 54.0))))
     assert "| strategy | 512 | 1,024 |\n| --- | ---: | ---: |\n| none | 10 ±1 (20) | 54 ±5.4 (108) |" in told
 
 
@@ -130,7 +130,8 @@ def test_what_does_not_compare_is_told():
 
 
 def test_markdown_tells_every_difference():
-    told = tables.markdown([*compared(12, none=0.0, yarn=-0.5), *compared(12, 4096, none=0.0, yarn=-0.5)])
+    results = [*compared(12, none=0.0, yarn=-0.5), *compared(12, 4096, none=0.0, yarn=-0.5)]
+    told = tables.markdown(tables.tables(results))
     assert "| length | strategy | against |" in told and told.count("12 documents |") == 2 and "Holm" in told
 
 

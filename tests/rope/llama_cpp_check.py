@@ -27,7 +27,7 @@ from pipelines.records.cells import Cell
 from pipelines.tasks import perplexity
 from pipelines.tasks.documents import Encoder
 from pipelines.workers.evaluate import evaluate
-from rope.dialects import to_llama_cpp
+from rope.dialects import deploy
 
 VERSION = "0.3.36"
 LIMIT = 0.01
@@ -36,14 +36,14 @@ WORKER = """
 import json, sys
 import numpy as np
 import llama_cpp
-asked = json.load(open(sys.argv[1]))
-llm = llama_cpp.Llama(asked["file"], logits_all=True, verbose=False, type_k=0, type_v=0, n_batch=512,
-                      **asked["arguments"])
-llm.eval(asked["ids"])
+request = json.load(open(sys.argv[1]))
+llm = llama_cpp.Llama(request["file"], logits_all=True, verbose=False, type_k=0, type_v=0, n_batch=512,
+                      **request["arguments"])
+llm.eval(request["ids"])
 nll = []
-for first in range(0, len(asked["ids"]) - 1, 512):
-    rows = llm.scores[first : min(first + 512, len(asked["ids"]) - 1)].astype(np.float64)
-    wanted = np.array(asked["ids"][first + 1 : first + 1 + len(rows)])
+for first in range(0, len(request["ids"]) - 1, 512):
+    rows = llm.scores[first : min(first + 512, len(request["ids"]) - 1)].astype(np.float64)
+    wanted = np.array(request["ids"][first + 1 : first + 1 + len(rows)])
     top = rows.max(axis=1)
     nll += (np.log(np.exp(rows - top[:, None]).sum(axis=1)) + top - rows[np.arange(len(rows)), wanted]).tolist()
 json.dump(nll, open(sys.argv[2], "w"))
@@ -54,7 +54,7 @@ TYPES = {"none": 0, "linear": 1, "yarn": 2}
 
 
 def environment(name: str, *packages: str) -> Path:
-    """The interpreter of an environment of its own that holds these packages; made where it is not there."""
+    """The interpreter of an environment of its own that holds these packages; created where it is missing."""
     cache = Path(os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk"))
     home = cache.expanduser() / name
     python = home / "bin" / "python"
@@ -69,31 +69,31 @@ def environment(name: str, *packages: str) -> Path:
 
 
 def keywords(arguments: tuple[str, ...]) -> dict:
-    """llama.cpp's flags as the arguments of llama_cpp.Llama; whatever is not said is left to the file."""
-    told = {"yarn_attn_factor": -1.0, "yarn_beta_fast": -1.0, "yarn_beta_slow": -1.0, "kv_overrides": {}}
+    """llama.cpp's flags as the arguments of llama_cpp.Llama; everything else is left to the file."""
+    arguments_of_llama = {"yarn_attn_factor": -1.0, "yarn_beta_fast": -1.0, "yarn_beta_slow": -1.0, "kv_overrides": {}}
     for flag, value in zip(arguments[::2], arguments[1::2], strict=True):
         if flag == "--override-kv":
             key, _, typed = value.partition("=")
             kind, _, number = typed.partition(":")
-            told["kv_overrides"][key] = int(number) if kind == "int" else float(number)
+            arguments_of_llama["kv_overrides"][key] = int(number) if kind == "int" else float(number)
         elif flag == "--rope-scaling":
-            told["rope_scaling_type"] = TYPES[value]
+            arguments_of_llama["rope_scaling_type"] = TYPES[value]
         elif flag == "--rope-scale":
-            told["rope_freq_scale"] = 1.0 / float(value)
+            arguments_of_llama["rope_freq_scale"] = 1.0 / float(value)
         elif flag == "-c":
-            told["n_ctx"] = int(value)
+            arguments_of_llama["n_ctx"] = int(value)
         elif flag == "--yarn-orig-ctx":
-            told["yarn_orig_ctx"] = int(value)
+            arguments_of_llama["yarn_orig_ctx"] = int(value)
         else:
-            told[flag.removeprefix("--").replace("-", "_")] = float(value)
-    return told
+            arguments_of_llama[flag.removeprefix("--").replace("-", "_")] = float(value)
+    return arguments_of_llama
 
 
 def theirs(python: Path, file: Path, arguments: tuple[str, ...], ids: list[int]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder, "asked.json"), Path(folder, "answer.json")
-        asked.write_text(json.dumps({"file": str(file), "ids": ids, "arguments": keywords(arguments)}))
-        subprocess.run([str(python), "-c", WORKER, str(asked), str(answer)], check=True)
+        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        request.write_text(json.dumps({"file": str(file), "ids": ids, "arguments": keywords(arguments)}))
+        subprocess.run([str(python), "-c", WORKER, str(request), str(answer)], check=True)
         return np.array(json.loads(answer.read_text()))
 
 
@@ -101,12 +101,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="2048,10240")
     parser.add_argument("--strategies", default="none,linear,ntk,yarn")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     python, worst = environment(f"llama-cpp-python-{VERSION}", f"llama-cpp-python=={VERSION}"), 0.0
     launcher.register()
     with tempfile.TemporaryDirectory() as folder:
-        for length in map(int, asked.lengths.split(",")):
-            for strategy in asked.strategies.split(","):
+        for length in map(int, options.lengths.split(",")):
+            for strategy in options.strategies.split(","):
                 # of a factor that does something at every length
                 overrides = [f"strategy={strategy}", f"length={length}", f"factor={max(2.0, length / 8192)}"]
                 (choice,) = launcher.each([*overrides, "model=smollm2", "limit=1", "dtype=float32", "cluster=cpu"])
@@ -116,14 +116,14 @@ def main() -> int:
 
 
 def compared(cell: Cell, python: Path, folder: Path) -> float:
-    """By how much llama.cpp's perplexity of a cell is off ours, relative; told in a line."""
+    """The relative difference of llama.cpp's perplexity of a cell from ours; also printed."""
     model, config, geometries = geometry_for(cell.model)
     source, file = find.locate(model).gguf, folder / "float32.gguf"
     if not file.exists():
         copies.copy_gguf(source, file, {}, (), plain=True)
-    told = to_llama_cpp(config, cell.strategy, dict(cell.options), geometries, cell.length)
-    if told.needs_file:
-        copies.copy_gguf(file, folder / "list.gguf", told.keys, told.rope_freqs)
+    deployment = deploy("llama.cpp", config, cell.strategy, dict(cell.options), geometries, cell.length)
+    if deployment.needs_file:
+        copies.copy_gguf(file, folder / "list.gguf", deployment.keys, deployment.rope_freqs)
         file = folder / "list.gguf"
     options = {**perplexity.OPTIONS, **dict(cell.task.options)}
     encode = Encoder.of(load.tokenizer(model))
@@ -132,10 +132,10 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
     if not result.finished:
         sys.exit(f"{cell.label}: {result.error}")
     ours = result.metrics["nll"]
-    found = theirs(python, file, told.arguments, list(document.ids)).mean()
-    print(f"{cell.strategy_label} @{cell.length}: ours {np.exp(ours):.6f}, llama.cpp {np.exp(found):.6f}, "
-          f"off {np.expm1(found - ours):+.6%}   {told.command()}", flush=True)  # fmt: skip
-    return float(abs(np.expm1(found - ours)))
+    their_nll = theirs(python, file, deployment.arguments, list(document.ids)).mean()
+    numbers = f"ours {np.exp(ours):.6f}, llama.cpp {np.exp(their_nll):.6f}, off {np.expm1(their_nll - ours):+.6%}"
+    print(f"{cell.strategy_label} @{cell.length}: {numbers}   {deployment.command()}", flush=True)
+    return float(abs(np.expm1(their_nll - ours)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import logging
 
 import pytest
 import torch
+from strategy_examples import FREQUENCY_STRATEGIES, settings_for_engines
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rope.config import geometry_of
@@ -15,7 +16,7 @@ from rope.dialects import to_transformers
 from rope.dialects.transformers_v5 import LEGACY_KEYS, NAMES
 from rope.geometry import inverse_frequencies
 from rope.patch import patched
-from rope.strategies import STRATEGIES, named, plans
+from rope.strategies import canonical_name, plans, required_options
 
 TRAINED, LENGTH = 64, 160
 SHAPE = {
@@ -45,7 +46,7 @@ DECLARED = {
     "longrope": {"type": "longrope", "short_factor": [1.5] * 16, "long_factor": [4.0] * 16} | ORIGINAL,
     "dynamic": {"type": "dynamic", "factor": 2.0},
 }
-CASES = [
+NAMED = [
     ("none", {}, "default"),
     ("linear", {}, "linear"),
     ("pi", {"factor": 4.0}, "linear"),
@@ -53,6 +54,7 @@ CASES = [
     ("dynamic_ntk", {}, "dynamic"),
     ("dynamic_ntk", {"rule": "transformers"}, "dynamic"),
     ("dynamic_ntk", {"rule": "transformers", "factor": 3.0}, "dynamic"),
+    ("by_parts", {}, "llama3"),
     ("by_parts", {"beta_fast": 8.0}, "llama3"),
     ("by_parts", {"ramp": "index"}, "yarn"),
     ("by_parts", {"ramp": "index", "truncate": False}, "yarn"),
@@ -63,27 +65,24 @@ CASES = [
     ("yarn", {"ramp": "rotations"}, "longrope"),
     ("llama3", {}, "llama3"),
     ("llama3", {"factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0}, "llama3"),
-    ("ntk_fixed", {}, "longrope"),
-    ("ntk_mixed", {}, "longrope"),
     ("base", {}, "default"),
-    ("longrope", {"long_factor": [2.0] * 16}, "longrope"),
-    ("factors", {"factors": [3.0] * 16, "attention_factor": 1.2}, "longrope"),
-    ("power", {}, "longrope"),
-    ("truncated", {}, "longrope"),
-    ("proportional", {"p": 0.5}, "longrope"),
+    ("dynamic", {}, "linear"),
     ("dynamic", {"over": "yarn"}, "yarn"),
     ("dynamic", {"rule": "transformers", "factor": 3.0}, "linear"),
     ("dynamic", {"over": "ntk", "rule": "transformers", "factor": 3.0}, "dynamic"),
+    ("per_layer", {}, "linear"),
     ("per_layer", {"over": "yarn", "options": {"beta_fast": 8.0}, "factor": 4.0}, "yarn"),
-    ("resonance", {}, "longrope"),
 ]
+"""Strategies for which transformers has a rope_type, with settings and the rope_type of each."""
+UNNAMED = sorted(set(FREQUENCY_STRATEGIES) - {canonical_name(strategy) for strategy, _, _ in NAMED})
+"""All others: each becomes a longrope."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Said(logging.Handler):
-    """What transformers warned of."""
+class Warnings(logging.Handler):
+    """The warnings of transformers."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -94,8 +93,8 @@ class Said(logging.Handler):
 
 
 @pytest.fixture
-def said():
-    handler, logger = Said(), logging.getLogger("transformers")
+def warned():
+    handler, logger = Warnings(), logging.getLogger("transformers")
     logger.addHandler(handler)
     yield handler.lines
     logger.removeHandler(handler)
@@ -136,42 +135,65 @@ def written(config, strategy, length=LENGTH, **options):
     return to_transformers(config, strategy, options, geometry_of(config), length)
 
 
-def test_every_strategy_has_words():
-    assert set(NAMES) <= set(STRATEGIES)
-    assert set(STRATEGIES) == {named(strategy) for strategy, _, _ in CASES}
-    with pytest.raises(ValueError, match="transformers has no words for per_layer, whose layers differ; the nearest"):
+def test_every_strategy_that_transformers_has_a_name_for_is_compared():
+    missing = set(NAMES) - {strategy for strategy, _, _ in NAMED}
+    assert not missing, (
+        f"tests/rope/test_dialects.py: write a line into NAMED for each of {', '.join(sorted(missing))}, to which "
+        "rope/dialects/transformers_v5.py gives a rope_type"
+    )
+
+
+def test_plans_of_single_layers_are_refused():
+    says = "transformers does not support per_layer with different plans for single layers; the closest supported"
+    with pytest.raises(ValueError, match=says):
         written(SHAPE, "per_layer", layers={"0": 2})
 
 
-# every case on a plainly trained checkpoint, and one of each kind on top of every scaling declared in training
-ON_TOP = [case for case in CASES if not case[1]]
-GRID = [("plain", *case) for case in CASES] + [(kind, *case) for kind in list(DECLARED)[1:] for case in ON_TOP]
-
-
-@pytest.mark.parametrize("declared, strategy, options, rope_type", GRID, ids=str)
-def test_a_plain_from_pretrained_gives_the_plan(checkpoint, models, said, declared, strategy, options, rope_type):
+def compared(checkpoint, model, strategy, options, declared="plain"):
+    """The rope_type of an export, whose logits by a plain from_pretrained are those of the plan in the live model."""
     config = SHAPE | {"rope_scaling": DECLARED[declared]}
     before = copy.deepcopy(config)
     result = written(config, strategy, **options)
     assert config == before
     assert "rope_theta" not in result and "rope_scaling" not in result
-    on_top = declared not in ("plain", "dynamic")
-    expected = rope_type if not on_top else declared if strategy == "none" else "longrope"
-    assert result["rope_parameters"]["rope_type"] == expected
-    fresh = loaded(checkpoint, result)
-    # served beyond its declared reach, a yarn or llama3 checkpoint is warned about, and rightly so
-    assert not said or (on_top and strategy == "none")
-    model = models[declared]
     with patched(model, plans(strategy, geometry_of(config), LENGTH, **options)):
         ours = logits(model)
-    torch.testing.assert_close(logits(fresh), ours, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(loaded(checkpoint, result)), ours, atol=1e-5, rtol=0)
     if strategy != "none" and declared != "dynamic":
         assert (logits(model) - ours).abs().max() > 1e-3
+    return result["rope_parameters"]["rope_type"]
 
 
-def test_what_transformers_warns_of_is_heard(checkpoint, said):
+@pytest.mark.parametrize("strategy, options, rope_type", NAMED, ids=str)
+def test_a_plain_from_pretrained_gives_the_plan(checkpoint, models, warned, strategy, options, rope_type):
+    assert compared(checkpoint, models["plain"], strategy, options) == rope_type
+    assert not warned
+
+
+@pytest.mark.parametrize("strategy", UNNAMED)
+def test_a_plain_from_pretrained_gives_the_plan_as_a_longrope(checkpoint, models, warned, strategy):
+    for options in settings_for_engines(strategy, pairs=16):
+        assert compared(checkpoint, models["plain"], strategy, options) == "longrope"
+    assert not warned
+
+
+@pytest.mark.parametrize("strategy", FREQUENCY_STRATEGIES)
+@pytest.mark.parametrize("declared", [declared for declared in DECLARED if declared != "plain"])
+def test_on_top_of_a_declared_scaling_it_gives_the_plan_too(checkpoint, models, warned, declared, strategy):
+    options = required_options(strategy, pairs=16)
+    rope_type = compared(checkpoint, models[declared], strategy, options, declared)
+    if declared == "dynamic":
+        expected = {name: rope_type for name, setting, rope_type in NAMED if not setting}
+        assert rope_type == expected.get(strategy, "longrope")
+    else:
+        assert rope_type == (declared if strategy == "none" else "longrope")
+    # served beyond its declared reach, a yarn or llama3 checkpoint is warned about, and rightly so
+    assert not warned or (declared != "dynamic" and strategy == "none")
+
+
+def test_warnings_of_transformers_are_noticed(checkpoint, warned):
     loaded(checkpoint, written(SHAPE, "yarn") | {"max_position_embeddings": 1234})
-    assert any("does not match the ratio" in line for line in said)
+    assert any("does not match the ratio" in line for line in warned)
 
 
 def test_the_native_plan_is_the_checkpoints_own_parameters():
@@ -192,10 +214,13 @@ def test_a_declared_factor_that_depends_on_the_length_is_written_out():
 
 
 def test_the_length_that_is_served_is_written_except_for_dynamic_ntk():
-    bare = set(STRATEGIES) - {"longrope", "factors"}  # those need a list
-    served = {name: written(SHAPE, name)["max_position_embeddings"] for name in bare}
-    assert served == dict.fromkeys(bare, LENGTH) | {"dynamic_ntk": TRAINED}
-    assert {written(SHAPE, name, length=32)["max_position_embeddings"] for name in bare} == {TRAINED}
+    def written_length(strategy, length):
+        options = required_options(strategy, pairs=16)
+        return written(SHAPE, strategy, length=length, **options)["max_position_embeddings"]
+
+    served = {name: written_length(name, LENGTH) for name in FREQUENCY_STRATEGIES}
+    assert served == dict.fromkeys(FREQUENCY_STRATEGIES, LENGTH) | {"dynamic_ntk": TRAINED}
+    assert {written_length(name, 32) for name in FREQUENCY_STRATEGIES} == {TRAINED}
     assert written(SHAPE, "linear", factor=4.01)["max_position_embeddings"] == 257
     assert written(SHAPE, "linear", length=32, factor=2.0)["max_position_embeddings"] == 128
     # 106 / 49 * 49 is above 106 in floating point: no token too many
@@ -217,7 +242,7 @@ def test_ntk_is_a_larger_theta():
     assert theta == pytest.approx(10_000.0 * 2.5 ** (32 / 30), rel=1e-15)
 
 
-def test_what_is_no_part_of_a_scaling_outlives_it():
+def test_what_is_no_part_of_a_scaling_stays():
     sections = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     config = {key: value for key, value in SHAPE.items() if "rope" not in key} | {"rope_parameters": sections}
     result = written(config, "yarn")["rope_parameters"]
@@ -254,7 +279,7 @@ GEMMA = SHAPE | {
         ("by_parts", {"ramp": "index"}, "yarn"),
     ],
 )
-def test_layer_types_are_written_apart(tmp_path, said, strategy, options, rope_type):
+def test_layer_types_are_written_apart(tmp_path, warned, strategy, options, rope_type):
     result = written(GEMMA, strategy, **options)
     parameters = result["rope_parameters"]
     assert parameters["full_attention"]["rope_type"] == rope_type
@@ -265,10 +290,10 @@ def test_layer_types_are_written_apart(tmp_path, said, strategy, options, rope_t
     with patched(model, plans(strategy, geometry_of(GEMMA), LENGTH, **options)):
         ours = logits(model)
     torch.testing.assert_close(logits(loaded(tmp_path, result)), ours, atol=1e-5, rtol=0)
-    assert not said
+    assert not warned
 
 
-def test_phi_3_knows_no_word_but_longrope():
+def test_phi_3_takes_no_rope_type_but_longrope():
     config = SHAPE | {"model_type": "phi3", "original_max_position_embeddings": TRAINED}
     plain = inverse_frequencies(32, 10_000.0)
     for strategy in ("linear", "yarn", "dynamic_ntk", "llama3", "by_parts"):
@@ -289,28 +314,30 @@ def test_phi_3_knows_no_word_but_longrope():
 def test_deepseek_keeps_the_scale_of_its_softmax():
     declared = {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0} | ORIGINAL
     config = SHAPE | {"model_type": "deepseek_v3", "qk_rope_head_dim": 32, "rope_scaling": declared}
-    words = written(config, "linear")["rope_parameters"]
-    assert (words["rope_type"], words["factor"], words["mscale_all_dim"]) == ("longrope", 4.0, 1.0)
+    parameters = written(config, "linear")["rope_parameters"]
+    assert (parameters["rope_type"], parameters["factor"], parameters["mscale_all_dim"]) == ("longrope", 4.0, 1.0)
     plain = config | {"rope_scaling": None}
-    words = written(plain, "yarn", mscale=1.0, mscale_all_dim=0.5)["rope_parameters"]
-    assert "mscale_all_dim" not in words and words["attention_factor"] > 1
+    parameters = written(plain, "yarn", mscale=1.0, mscale_all_dim=0.5)["rope_parameters"]
+    assert "mscale_all_dim" not in parameters and parameters["attention_factor"] > 1
 
 
 PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
 SLIDING = {"rope_type": "default", "rope_theta": 1e4}
 
 
-def test_a_pair_that_stands_still_is_written_as_a_finite_divisor():
+def test_a_zero_frequency_is_written_as_a_finite_divisor():
     config = SHAPE | {"rope_parameters": {"full_attention": PROPORTIONAL, "sliding_attention": SLIDING}}
     ((_, plan), _) = plans("yarn", geometry_of(config), LENGTH)
-    words = written(config, "yarn")["rope_parameters"]["full_attention"]
-    assert words["rope_type"] == "longrope" and words["long_factor"][4:] == [1e28] * 12
-    assert (inverse_frequencies(32, 1e6)[:4] / words["long_factor"][:4]).tolist() == pytest.approx(plan.inv_freq[:4])
-    assert "partial_rotary_factor" not in words
-    assert json.loads(json.dumps(words)) == words
+    parameters = written(config, "yarn")["rope_parameters"]["full_attention"]
+    assert parameters["rope_type"] == "longrope" and parameters["long_factor"][4:] == [1e28] * 12
+    assert (inverse_frequencies(32, 1e6)[:4] / parameters["long_factor"][:4]).tolist() == pytest.approx(
+        plan.inv_freq[:4]
+    )
+    assert "partial_rotary_factor" not in parameters
+    assert json.loads(json.dumps(parameters)) == parameters
 
 
-def test_gemma_4_is_written_in_its_own_words_or_refused(tmp_path, said):
+def test_gemma_4_is_written_as_proportional_or_refused(tmp_path, warned):
     config = GEMMA | {
         "model_type": "gemma4_text",
         "architectures": ["Gemma4ForCausalLM"],
@@ -326,16 +353,16 @@ def test_gemma_4_is_written_in_its_own_words_or_refused(tmp_path, said):
             ours = logits(model)
         torch.testing.assert_close(logits(loaded(tmp_path, written(config, strategy))), ours, atol=1e-5, rtol=0)
         assert (logits(model) - ours).abs().max() > 1e-4 or strategy == "none"
-    # transformers heeds this factor and does not know that it does
-    assert set(said) == {"Unrecognized keys in `rope_parameters` for 'rope_type'='proportional': {'factor'}"}
+    # transformers uses this factor and does not know that it does
+    assert set(warned) == {"Unrecognized keys in `rope_parameters` for 'rope_type'='proportional': {'factor'}"}
     assert "factor" not in written(config, "ntk")["rope_parameters"]["full_attention"]
-    with pytest.raises(ValueError, match="no word for yarn on a gemma4_text, whose heads differ by layer"):
+    with pytest.raises(ValueError, match="does not support yarn on a gemma4_text, whose heads differ by layer"):
         written(config, "yarn")
 
 
 def test_geometries_of_another_model_are_refused():
     with pytest.raises(
-        ValueError, match="the geometries are of full_attention, sliding_attention and the config of all"
+        ValueError, match="the geometries are for full_attention, sliding_attention and the config for all"
     ):
         to_transformers(SHAPE, "yarn", {}, geometry_of(GEMMA), LENGTH)
     with pytest.raises(ValueError, match="unknown option of yarn"):

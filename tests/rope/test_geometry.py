@@ -1,4 +1,4 @@
-"""A checkpoint's geometry: its own laws, and how it is read from configs of every age."""
+"""A checkpoint's geometry: what it accepts, and how it is read from configs of every version."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_share_read_from_a_count_of_dimensions_gives_that_count_back():
     assert all(Geometry(d, 1e4, 64, r / d).rotated == r for d in range(2, 130, 2) for r in range(2, d, 2))
 
 
-def test_the_first_native_plan_that_reaches_serves_and_the_last_serves_all_beyond():
+def test_the_first_native_plan_that_reaches_applies_and_the_last_one_beyond():
     short, long = Plan((1.0, 0.5)), Plan((1.0, 0.25), 1.2)
     geometry = Geometry(4, 100.0, 64, natives=((32, short), (64, long)))
     assert [geometry.native(n) for n in (2, 32, 33, 64, 4096)] == [short, short, long, long, long]
@@ -98,11 +98,11 @@ def test_the_first_native_plan_that_reaches_serves_and_the_last_serves_all_beyon
         ({"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128, 1e6, 1.0),
     ],
 )
-def test_a_plainly_trained_config_is_read_whatever_its_age(changes, head_dim, base, partial):
+def test_a_config_without_scaling_is_read_whatever_its_version(changes, head_dim, base, partial):
     assert only(LLAMA | changes) == Geometry(head_dim, base, 4096, partial)
 
 
-def test_gpt_j_names_are_read():
+def test_the_keys_of_gpt_j_are_read():
     config = {"n_embd": 4096, "n_head": 16, "n_positions": 2048, "rotary_dim": 64}
     assert only(config) == Geometry(256, 10_000.0, 2048, 0.25)
 
@@ -120,7 +120,7 @@ def test_an_object_with_to_dict_is_read_as_its_mapping():
     assert geometry_of(Config()) == geometry_of(LLAMA)
 
 
-def test_a_given_trained_length_wins_over_the_config():
+def test_a_given_trained_length_takes_precedence_over_the_config():
     assert only(LLAMA, trained_length=2048).trained_length == 2048
     assert only({k: v for k, v in LLAMA.items() if "max" not in k}, trained_length=512).trained_length == 512
 
@@ -150,7 +150,7 @@ def test_olmo_3_scales_its_full_attention_layers_only():
     assert geometry_of(config | {"rope_scaling": None, "rope_parameters": rope_parameters(config)}) == read
 
 
-def test_gemma_4_stands_still_in_most_pairs_of_its_wider_heads():
+def test_gemma_4_has_zero_frequency_in_most_pairs_of_its_wider_heads():
     by_type = {
         "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -229,7 +229,7 @@ def test_a_declared_longrope_has_a_short_and_a_long_native_plan():
         (LLAMA | {"rope_scaling": {"type": "spiral"}}, "declares rope_type='spiral'; known are default, linear"),
         (LLAMA | {"rope_scaling": {"type": "linear", "factor": 0.5}}, "declared linear scaling=0.5: give a finite"),
         (LLAMA | {"rope_parameters": {"full_attention": None, "x": {}}, "rope_theta": -1.0}, "base=-1.0"),
-        (7, "7 is no config"),
+        (7, "7 is not a config"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused_in_a_sentence(config, says):

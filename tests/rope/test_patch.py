@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import (
 
 from rope.config import geometry_of
 from rope.geometry import Plan
-from rope.patch import patched, read
+from rope.patch import apply, patched, read
 from rope.strategies import plans
 
 TRAINED = 64
@@ -145,12 +146,12 @@ def test_the_order_of_lengths_does_not_matter(parameters):
     model = llama(parameters)
     seen = {}
     for length in lengths:
-        found = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
+        result = logits(model, length, of(model, "dynamic_ntk", length, rule="transformers", factor=2.0))
         fresh = llama(parameters)
         assert torch.equal(
-            found, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0))
+            result, logits(fresh, length, of(fresh, "dynamic_ntk", length, rule="transformers", factor=2.0))
         )
-        assert torch.equal(found, seen.setdefault(length, found))
+        assert torch.equal(result, seen.setdefault(length, result))
 
 
 def test_a_dynamic_model_left_alone_does_depend_on_the_order():
@@ -313,10 +314,10 @@ def test_single_layers_run_under_their_own_plans():
     chosen = per_layer(model, {"1": 8.0}, over="yarn", factor=2.0)
     ((_, first), (_, second)) = chosen
     assert first != second
-    found = logits(model, plans=chosen)
-    torch.testing.assert_close(found, by_hand(model, [first, second]), atol=2e-5, rtol=0)
-    assert (found - by_hand(model, [second, first])).abs().max() > 1e-3
-    assert (found - logits(model, plans=(("all", first),))).abs().max() > 1e-3
+    result = logits(model, plans=chosen)
+    torch.testing.assert_close(result, by_hand(model, [first, second]), atol=2e-5, rtol=0)
+    assert (result - by_hand(model, [second, first])).abs().max() > 1e-3
+    assert (result - logits(model, plans=(("all", first),))).abs().max() > 1e-3
 
 
 def test_groups_that_name_all_layers_are_the_plan_for_all():
@@ -368,10 +369,35 @@ def test_layers_that_the_model_does_not_have_are_refused_before_anything_changes
     assert same(held, buffers(model))
 
 
-def test_a_cache_grows_under_plans_of_single_layers():
+def test_applied_plans_stay_until_they_are_undone():
     model = llama()
-    ids = torch.arange(48)[None] * 7 % SHAPE["vocab_size"]
-    with torch.no_grad(), patched(model, per_layer(model, {"1": 8.0})):
-        whole = model(ids).logits[:, -1]
-        cached = model(ids[:, :-1], use_cache=True).past_key_values
-        torch.testing.assert_close(model(ids[:, -1:], past_key_values=cached).logits[:, -1], whole, atol=1e-4, rtol=0)
+    before, held = logits(model), buffers(model)
+    for strategy, options in (("yarn", {}), ("per_layer", {"layers": {"0": 8.0}}), ("rerope", {})):
+        chosen = of(model, strategy, **options)
+        wanted = logits(model, plans=chosen)
+        undo = apply(model, chosen)
+        gc.collect()
+        assert torch.equal(logits(model), wanted)
+        assert torch.equal(logits(model, plans=of(model, "none")), before)
+        assert torch.equal(logits(model), wanted)
+        undo()
+        assert torch.equal(logits(model), before) and same(held, buffers(model))
+
+
+def test_applied_plans_replace_those_applied_before():
+    model = llama()
+    wanted = logits(model, plans=of(model, "yarn"))
+    for strategy, options in (("per_layer", {"layers": {"0": 8.0}}), ("rerope", {}), ("linear", {})):
+        apply(model, of(model, strategy, **options))
+        gc.collect()
+        apply(model, of(model, "yarn"))
+        assert torch.equal(logits(model), wanted)
+
+
+def test_a_refusal_to_apply_changes_nothing():
+    model = llama()
+    before, held = logits(model), buffers(model)
+    ((_, pairwise),) = of(model, "rerope")
+    with pytest.raises(ValueError, match="give the same one for every layer"):
+        apply(model, (("all", pairwise), ("all[0]", of(model, "yarn")[0][1])))
+    assert torch.equal(logits(model), before) and same(held, buffers(model))

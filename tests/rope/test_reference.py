@@ -47,11 +47,11 @@ def linears(shape, factor, length):
 
 
 def dynamics(shape, factor, length):
-    for asked in (1.0, 2.0, factor):
-        options = {"rule": "transformers", "factor": asked}
+    for given in (1.0, 2.0, factor):
+        options = {"rule": "transformers", "factor": given}
         for running in (length, shape.trained_length // 2):
-            yield running, "dynamic_ntk", options, "dynamic", {"factor": asked}
-            yield running, "dynamic", options | {"over": "ntk"}, "dynamic", {"factor": asked}
+            yield running, "dynamic_ntk", options, "dynamic", {"factor": given}
+            yield running, "dynamic", options | {"over": "ntk"}, "dynamic", {"factor": given}
     yield length, "dynamic_ntk", {}, "dynamic", {"factor": 1.0}
 
 
@@ -110,7 +110,7 @@ KINDS = {
 
 
 def settings(kind):
-    """By the hundred."""
+    """Hundreds of settings."""
     for shape, factor in itertools.product(SHAPES, FACTORS):
         for setting in KINDS[kind](shape, factor, int(shape.trained_length * factor)):
             yield shape, *setting
@@ -149,7 +149,7 @@ def test_plans_are_those_of_transformers_up_to_its_float32(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plans_are_those_of_transformers_computed_in_float64(kind, in_float64):
-    # longrope asks for float32 by another name, so its lists and exponents stay in it
+    # longrope names float32 in another way, so its lists and exponents stay in it
     assert worst_difference(kind) <= (FLOAT32 if kind == "longrope" else 1e-13)
 
 
@@ -168,14 +168,14 @@ def test_declared_scalings_are_read_as_transformers_computes_them(in_float64):
         (geometry,) = geometry_of(config | {"rope_parameters": parameters | {"rope_type": rope_type}}).values()
         for length in (1024, 1025, 4096):
             inv_freq, attention = theirs(rope_type, LLAMA_2, length, **parameters)
-            # longrope asks for float32 by another name, so it stays in it
+            # longrope names float32 in another way, so it stays in it
             rtol = 2e-7 if rope_type == "longrope" else 1e-13
             np.testing.assert_allclose(geometry.inv_freq(length), inv_freq, rtol=rtol)
             assert geometry.native(length).attention_factor == attention
 
 
 def test_yarn_on_llama_2_has_the_known_numbers():
-    found = plan("yarn", LLAMA_2, 32_768)
+    result = plan("yarn", LLAMA_2, 32_768)
     expected = [
         1.0,
         5.623412877e-02,
@@ -185,10 +185,10 @@ def test_yarn_on_llama_2_has_the_known_numbers():
         1.666901808e-04,
         1.443477413e-05,
     ]
-    picked = [found.inv_freq[pair] for pair in (0, 20, 24, 32, 40, 46, 63)]
+    picked = [result.inv_freq[pair] for pair in (0, 20, 24, 32, 40, 46, 63)]
     # the record is of float32 arithmetic
     np.testing.assert_allclose(picked, expected, rtol=1e-6)
-    assert found.attention_factor == 1.2079441541679836
+    assert result.attention_factor == 1.2079441541679836
     whole, exact = (np.array(plan("yarn", LLAMA_2, 32_768, truncate=t).inv_freq) for t in (True, False))
     assert np.abs(whole / exact - 1).max() == pytest.approx(0.259, abs=0.001)
 
@@ -229,8 +229,8 @@ def test_the_ramp_of_yarn_on_llama_2_has_the_known_ends(truncate, low, high):
 )
 def test_ntk_bases_are_the_known_ones(head_dim, bases):
     for factor, base in bases.items():
-        found = plan("ntk", Geometry(head_dim, 1e4, 4096), 4096 * factor)
-        assert found.inv_freq[1] ** (-head_dim / 2) == pytest.approx(base, abs=0.05)
+        result = plan("ntk", Geometry(head_dim, 1e4, 4096), 4096 * factor)
+        assert result.inv_freq[1] ** (-head_dim / 2) == pytest.approx(base, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_ntk_bases_are_the_known_ones(head_dim, bases):
     ],
 )
 def test_dynamic_ntk_bases_are_the_known_ones(factor, length, base):
-    found = plan("dynamic_ntk", LLAMA_2, length, rule="transformers", factor=factor)
-    assert found.inv_freq[1] ** -64 == pytest.approx(base, abs=0.05)
+    result = plan("dynamic_ntk", LLAMA_2, length, rule="transformers", factor=factor)
+    assert result.inv_freq[1] ** -64 == pytest.approx(base, abs=0.05)
 
 
 def test_llama_3_1_keeps_29_pairs_blends_6_and_divides_29():
@@ -261,13 +261,13 @@ def test_llama3_is_by_parts_along_rotations_from_1_to_4():
         assert plan("llama3", shape, 65_536) == by_parts
 
 
-def test_the_last_pair_under_another_base_is_slowed_as_known():
+def test_the_last_frequency_under_another_base_is_divided_as_known():
     slowed = LLAMA_2.inv_freq(2) / np.array(plan("base", LLAMA_2, 4096, theta=1e6).inv_freq)
     assert slowed[-1] == pytest.approx(93.1, abs=0.05)
 
 
 def test_mixed_ntk_has_the_multipliers_of_its_published_code():
     # rerope: k = 12, b = 0.75, a = ln k / (d / 2) ** b
-    found = np.array(plan("ntk_mixed", LLAMA_2, 4096, factor=12.0).inv_freq)
+    result = np.array(plan("ntk_mixed", LLAMA_2, 4096, factor=12.0).inv_freq)
     theirs = np.exp(-np.log(12) / 64**0.75 * np.arange(1, 65) ** 0.75)
-    np.testing.assert_allclose(found / LLAMA_2.inv_freq(2), theirs, rtol=1e-13)
+    np.testing.assert_allclose(result / LLAMA_2.inv_freq(2), theirs, rtol=1e-13)

@@ -1,4 +1,4 @@
-"""What is said of a plan beforehand: against published numbers, and against what is counted out."""
+"""What theory says of a plan: against published numbers, and against counting."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_critical_dimension_stays_within_the_head():
     assert theory.critical_dimension(64, 10.0, 4096) == 64
 
 
-def test_a_scaled_plan_has_fewer_pairs_that_come_round():
+def test_a_scaled_plan_has_fewer_pairs_with_a_full_rotation():
     counts = [theory.critical_pair(plan(name, LLAMA_2, 32_768), 4096) for name in ("none", "yarn", "ntk", "linear")]
     assert counts[0] == 46 and counts == sorted(counts, reverse=True)
 
@@ -63,13 +63,13 @@ def test_fine_tuning_above_the_critical_base_reaches_further_than_it_was_tuned()
     assert theory.extrapolation_bound(128, 1e4, 4096, critical, 16_384) == 16_384
     reach = theory.extrapolation_bound(128, 1e4, 4096, 1e6, 16_384)
     assert reach == pytest.approx(2 * math.pi * 1e6 ** (92 / 128)) and reach > 16_384
-    # a base that leaves the trained model alone reaches as far as its critical dimension came round
+    # with the trained base it reaches as far as the critical dimension has a full rotation
     assert theory.extrapolation_bound(128, 1e4, 4096, 1e4, 2) == pytest.approx(2 * math.pi * 1e4 ** (92 / 128))
 
 
-def test_small_bases_turn_every_dimension_by_a_quarter_a_half_and_a_whole():
+def test_small_bases_rotate_every_dimension_by_a_quarter_a_half_and_a_whole():
     for base, turn in zip(theory.small_bases(16_384), (0.25, 0.5, 1.0), strict=True):
-        # of a head of infinitely many dimensions the slowest turns at 1 / base
+        # in a head of infinitely many dimensions the last frequency is 1 / base
         assert 16_384 / base / (2 * math.pi) == pytest.approx(turn)
 
 
@@ -97,7 +97,7 @@ def test_the_long_range_sum_first_turns_negative_where_known(base, first):
         ("ntk", LLAMA_2, {"factor": 8.0}, 5732),
     ],
 )
-def test_of_scaled_plans_too(strategy, geometry, options, first):
+def test_the_long_range_sum_of_scaled_plans_first_turns_negative_where_known(strategy, geometry, options, first):
     assert theory.first_negative(plan(strategy, geometry, 4096, **options), 100_000) == first
 
 
@@ -115,11 +115,11 @@ def test_smallest_bases_are_those_of_su(length, base):
 
 @pytest.mark.parametrize("length, base", [(1000, 4.3e3), (2000, 1.6e4), (4000, 2.7e4), (8000, 8.4e4)])
 def test_smallest_bases_of_two_digits_are_those_of_men_up_to_8000(length, base):
-    # their grid is not published; at 16000 this one gives 3.2e5, where they have 3.1e5
+    # their grid is not published; at 16000 this one gives 3.2e5, and theirs 3.1e5
     assert theory.first_base(theory.two_digit_bases(), length) == pytest.approx(base, rel=1e-12)
 
 
-def test_where_no_base_does_none_is_found():
+def test_where_every_base_fails_there_is_none():
     assert theory.first_base([2.0, 3.0], 64) is None
     assert theory.smallest_base(64, head_dim=64, refinements=2) < 64_000
 
@@ -132,8 +132,8 @@ def test_stretches_are_what_a_strategy_did():
     assert theory.stretches(Plan((1.0, 0.0)), Plan((1.0, 0.0))).tolist() == [1.0, 1.0]
 
 
-def counted_unseen(native, scaled, trained, length, bins=2000):
-    """Share of the directions that a pair points into within `length` tokens, a fine compass, and not when trained."""
+def counted_out_of_distribution(native, scaled, trained, length, bins=2000):
+    """The share of `bins` directions that a pair has within `length` tokens and did not have in training."""
 
     def directions(speed, tokens):
         return set((np.arange(0, tokens, 0.01) * speed % (2 * math.pi) / (2 * math.pi) * bins).astype(int).tolist())
@@ -144,18 +144,20 @@ def counted_unseen(native, scaled, trained, length, bins=2000):
 
 @pytest.mark.parametrize("speed", [1.0, 0.2, 0.05, 0.01, 0.001])
 @pytest.mark.parametrize("slowed", [1.0, 2.0, 4.0])
-def test_unseen_angles_are_those_that_counting_finds(speed, slowed):
+def test_out_of_distribution_angles_are_those_that_counting_finds(speed, slowed):
     native, scaled = Plan((speed,)), Plan((speed / slowed,))
-    counted = counted_unseen(speed, speed / slowed, 64, 256)
-    assert theory.unseen(native, scaled, 64, 256)[0] == pytest.approx(counted, abs=0.02)
+    counted = counted_out_of_distribution(speed, speed / slowed, 64, 256)
+    assert theory.out_of_distribution(native, scaled, 64, 256)[0] == pytest.approx(counted, abs=0.02)
 
 
-def test_linear_scaling_leaves_no_angle_unseen_and_none_does():
+def test_linear_scaling_has_no_out_of_distribution_angle_and_none_has():
     native = LLAMA_2.native(2)
-    assert theory.unseen(native, plan("linear", LLAMA_2, 16_384), 4096, 16_384).max() == pytest.approx(0, abs=1e-12)
-    left = theory.unseen(native, native, 4096, 16_384)
+    assert theory.out_of_distribution(native, plan("linear", LLAMA_2, 16_384), 4096, 16_384).max() == pytest.approx(
+        0, abs=1e-12
+    )
+    left = theory.out_of_distribution(native, native, 4096, 16_384)
     assert (left[:46] == 0).all() and (left[46:] > 0).all() and left[-1] == pytest.approx(0.75)
-    assert theory.unseen(native, Plan((0.0,) * 64), 4096, 16_384).max() == 0
+    assert theory.out_of_distribution(native, Plan((0.0,) * 64), 4096, 16_384).max() == 0
 
 
 def test_an_equivalent_base_ends_at_the_same_pair():
@@ -172,7 +174,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60_000), st.floats(1e-4, 1.0))
-def test_no_angle_is_off_by_more_than_is_said(dtype, position, speed):
+def test_no_angle_has_a_larger_error_than_the_bound(dtype, position, speed):
     kind = DTYPES[dtype]
     computed = torch.tensor(float(position)).to(kind) * torch.tensor(speed, dtype=torch.float64).to(kind)
     off = abs(computed.double().item() - position * speed)
@@ -188,7 +190,7 @@ def test_bfloat16_loses_angles_where_float32_keeps_them():
 
 
 @pytest.mark.parametrize("dtype, exact", [("bfloat16", 256), ("float16", 2048)])
-def test_positions_are_told_apart_as_counting_finds(dtype, exact):
+def test_distinct_positions_are_those_that_counting_finds(dtype, exact):
     for length in [1, 2, exact, exact + 1, exact + 2, exact + 3, exact + 4, exact + 5, 4096, 4097, 5000, 20_001]:
         counted = len(torch.arange(length).to(DTYPES[dtype]).unique())
         assert theory.distinct_positions(length, dtype) == counted, length
@@ -197,7 +199,7 @@ def test_positions_are_told_apart_as_counting_finds(dtype, exact):
 
 
 def test_precision_is_lost_as_known():
-    # position ids in bfloat16, and what an angle of the fastest pair is off by in float32
+    # position ids in bfloat16, and the error of the fastest pair's angle in float32
     for length, most in ((4096, 8), (32_768, 64), (131_072, 256)):
         ids = torch.arange(length)
         assert (ids.to(torch.bfloat16).double() - ids).abs().max().item() == most

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from llama_cpp_check import environment
-from test_engines import CHECKPOINTS, SETTINGS
+from strategy_examples import FREQUENCY_STRATEGIES, settings_for_engines
+from test_engines import CHECKPOINTS, PAIRS
 
 from rope.config import geometry_of
-from rope.dialects import to_transformers_v4
+from rope.dialects import deploy
 from rope.strategies import plans
 
 VERSION = "4.57.3"
@@ -48,32 +49,34 @@ def main() -> int:
     python = environment(
         f"transformers-{VERSION}", f"transformers=={VERSION}", f"torch=={torch.__version__.split('+')[0]}"
     )
-    asked, ours = [], []
+    requests, ours = [], []
     with tempfile.TemporaryDirectory() as root:
         for checkpoint, config in CHECKPOINTS.items():
-            for strategy, settings in SETTINGS.items():
-                for options in settings:
+            for strategy in FREQUENCY_STRATEGIES:
+                for options in settings_for_engines(strategy, PAIRS):
                     for length in (512, 1024, 2048):
                         geometries = geometry_of(config)
-                        folder = Path(root, str(len(asked)))
+                        folder = Path(root, str(len(requests)))
                         folder.mkdir()
-                        words = to_transformers_v4(config, strategy, options, geometries, length)
-                        (folder / "config.json").write_text(json.dumps(words))
-                        asked.append([str(folder), length])
+                        exported = deploy("transformers-v4", config, strategy, options, geometries, length).config
+                        (folder / "config.json").write_text(json.dumps(exported))
+                        requests.append([str(folder), length])
                         plan = plans(strategy, geometries, length, **options)[0][1]
                         ours.append((f"{checkpoint} {strategy} {options} @{length}", plan))
-        Path(root, "asked").write_text(json.dumps(asked))
-        subprocess.run([str(python), "-c", WORKER, str(Path(root, "asked")), str(Path(root, "answer"))], check=True)
-        answers = json.loads(Path(root, "answer").read_text())
-    worst, of = 0.0, ""
+        Path(root, "requests").write_text(json.dumps(requests))
+        subprocess.run([str(python), "-c", WORKER, str(Path(root, "requests")), str(Path(root, "answers"))], check=True)
+        answers = json.loads(Path(root, "answers").read_text())
+    worst, worst_label = 0.0, ""
     for (label, plan), (inv_freq, attention) in zip(ours, answers, strict=True):
-        speeds, theirs = np.array(plan.inv_freq), np.array(inv_freq)
-        off = np.abs(np.where(speeds > 1e-20, theirs / np.where(speeds > 1e-20, speeds, 1.0) - 1, theirs)).max()
+        expected, theirs = np.array(plan.inv_freq), np.array(inv_freq)
+        nonzero = expected > 1e-20
+        off = np.abs(np.where(nonzero, theirs / np.where(nonzero, expected, 1.0) - 1, theirs)).max()
         off = max(off, abs(attention / plan.attention_factor - 1))
         if off > worst:
-            worst, of = float(off), label
+            worst, worst_label = float(off), label
     print(
-        f"transformers {VERSION}: {len(ours)} exports; worst relative difference {worst:.3g} ({of}); allowed {LIMIT:g}"
+        f"transformers {VERSION}: {len(ours)} exports; worst relative difference {worst:.3g} ({worst_label}); "
+        f"allowed {LIMIT:g}"
     )
     return 0 if worst <= LIMIT else 1
 

@@ -57,7 +57,7 @@ def recorded(store, *rows):
         for cell, result in rows:
             store.save(cell, result)
             tracker.record([cell], result, cached=False)
-        tracker.conclude(rows)
+        tracker.conclude(rows, tables.tables(rows))
 
 
 def the_runs(client, kind):
@@ -155,10 +155,9 @@ def test_cells_of_different_code_are_told(store, client, capsys):
         rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=made)))
     recorded(store, *rows)
     assert the_run(client, "sweep").data.tags["mixed_code"] == "aaaaaaa: 1 cells; bbbbbbb with changes d1ff: 1 cells"
-    sweep = Sweep("an-experiment", tuple(cell for cell, _ in rows), "ropewalk grid")
     told = Console(width=200)
     with told.capture() as said:
-        tables.show(told, sweep, {cell.id: result for cell, result in rows}, store)
+        tables.show(told, rows, tables.tables(rows), store)
     assert "computed by different code" in said.get() and "force=true" in said.get()
 
 

@@ -204,7 +204,7 @@ def test_a_text_without_one_document_has_none_whatever_the_refusal_says(store, m
 
 
 def test_a_text_too_short_says_how_much_is_needed_even_after_another_process():
-    with pytest.raises(text.TooShort) as short:
+    with pytest.raises(text.TextTooShort) as short:
         text.windows(text.PYDOC, lambda said: list(range(30)), 31)
     assert short.value.needed == pickle.loads(pickle.dumps(short.value)).needed == 31
 

