@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from support import PROJECT
+
 from pipelines.choices.config import Cluster, Device, ModelChoice, Workbench
 from pipelines.choices.sweep import cell_of
 from pipelines.workers.evaluate import evaluate
@@ -29,8 +31,6 @@ def metrics(strategy, length, task, factor=None, limit=4):
 
 
 def test_it_is_small_enough_to_embed():
-    from pipelines.models.find import PROJECT
-
     assert (PROJECT / "models/tiny/model.safetensors").stat().st_size < 20 * 2**20
 
 
