@@ -266,6 +266,8 @@ def _sentence(error: BaseException) -> str:
         return f"{group}={name}: unknown {group}; {hint}there are {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this cannot be read; give KEY=VALUE, and quote what has spaces or commas in it"
+    if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
+        return f"{ambiguous[1]}: give one value here, without commas"
     if refused := re.match(r"Could not override '([^']+)'", str(error)):
         return f"{refused[1]}: no such option; `ropewalk grid --help` shows which there are"
     message = str(error).removeprefix("Error merging override ").splitlines()[0]

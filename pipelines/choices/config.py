@@ -55,10 +55,13 @@ class Cluster:
     """conf/cluster: where cells run. Nothing here changes a number but the device."""
 
     device: Device = Device.auto
+    """auto: the GPUs where there are any, else the CPU; or cpu, cuda."""
     workers: int | None = None
     """null: one on a CPU; on GPUs as many as fit."""
     cpus_per_worker: int = 1
+    """CPU cores that Ray reserves for a worker."""
     gpus_per_worker: float = 1.0
+    """0.5 puts two workers on one GPU."""
     retries: int = 1
     """Fresh starts of a cell whose worker died."""
     timeout: float | None = None

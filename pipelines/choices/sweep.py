@@ -190,11 +190,13 @@ def planned_of(choice: Workbench) -> Planned:
     strategy = dict(choice.strategy)
     name = str(strategy.pop("name"))
     options = _strategy_options(name, strategy, choice.factor)
-    if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
-        # The strategy's own refusals come before the model is looked for: they need no file. Only lists do: how many
-        # numbers they must have, the model says.
-        _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
-    model, config, geometries = geometry_for(model_of(choice.model))
+    try:
+        model, config, geometries = geometry_for(model_of(choice.model))
+    except Refusal:
+        # What is wrong with the strategy is said first: that needs no model. Lists do: it says how long they must be.
+        if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
+            _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
+        raise
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
     return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
@@ -229,7 +231,7 @@ def model_of(chosen: ModelChoice) -> Model:
     return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
 
 
-_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window that is asked for
+_ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window
 
 
 def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def record(result: Examination, store: Store) -> str:
     show.report(Console(file=page, width=120, highlight=False), result)
     body = show.plain(show.whole(result))
     name = f"{request.model.name}: doctor"
-    track.examination(store, name, params, list(metrics(result)), body, figures, page.getvalue())
+    track.record_examination(store, name, params, list(metrics(result)), body, figures, page.getvalue())
     return f"MLflow's experiment doctor, and {', '.join(map(str, figures)) or 'no figures'}"
 
 

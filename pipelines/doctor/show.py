@@ -18,7 +18,7 @@ from pipelines.doctor.cliff import context_gains
 from pipelines.doctor.examine import Examination
 from pipelines.doctor.profile import Profile, buckets, first_broken
 from pipelines.doctor.rules import LEVELS, STAGES, RuleFinding, RuleVerdict, select
-from pipelines.records.cells import told
+from pipelines.records.cells import option_text
 from pipelines.records.numbers import GIB, number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -84,7 +84,7 @@ def _value(value: Any) -> str:
         return "(" + ", ".join(map(_value, value)) + ")"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_value(entry)}" for key, entry in value.items()) + "}"
-    return told(value)
+    return option_text(value)
 
 
 def report(console: Console, result: Examination) -> None:

@@ -1,1 +1,1 @@
-"""A checkpoint as data: found, its header and config read, copied; then loaded whole or not at all."""
+"""Checkpoints: locate them, read their headers and configs, copy them, load them."""

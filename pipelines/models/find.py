@@ -1,6 +1,6 @@
 """A model by hub id, folder, GGUF file, package or random shape: its config as plain data, its weights on demand.
 
-Everything above `load` answers without importing torch.
+Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.models import header
 from pipelines.models.header import Header
 from pipelines.records.cells import Model, Refusal, digest_of
 from pipelines.records.places import DATA
 from rope.dialects import from_llama_cpp, to_transformers
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGE = "package://"
 RANDOM = "random"
@@ -38,7 +35,7 @@ SAMPLES, SAMPLE_BYTES = 16, 1 << 20
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """Where a model's files lie, found but not read: exactly one of folder, gguf, hub and shape is set."""
 
     folder: Path | None = None
@@ -47,28 +44,28 @@ class Source:
     shape: Mapping[str, Any] | None = None
 
 
-def locate(model: Model) -> Source:
+def locate(model: Model) -> ModelFiles:
     """Find a model's files.
 
     Raises:
         Refusal: the path names nothing that can be a model.
     """
     if model.path == RANDOM:
-        return Source(shape=dict(model.shape))
+        return ModelFiles(shape=dict(model.shape))
     path = _in_package(model) if model.path.startswith(PACKAGE) else _here(model.path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise Refusal(f"model {model.name}: the folder {path} has no config.json; give a folder that holds a model")
-        return Source(folder=path)
+        return ModelFiles(folder=path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise Refusal(
                 f"model {model.name}: {path} is a file but not a GGUF file; give a folder, a .gguf or a hub id"
             )
-        return Source(gguf=path)
+        return ModelFiles(gguf=path)
     if model.path.startswith((".", "/", "~")) or model.path.endswith(".gguf") or model.path.count("/") > 1:
         raise Refusal(f"model {model.name}: there is no file or folder {path}; check the path")
-    return Source(hub=model.path)
+    return ModelFiles(hub=model.path)
 
 
 def describe(model: Model) -> tuple[Model, dict[str, Any]]:
@@ -91,8 +88,8 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
     converted = converted_folder(model)
     if converted.is_dir():
         return model, read_json(converted / "config.json")
-    found = gguf_header(source.gguf)
-    return model, with_scaling(gguf_config(found), found, source.gguf.name)
+    gguf = gguf_header(source.gguf)
+    return model, with_scaling(gguf_config(gguf), gguf, source.gguf.name)
 
 
 def side_file(model: Model, name: str) -> dict[str, Any]:
@@ -118,7 +115,7 @@ def gguf_header(path: Path) -> Header:
         raise Refusal(str(error)) from error
 
 
-def gguf_config(found: Header) -> dict[str, Any]:
+def gguf_config(gguf: Header) -> dict[str, Any]:
     """What a GGUF header says of positions and of sizes, in the words of a Hugging Face config; no scaling."""
     named = {
         "hidden_size": "embedding_length",
@@ -131,10 +128,10 @@ def gguf_config(found: Header) -> dict[str, Any]:
         "rope_theta": "rope.freq_base",
         "rotary_dim": "rope.dimension_count",
     }
-    config = {name: found.value(key) for name, key in named.items()}
-    config["model_type"] = found.architecture
-    config["vocab_size"] = found.count("tokenizer.ggml.tokens") or found.value("vocab_size")
-    config["tie_word_embeddings"] = "output.weight" not in found.tensors
+    config = {name: gguf.value(key) for name, key in named.items()}
+    config["model_type"] = gguf.architecture
+    config["vocab_size"] = gguf.count("tokenizer.ggml.tokens") or gguf.value("vocab_size")
+    config["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     return {name: entry for name, entry in config.items() if entry is not None}
 
 
@@ -145,6 +142,8 @@ class PlainTokenizer:
     """
 
     def __init__(self, backend: Any, bos: str | None = None) -> None:
+        backend.no_truncation()  # a file may declare both, and transformers leaves both aside too
+        backend.no_padding()
         self.backend_tokenizer = backend
         self.bos_token_id = backend.token_to_id(bos) if bos else None
 
@@ -182,7 +181,7 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     bos = settings.get("bos_token")
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # tokenizers raises nothing narrower; what is wrong with the file is load_tokenizer's to say
+    except Exception:  # tokenizers raises nothing narrower; what is wrong with the file is load.tokenizer's to say
         return None
     return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
 
@@ -261,7 +260,7 @@ def converted_folder(model: Model) -> Path:
     return Path(cache).expanduser() / f"gguf-{model.fingerprint}-{CONVERSION}"
 
 
-def with_scaling(config: dict[str, Any], found: Header, file: str) -> dict[str, Any]:
+def with_scaling(config: dict[str, Any], gguf: Header, file: str) -> dict[str, Any]:
     """The config with the scaling that a GGUF file declares, as llama.cpp runs it: transformers reads none from there.
 
     Left out are lists of two lengths (rope_factors_long), as of Phi-3; the doctor's P02 tells of those.
@@ -269,11 +268,11 @@ def with_scaling(config: dict[str, Any], found: Header, file: str) -> dict[str, 
     Raises:
         Refusal: the scaling is none that llama.cpp takes.
     """
-    own = {key.removeprefix(f"{found.architecture}."): value for key, value in found.keys.items()}
-    if not found.rope_freqs and not any(key.startswith("rope.scaling.") for key in own):
+    own = {key.removeprefix(f"{gguf.architecture}."): value for key, value in gguf.keys.items()}
+    if not gguf.rope_freqs and not any(key.startswith("rope.scaling.") for key in own):
         return config
     try:
-        [(layers, declared)] = from_llama_cpp((), config, own, found.rope_freqs).items()
+        [(layers, declared)] = from_llama_cpp((), config, own, gguf.rope_freqs).items()
         geometry = declared.geometry
         scaled = to_transformers(
             config, declared.strategy, declared.options, {layers: geometry}, geometry.trained_length

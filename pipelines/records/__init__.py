@@ -1,1 +1,1 @@
-"""What is passed on and kept: cells, results, their provenance, and the store on disk."""
+"""Records: cells, results, their provenance, and the store on disk."""

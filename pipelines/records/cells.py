@@ -1,4 +1,4 @@
-"""A Cell goes out, a Result comes back: the two records that every other file passes on."""
+"""Cell and Result: what is to be measured, and what was measured; the two records that every other file uses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from pipelines.records.refusal import Refusal as Refusal
 from rope.geometry import Plan, Plans
 from rope.pairwise import Pairwise, plan_from_dict
 
@@ -18,10 +19,6 @@ Options = tuple[tuple[str, Any], ...]
 Status = Literal["ok", "diverged", "oom", "failed", "invalid"]
 FINISHED: frozenset[Status] = frozenset({"ok", "diverged", "oom"})
 """Statuses that are answers; failed and invalid cells are tried again by the next launch."""
-
-
-class Refusal(ValueError):
-    """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it."""
 
 
 def frozen(options: Mapping[str, Any]) -> Options:
@@ -34,7 +31,7 @@ def frozen(options: Mapping[str, Any]) -> Options:
 
 
 def thawed(value: Any) -> Any:
-    """What frozen was made of, for showing: pairs with a name in front become a mapping, other tuples a list.
+    """The inverse of frozen, for display: pairs with a name in front become a mapping, other tuples a list.
 
     >>> thawed((("beta_fast", 16),)), thawed((1.0, 2.0))
     ({'beta_fast': 16}, [1.0, 2.0])
@@ -46,15 +43,15 @@ def thawed(value: Any) -> Any:
     return [thawed(entry) for entry in value]
 
 
-def told(value: Any) -> str:
-    """An option's value in the words of the command line; of a long list its ends and its length.
+def option_text(value: Any) -> str:
+    """An option's value as text; of a long list its ends and its length.
 
-    >>> told((("0-3", 2.0),)), told((1, 2, 3, 4, 5))
+    >>> option_text((("0-3", 2.0),)), option_text((1, 2, 3, 4, 5))
     ('{0-3: 2.0}', '[1, ... 5: 5 numbers]')
     """
     value = thawed(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {told(entry)}" for name, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {option_text(entry)}" for name, entry in value.items()) + "}"
     if isinstance(value, list):
         return str(value) if len(value) <= 4 else f"[{value[0]}, ... {value[-1]}: {len(value)} numbers]"
     return str(value)
@@ -142,7 +139,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What a terminal line or a run name calls it: `smollm2: yarn factor=4 @16384 perplexity`."""
+        """Its name in a terminal line or as a run: `smollm2: yarn factor=4 @16384 perplexity`."""
         return label(self.model.name, self.strategy, self.options, self.length, self.task.name)
 
     @property
@@ -155,35 +152,35 @@ class Cell:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Cell:
-        """The cell that `spec()` wrote down, be it as JSON."""
-        told = {name: _options(spec[name]) for name in ("options", "versions")}
+        """The cell of a `spec()`, also after JSON."""
+        pairs = {name: _options(spec[name]) for name in ("options", "versions")}
         model = Model(**{**spec["model"], "shape": _options(spec["model"]["shape"])})
         task = Task(spec["task"]["name"], _options(spec["task"]["options"]))
         plans = tuple((layers, plan_from_dict(plan)) for layers, plan in spec["plans"])
         plain = {name: value for name, value in spec.items() if name != "id"}
-        return cls(**{**plain, **told, "model": model, "task": task, "plans": plans})
+        return cls(**{**plain, **pairs, "model": model, "task": task, "plans": plans})
 
 
 def label(model: str, strategy: str, options: Options, length: int, task: str) -> str:
-    """`smollm2: yarn factor=4 @16384 perplexity`, of a cell or of what was asked for and is none."""
+    """`smollm2: yarn factor=4 @16384 perplexity`, of a cell or of an invalid request."""
     return f"{model}: {strategy_label(strategy, options)} @{length} {task}"
 
 
 def strategy_label(strategy: str, options: Options) -> str:
-    """`yarn factor=4 beta_fast=16`, or the name alone where all is as published."""
-    return " ".join([strategy, *(f"{name}={told(value)}" for name, value in options)])
+    """`yarn factor=4 beta_fast=16`, or the name alone where every option is at its published default."""
+    return " ".join([strategy, *(f"{name}={option_text(value)}" for name, value in options)])
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell. A number that was not measured is absent.
+    """The outcome of a cell. A number that was not measured is absent.
 
     metrics: `name` and, from two documents on, `name_stderr`.
     series: `name` -> ((x, y), ...), such as NLL by position.
     documents: a small record a document, for paired comparisons.
     digest: of the scored token ids of all documents; two results compare only where it is equal.
     cost: seconds, tokens, tokens_per_second, peak_bytes.
-    provenance: versions, device name, attention backend: where the number was made.
+    provenance: versions, device name, attention backend: where the number was computed.
     """
 
     cell_id: str
@@ -212,7 +209,7 @@ def digest_of(value: Any) -> str:
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """One cell an id, the first that bears it."""
+    """One cell for each id: the first."""
     return list({cell.id: cell for cell in reversed(list(cells))}.values())[::-1]
 
 

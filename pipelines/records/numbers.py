@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers for people to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ GIB = 2**30
 
 
 def number(value: float) -> str:
-    """Four digits that tell: 0.125, 10.27, 1969."""
+    """Four significant digits: 0.125, 10.27, 1969."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

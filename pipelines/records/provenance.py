@@ -1,4 +1,4 @@
-"""Where a number was made: which code, which packages, which machine."""
+"""Where a number was computed: which code, which packages, which machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def code_label(version: Mapping[str, Any]) -> str:
 
 
 def code_labels(provenances: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many results each version of the code made. Two or more: they were not all computed by the same code."""
+    """Results by version of the code. Two versions or more: they were not all computed by the same code."""
     labels = [code_label(provenance.get("code", {})) for provenance in provenances]
     return {label: labels.count(label) for label in dict.fromkeys(labels)}
 
@@ -52,8 +52,8 @@ def code_labels(provenances: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def environment() -> dict[str, str]:
     """Python, the packages that may change a number, the host, and its GPU driver where there is one."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    asked = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-    driver = [line.strip() for line in asked if line[:1].isdigit()]
+    lines = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    driver = [line.strip() for line in lines if line[:1].isdigit()]
     return {
         "python": platform.python_version(),
         **packages,
@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
 
 
 def nvidia_smi(*arguments: str) -> list[str]:
-    """The lines that NVIDIA's tool answers with, [] without it. The driver knows what torch takes seconds to say."""
+    """The output lines of nvidia-smi, [] without it: faster than importing torch."""
     if shutil.which("nvidia-smi") is None:
         return []
     return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False).stdout.splitlines()

@@ -1,4 +1,5 @@
-"""Results and sweeps on disk: mlruns/cells/<id>/result.json and mlruns/sweeps/<id>/sweep.json, the truth of it all.
+"""Results and sweeps on disk: mlruns/cells/<id>/result.json and mlruns/sweeps/<id>/sweep.json. Everything else can be
+rebuilt from them.
 
 Written atomically and checksummed: a file is whole or it is not there.
 """
@@ -34,8 +35,8 @@ class Store:
 
     def recall(self, cell_ids: Iterable[str]) -> dict[str, Result]:
         """The finished results among these cells. Failed ones are left out: the next launch tries them again."""
-        found = {cell_id: self.read(cell_id) for cell_id in dict.fromkeys(cell_ids)}
-        return {cell_id: result for cell_id, result in found.items() if result is not None and result.finished}
+        results = {cell_id: self.read(cell_id) for cell_id in dict.fromkeys(cell_ids)}
+        return {cell_id: result for cell_id, result in results.items() if result is not None and result.finished}
 
     def read(self, cell_id: str) -> Result | None:
         """A cell's result, or None where there is none that is whole."""
@@ -43,7 +44,7 @@ class Store:
         return None if body is None else _result(body)
 
     def newest(self, count: int) -> Iterator[tuple[dict[str, Any], Result]]:
-        """The last `count` cells that were written and finished, as (Cell.spec, Result), newest first."""
+        """The `count` latest finished cells, as (Cell.spec, Result), newest first."""
         files = sorted(self.root.glob("cells/*/result.json"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[:count]:
             body = _read(file)
@@ -51,7 +52,7 @@ class Store:
                 yield body["cell"], result
 
     def save(self, cell: Cell, result: Result) -> Path:
-        """Write a result beside the cell that it answers; a failure's traceback also as error.txt. Returns its file."""
+        """Write a result with its cell; a failure's traceback also as error.txt. Returns its file."""
         folder = self.cell(result.cell_id)
         if result.error:
             _write(folder / "error.txt", result.error)
@@ -67,7 +68,7 @@ class Store:
         return path
 
     def study(self, study_id: str) -> Path:
-        """Where a search keeps what it found."""
+        """The folder of a search."""
         return self.root / "tune" / study_id
 
     def save_study(self, study: dict[str, Any]) -> Path:
@@ -76,13 +77,13 @@ class Store:
         return path
 
     def studies(self) -> Iterator[dict[str, Any]]:
-        """Every search that came to its end, by id."""
+        """Every finished search, by id."""
         for path in sorted(self.root.glob("tune/*/study.json")):
             if (study := _read(path)) is not None:
                 yield study
 
     def sweeps(self) -> Iterator[dict[str, Any]]:
-        """Every sweep that is whole, oldest first."""
+        """Every sweep whose file is whole, oldest first."""
         for path in sorted(self.root.glob("sweeps/*/sweep.json")):
             if (sweep := _read(path)) is not None:
                 yield sweep

@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.choices.sweep import full_options, trained_length
 from pipelines.records.cells import Cell, Refusal, Result, strategy_label
-from pipelines.report import statistics
+from pipelines.report import curves, statistics
+from pipelines.report.tables import headlines
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped]
-
-Rows = Sequence[tuple[Cell, Result]]
-
-
-def to_frame(rows: Rows) -> pandas.DataFrame:
-    """One row a cell; what was not measured is missing (NaN)."""
     import pandas
 
-    records = [
-        {**_choices(cell), "status": result.status, **result.metrics, **result.cost, "cell_id": cell.id}
-        for cell, result in rows
-    ]
-    return pandas.DataFrame(records)
+COMPARISON = (
+    "model",
+    "length",
+    "task",
+    "strategy",
+    "against",
+    "metric",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_adjusted",
+    "documents",
+    "reason",
+)
 
 
-def documents_frame(rows: Rows) -> pandas.DataFrame:
+def to_frame(rows: Sequence[tuple[Cell, Result]]) -> pandas.DataFrame:
+    """One row a cell; what was not measured is missing (NaN).
+
+    options: the strategy's that differ from the published defaults, as text. factor: as given, else length / trained
+    length; missing where the strategy has none or the model is not there. device: its name where the result has it.
+    Every metric is a column; one whose name another column has is `metric.NAME`.
+    """
+    import pandas
+
+    records = []
+    for cell, result in rows:
+        record = {
+            **_choices(cell),
+            "factor": effective_factor(cell),
+            "status": result.status,
+            **{name: result.cost.get(name, math.nan) for name in curves.COSTS},
+            "cell_id": cell.id,
+            "device": result.provenance.get("device", cell.device),
+            "dtype": cell.dtype,
+        }
+        metrics = {f"metric.{name}" if name in record else name: value for name, value in result.metrics.items()}
+        records.append({**record, **metrics})
+    first = ["model", "strategy", "options", "factor", "length", "task", "status"]
+    last = [*curves.COSTS, "cell_id", "device", "dtype"]
+    names = dict.fromkeys(name for record in records for name in record if name not in (*first, *last))
+    return pandas.DataFrame(records, columns=[*first, *names, *last])
+
+
+def documents_frame(rows: Sequence[tuple[Cell, Result]]) -> pandas.DataFrame:
     """One row a document of every cell: its choices, and all that its record holds."""
     import pandas
 
+    first = ["model", "strategy", "options", "length", "task", "cell_id"]
     records = [
         {**document, **_choices(cell), "cell_id": cell.id} for cell, result in rows for document in result.documents
     ]
-    return pandas.DataFrame(records)
+    names = dict.fromkeys(name for record in records for name in record if name not in first)
+    return pandas.DataFrame(records, columns=[*first, *names])
 
 
-def compare(rows: Rows, baseline: str = "none") -> pandas.DataFrame:
+def compare(rows: Sequence[tuple[Cell, Result]], baseline: str = "none") -> pandas.DataFrame:
     """Every result against the baseline's over the same documents; p adjusted among those of a model and task.
 
     baseline: a strategy's name, with its options where it has some, as in `yarn beta_fast=16`. Where two results do
@@ -49,35 +85,45 @@ def compare(rows: Rows, baseline: str = "none") -> pandas.DataFrame:
     labels = dict.fromkeys(cell.strategy_label for cell, _ in rows)
     if rows and baseline not in labels:
         raise Refusal(f"baseline={baseline}: no result has that strategy; there are {', '.join(labels)}")
-    bases = {_opponent(cell): (cell, result) for cell, result in rows if cell.strategy_label == baseline}
-    pairs = [(row, bases[_opponent(row[0])]) for row in rows if _opponent(row[0]) in bases]
-    records = [_record(row, base) for row, base in pairs if row[0].id != base[0].id]
-    frame = pandas.DataFrame(records, columns=COMPARISON)
-    for _, group in frame.groupby(["model", "task"]):
-        values = group["p"].dropna()
-        frame.loc[values.index, "p_adjusted"] = statistics.holm(values.to_list())
-    return frame
+    records = []
+    for (model, task), group in curves.by_task(rows).items():
+        metric = next(iter(headlines(task, group)), None)
+        for one in statistics.against_baseline(group, metric, baseline):
+            record: dict[str, Any] = {
+                "model": model,
+                "length": one.cell.length,
+                "task": task,
+                "strategy": one.cell.strategy_label,
+                "against": one.baseline.strategy_label,
+                "reason": one.refusal,
+            }
+            if (difference := one.difference) is not None:
+                record |= {
+                    "metric": difference.measure.name,
+                    "difference": difference.mean,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "p": difference.p,
+                    "p_adjusted": difference.adjusted,
+                    "documents": difference.count,
+                }
+            records.append(record)
+    frame = pandas.DataFrame(records, columns=list(COMPARISON))
+    numbers = ["difference", "low", "high", "p", "p_adjusted"]
+    return frame.astype({**dict.fromkeys(numbers, "float64"), "documents": "Int64"})
 
 
-NUMBERS = ["difference", "low", "high", "p", "p_adjusted", "documents"]
-COMPARISON = ["model", "length", "task", "strategy", "against", "metric", *NUMBERS, "reason"]
-
-
-def _record(row: tuple[Cell, Result], base: tuple[Cell, Result]) -> dict[str, Any]:
-    cell, result = row
-    record = {
-        "model": cell.model.name,
-        "length": cell.length,
-        "task": cell.task.name,
-        "strategy": cell.strategy_label,
-        "against": base[0].strategy_label,
-    }
+def effective_factor(cell: Cell) -> float:
+    """By how much the context is stretched, as given or by the lengths; NaN where that is not known."""
     try:
-        found = statistics.compare(row, base, next((m for m in result.metrics if not m.endswith("_stderr")), None))
-    except Refusal as reason:
-        return {**record, "reason": str(reason)}
-    numbers = (found.mean, found.low, found.high, found.p, None, found.count)
-    return {**record, "metric": found.measure.name, **dict(zip(NUMBERS, numbers, strict=True)), "reason": ""}
+        options = full_options(cell)
+        if "factor" not in options:
+            return math.nan
+        if options["factor"] is not None:
+            return float(options["factor"])
+        return max(1.0, cell.length / trained_length(cell))
+    except ValueError:  # the strategy or the model is no longer there
+        return math.nan
 
 
 def _choices(cell: Cell) -> dict[str, Any]:
@@ -88,9 +134,3 @@ def _choices(cell: Cell) -> dict[str, Any]:
         "length": cell.length,
         "task": cell.task.name,
     }
-
-
-def _opponent(cell: Cell) -> tuple[Any, ...]:
-    """What a result and its baseline have in common: all but the strategy."""
-    options = tuple(option for option in cell.task.options if option[0] != "text")
-    return cell.model, cell.task.name, options, cell.data, cell.length, cell.limit, cell.seed, cell.dtype, cell.device

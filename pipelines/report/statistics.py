@@ -1,6 +1,6 @@
 """Paired comparisons over the same documents: by how much two results differ, and whether it can be chance. Owns scipy.
 
-A difference is told with a bootstrap interval and a test that assumes no distribution: the sign-flip test, which for
+A difference comes with a bootstrap interval and a test that assumes no distribution: the sign-flip test, which for
 0/1 scores is McNemar's exact test. p values of one table are adjusted by Holm's method. Documents are taken for
 independent, which consecutive windows of one text are only roughly.
 """
@@ -8,7 +8,7 @@ independent, which consecutive windows of one text are only roughly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ ALPHA = 0.05
 """Significant is an adjusted p below this."""
 
 RESAMPLES = 2**14
-"""Of the bootstrap and of the sign-flip test, which is exact up to so many: with up to 14 documents."""
+"""Of the bootstrap and of the sign-flip test, which is exact where there are no more flips: up to 14 documents."""
 
 DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
 """Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
@@ -61,8 +61,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Versus:
-    """A cell and the baseline it was held against: a difference, or the sentence why there is none."""
+class PairedComparison:
+    """A cell and its baseline: the difference, or a sentence why they do not compare."""
 
     cell: Cell
     baseline: Cell
@@ -70,28 +70,52 @@ class Versus:
     refusal: str = ""
 
 
-def against_baseline(rows: Sequence[tuple[Cell, Result]], metric: str | None) -> list[Versus]:
+def against_baseline(
+    rows: Sequence[tuple[Cell, Result]], metric: str | None, baseline: str = "none"
+) -> list[PairedComparison]:
     """Every result of one model and task against the baseline's at its length, p adjusted over them all.
 
-    The baseline is the strategy none, or else the first. Cells with the plan of their baseline are left out, and
-    strategies that come to one plan are one comparison. metric: the table's, for tasks that are not ours.
+    Cells with the plan of their baseline are left out, and strategies that come to one plan are one comparison.
+
+    Args:
+        rows: the results.
+        metric: the table's, for tasks that are not ours.
+        baseline: a strategy with its options, as Cell.strategy_label has it; where there is none, the first one is.
     """
     if not rows:
         return []
-    first = next((cell for cell, _ in rows if cell.strategy == "none"), rows[0][0])
+    first = next((cell for cell, _ in rows if cell.strategy_label == baseline), rows[0][0])
     baselines = {_place(c): (c, r) for c, r in reversed(rows) if _label(c) == _label(first)}
-    asked = {(_label(c), c.id): (c, r) for c, r in rows if _label(c) != _label(first)}
-    found = [
-        _versus(row, baselines[_place(row[0])], metric)
-        for row in asked.values()
-        if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
+    others = {(_label(c), c.id): (c, r) for c, r in rows if _label(c) != _label(first)}
+    return compare_pairs(
+        (
+            (row, baselines[_place(row[0])])
+            for row in others.values()
+            if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
+        ),
+        metric,
+    )
+
+
+def compare_pairs(
+    pairs: Iterable[tuple[tuple[Cell, Result], tuple[Cell, Result]]], metric: str | None = None
+) -> list[PairedComparison]:
+    """Each first result against the second, p adjusted over all of them; a pair that occurs twice is one comparison."""
+    comparisons = []
+    for ours, theirs in pairs:
+        try:
+            comparisons.append(PairedComparison(ours[0], theirs[0], compare(ours, theirs, metric)))
+        except Refusal as reason:
+            comparisons.append(PairedComparison(ours[0], theirs[0], refusal=str(reason)))
+    p = {(c.cell.id, c.baseline.id): c.difference.p for c in comparisons if c.difference is not None}
+    tested = {pair: value for pair, value in p.items() if value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return [
+        replace(c, difference=replace(c.difference, adjusted=adjusted.get((c.cell.id, c.baseline.id))))
+        if c.difference is not None
+        else c
+        for c in comparisons
     ]
-    return _with_adjusted(found)
-
-
-def family(pairs: Iterable[tuple[tuple[Cell, Result], tuple[Cell, Result]]]) -> list[Versus]:
-    """Each first result against the second, p adjusted over all of them."""
-    return _with_adjusted([_versus(ours, theirs, None) for ours, theirs in pairs])
 
 
 def compare(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str | None = None) -> Difference:
@@ -102,8 +126,8 @@ def compare(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str 
     """
     measure = measure_of(ours[0].task.name, metric)
     check(ours, theirs)
-    mine, other = (_by_unit(measure, *row) for row in (ours, theirs))
-    return difference(measure, np.array([mine[unit] - other[unit] for unit in mine]))
+    first, second = (_by_unit(measure, *row) for row in (ours, theirs))
+    return difference(measure, np.array([first[unit] - second[unit] for unit in first]))
 
 
 def check(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> None:
@@ -112,8 +136,7 @@ def check(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> None:
     Raises:
         Refusal: they differ in what is no part of the comparison; in what, and what would make them compare.
     """
-    reasons = [*_reasons(ours, theirs)]
-    if reasons:
+    if reasons := [*_reasons(ours, theirs)]:
         raise Refusal(f"{ours[0].label} does not compare with {theirs[0].label}: {'; '.join(reasons)}")
 
 
@@ -121,7 +144,7 @@ def measure_of(task: str, metric: str | None) -> Measure:
     """What is compared of a task. metric: the table's, for tasks that are not ours.
 
     Raises:
-        Refusal: nobody said whether more of the metric is better.
+        Refusal: it is not known whether more of the metric is better.
     """
     return registry.kind(task).measure_of(task, metric)
 
@@ -145,10 +168,10 @@ def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[No
     # Equal differences may differ in their last bits.
     if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
         return None, None
-    found = stats.bootstrap(
-        (differences,), _mean, n_resamples=RESAMPLES, batch=_batch(differences), vectorized=True, rng=SEED
+    limits = stats.bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, batch=_batch(differences), vectorized=True, rng=SEED
     ).confidence_interval
-    return (float(found.low), float(found.high)) if math.isfinite(found.low) else (None, None)
+    return (float(limits.low), float(limits.high)) if math.isfinite(limits.low) else (None, None)
 
 
 def trimmed(differences: NDArray[np.float64], share: float = 0.1) -> tuple[float, float, float]:
@@ -185,12 +208,16 @@ def chance(differences: NDArray[np.float64]) -> float:
         more, fewer = int((differences > 0).sum()), int((differences < 0).sum())
         return float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
     # Two flips with one and the same mean differ in their last bits: scaled and rounded, they are as far from 0.
-    tested = stats.permutation_test(
-        (differences / np.abs(differences).mean(),), _rounded_mean, permutation_type="samples",
-        n_resamples=RESAMPLES, batch=_batch(differences),
-        vectorized=True, rng=SEED,
-    )  # fmt: skip
-    return float(min(1.0, tested.pvalue))
+    p = stats.permutation_test(
+        (differences / np.abs(differences).mean(),),
+        lambda values, axis: np.round(np.mean(values, axis=axis), 12),
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=_batch(differences),
+        vectorized=True,
+        rng=SEED,
+    ).pvalue
+    return float(min(1.0, p))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -208,35 +235,13 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def needed(comparisons: int) -> int:
-    """Units from which on the sign-flip test can find anything among so many comparisons: comparisons 2^(1-n) < ALPHA.
+    """The fewest units with which the sign-flip test can be significant among so many comparisons:
+    comparisons 2^(1-n) < ALPHA.
 
     >>> needed(1), needed(8)
     (6, 9)
     """
     return math.floor(1 + math.log2(comparisons / ALPHA)) + 1
-
-
-def _with_adjusted(found: Sequence[Versus]) -> list[Versus]:
-    """These, with every p adjusted; a pair of cells that stands among them twice is one comparison."""
-    values = {
-        (v.cell.id, v.baseline.id): v.difference.p
-        for v in found
-        if v.difference is not None and v.difference.p is not None
-    }
-    adjusted = dict(zip(values, holm(list(values.values())), strict=True))
-    return [
-        replace(v, difference=replace(v.difference, adjusted=adjusted.get((v.cell.id, v.baseline.id))))
-        if v.difference is not None
-        else v
-        for v in found
-    ]
-
-
-def _versus(row: tuple[Cell, Result], baseline: tuple[Cell, Result], metric: str | None) -> Versus:
-    try:
-        return Versus(row[0], baseline[0], compare(row, baseline, metric))
-    except Refusal as reason:
-        return Versus(row[0], baseline[0], refusal=str(reason))
 
 
 def _label(cell: Cell) -> tuple[str, Any]:
@@ -257,24 +262,26 @@ def _reasons(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> Iterable
     if not ours[1].documents or not theirs[1].documents:
         return
     if not ours[1].digest or ours[1].digest != theirs[1].digest:
-        told = " and ".join(result.digest or "none" for _, result in (ours, theirs))
-        yield f"their documents differ (digests {told}); give both the same text, limit, seed and length"
+        digests = " and ".join(result.digest or "none" for _, result in (ours, theirs))
+        yield f"their documents differ (digests {digests}); give both the same text, limit, seed and length"
     if len(ours[1].documents) != len(theirs[1].documents):
         counts = " and ".join(str(len(result.documents)) for _, result in (ours, theirs))
         yield f"they have {counts} documents; give both the same limit"
     elif _tokens(ours[1]) != _tokens(theirs[1]):
         yield "the tokens of their documents differ; compute both anew with force=true"
-    made = [{**dict(c.versions), "dtype": c.dtype, "device class": c.device, **_made(r)} for c, r in (ours, theirs)]
-    # A plan of regions brings a version of its own, which says nothing of how another plan's result was made.
-    apart = {"regions"} if any("regions" not in made_so for made_so in made) else set()
-    for name in sorted({*made[0], *made[1]} - apart):
-        if made[0].get(name) != made[1].get(name):
-            told = " and ".join(str(of.get(name, "not told")) for of in made)
-            yield f"{name} differs ({told}); compute both in one place with force=true"
+    first, second = (_conditions(*row) for row in (ours, theirs))
+    # A plan of regions brings a version of its own, which says nothing of how another plan's result was computed.
+    apart = {"regions"} if "regions" not in first or "regions" not in second else set()
+    for name in sorted({*first, *second} - apart):
+        if first.get(name) != second.get(name):
+            values = " and ".join(str(conditions.get(name, "unknown")) for conditions in (first, second))
+            yield f"{name} differs ({values}); compute both in one place with force=true"
 
 
-def _made(result: Result) -> Mapping[str, Any]:
-    return {name: result.provenance[name] for name in DECIDING if name in result.provenance}
+def _conditions(cell: Cell, result: Result) -> dict[str, Any]:
+    """How a result was computed: what must be equal for two to compare."""
+    provenance = {name: result.provenance[name] for name in DECIDING if name in result.provenance}
+    return {**dict(cell.versions), "dtype": cell.dtype, "device class": cell.device, **provenance}
 
 
 def _tokens(result: Result) -> list[tuple[Any, Any]]:
@@ -295,13 +302,6 @@ def _by_unit(measure: Measure, cell: Cell, result: Result) -> dict[Any, float]:
             float(document[measure.name])
         )
     return {unit: float(np.mean(values)) for unit, values in units.items()}
-
-
-_mean: Callable[..., Any] = np.mean
-
-
-def _rounded_mean(values: NDArray[np.float64], axis: int) -> Any:
-    return np.round(_mean(values, axis=axis), 12)
 
 
 def _batch(differences: NDArray[np.float64]) -> int:

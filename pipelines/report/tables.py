@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +12,21 @@ from rich.console import Console
 
 from pipelines.choices.sweep import trained_length
 from pipelines.records import provenance
-from pipelines.records.cells import Cell, Result
+from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.numbers import duration, number
 from pipelines.records.results import Store
-from pipelines.report import drawing, statistics
-from pipelines.report.statistics import Difference, Versus
+from pipelines.report import curves, drawing, statistics
+from pipelines.report.curves import Results
+from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.report.terminal import table
 from pipelines.tasks import registry
 
 BETTER, WORSE = "▲", "▼"
 """Beside a value that differs from the baseline's by more than chance."""
 
-Results = Sequence[tuple[Cell, Result]]
-
 
 @dataclass(frozen=True)
-class Shown:
+class ScoreTable:
     """One model and task: strategy x length, and what of it is chance.
 
     legend: what the marks mean, or why there are none; "" where nothing is compared.
@@ -46,71 +45,67 @@ class Shown:
 DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
 
 
-def show(console: Console, rows: Results, compared: Sequence[Shown], store: Store) -> None:
+def show(console: Console, rows: Results, shown: Iterable[ScoreTable], store: Store) -> None:
     """The end of a sweep: its tables, what failed and where its log lies, and how to see it all."""
-    for shown in compared:
-        table(console, shown.title, shown.header, shown.rows)
-        if shown.legend:
-            console.print(shown.legend)
-        if shown.longest:
-            table(console, "Differences at the longest length", DIFFERENCES, shown.differences[-shown.longest :])
-    for cell, result in _failures(rows):
-        console.print(
-            f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
-        )
-    codes = provenance.code_labels(result.provenance for _, result in distinct_rows(rows))
+    for scores in shown:
+        table(console, scores.title, scores.header, scores.rows)
+        if scores.legend:
+            console.print(scores.legend)
+        if scores.longest:
+            lines = scores.differences[-scores.longest :]
+            table(console, "Differences at the longest length", DIFFERENCES, lines)
+    cells = distinct_rows(rows)
+    for cell, result in cells:
+        if not result.finished:
+            console.print(
+                f"\n{result.status}: {cell.label}\n  {result.error_line}\n  log: {store.cell(cell.id) / 'error.txt'}"
+            )
+    codes = provenance.code_labels(result.provenance for _, result in cells)
     if len(codes) > 1:
-        told = "; ".join(f"{count} of {label}" for label, count in codes.items())
-        console.print(f"\nThese cells were computed by different code: {told}. To compute all anew: force=true")
-    told = ", ".join(f"{count} {status}" for status, count in counts([result for _, result in rows]).items())
-    console.print(f"\n{told}. Compare them in the browser: ropewalk ui")
+        versions = "; ".join(f"{count} of {label}" for label, count in codes.items())
+        console.print(f"\nThese cells were computed by different code: {versions}. To compute all anew: force=true")
+    statuses = ", ".join(f"{count} {status}" for status, count in counts([result for _, result in rows]).items())
+    console.print(f"\n{statuses}. Compare them in the browser: ropewalk ui")
 
 
-def tables(results: Results) -> list[Shown]:
+def tables(results: Results) -> list[ScoreTable]:
     """Strategy x length, one for each model and task; every value with its standard error, and marked where it is
     significantly better or worse than the baseline's."""
-    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
-    for cell, result in results:
-        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
-    return [_table(model, task, rows) for (model, task), rows in groups.items()]
+    return [_table(model, task, rows) for (model, task), rows in curves.by_task(results).items()]
 
 
-def _table(model: str, task: str, rows: Results) -> Shown:
+def _table(model: str, task: str, rows: Results) -> ScoreTable:
     lengths = sorted({cell.length for cell, _ in rows})
-    headlines = _headlines(task, rows)
-    compared = statistics.against_baseline(rows, headlines[0] if headlines else None)
-    marks = {_row_key(versus.cell): _mark(versus) for versus in compared}
-    shown: dict[str, dict[int, list[str]]] = {}
+    metrics = headlines(task, rows)
+    compared = statistics.against_baseline(rows, metrics[0] if metrics else None)
+    marks = {(one.cell.strategy_label, one.cell.id): _mark(one.difference) for one in compared}
+    values: dict[str, dict[int, list[str]]] = {}
     for cell, result in rows:
-        values = shown.setdefault(cell.strategy_label, {}).setdefault(cell.length, [])
-        if (value := _value(cell, result) + marks.get(_row_key(cell), "")) not in values:
-            values.append(value)
-    names = " (".join(headlines) + (")" if len(headlines) > 1 else "")
+        entry = values.setdefault(cell.strategy_label, {}).setdefault(cell.length, [])
+        if (value := _value(cell, result) + marks.get((cell.strategy_label, cell.id), "")) not in entry:
+            entry.append(value)
+    names = " (".join(metrics) + (")" if len(metrics) > 1 else "")
     documents = sorted({len(result.documents) for _, result in rows if result.documents})
     title = f"{model}, {task}: {names}; {_span(documents)} document{'' if documents == [1] else 's'} a cell"
     header = ["strategy", *(f"{length:,}" for length in lengths)]
     body = [
         [strategy, *("; ".join(by_length.get(length, [""])) for length in lengths)]
-        for strategy, by_length in shown.items()
+        for strategy, by_length in values.items()
     ]
-    alike = {strategy: consistency(of) for strategy, of in _by_strategy(rows).items()}
-    if any(share is not None for share in alike.values()):
+    shares = {strategy: consistency(of_one) for strategy, of_one in curves.by_strategy(rows).items()}
+    if any(share is not None for share in shares.values()):
         header.append("consistency")
-        body = [[*row, "" if (share := alike[row[0]]) is None else number(share)] for row in body]
-    told = sorted((v for v in compared if v.difference is not None), key=lambda v: v.cell.length)
-    longest = [v for v in told if v.cell.length == told[-1].cell.length] if _enough(compared) else []
-    lines = tuple(difference_line(v, v.difference) for v in told if v.difference is not None)
-    return Shown(title, header, body, _legend(compared), lines, len(longest))
+        body = [[*line, "" if (share := shares[line[0]]) is None else number(share)] for line in body]
+    compared = sorted(compared, key=lambda one: one.cell.length)
+    lines = tuple(difference_line(one, one.difference) for one in compared if one.difference is not None)
+    longest = [line for line in lines if line[0] == lines[-1][0]] if _enough(compared) else []
+    return ScoreTable(title, header, body, _legend(compared), lines, len(longest))
 
 
-def _row_key(cell: Cell) -> tuple[str, str]:
-    return cell.strategy_label, cell.id
-
-
-def _mark(versus: Versus) -> str:
-    if versus.difference is None or not versus.difference.significant:
+def _mark(difference: Difference | None) -> str:
+    if difference is None or not difference.significant:
         return ""
-    return f" {BETTER if versus.difference.better else WORSE}"
+    return f" {BETTER if difference.better else WORSE}"
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -119,15 +114,15 @@ def _span(counts: Sequence[int]) -> str:
     return f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
 
 
-def _tests(compared: Sequence[Versus]) -> int:
+def _tests(compared: Sequence[PairedComparison]) -> int:
     """Comparisons among which p is adjusted; where none has documents enough, those that would be."""
-    tested = {v.cell.id for v in compared if v.difference is not None and v.difference.p is not None}
-    return len(tested or {v.cell.id for v in compared if v.difference is not None})
+    tested = {one.cell.id for one in compared if one.difference is not None and one.difference.p is not None}
+    return len(tested or {one.cell.id for one in compared if one.difference is not None})
 
 
-def _enough(compared: Sequence[Versus]) -> bool:
-    """Whether any comparison has as many documents as it takes to find anything."""
-    counts = [v.difference.count for v in compared if v.difference is not None]
+def _enough(compared: Sequence[PairedComparison]) -> bool:
+    """Whether any comparison has as many documents as it takes to be significant."""
+    counts = [one.difference.count for one in compared if one.difference is not None]
     return bool(counts) and max(counts) >= statistics.needed(_tests(compared))
 
 
@@ -144,19 +139,18 @@ def _comparisons(tests: int) -> str:
     return f"{tests} comparison{'s' if tests > 1 else ''}"
 
 
-def _legend(compared: Sequence[Versus]) -> str:
-    """What the marks mean; or how many documents it takes to have any, or what stands against comparing."""
-    found = [versus.difference for versus in compared if versus.difference is not None]
-    refused = "".join(f"\nNot compared: {reason}" for reason in dict.fromkeys(v.refusal for v in compared if v.refusal))
-    if not found:
+def _legend(compared: Sequence[PairedComparison]) -> str:
+    """What the marks mean; or how many documents it takes to have any, or why results do not compare."""
+    differences = [one.difference for one in compared if one.difference is not None]
+    reasons = dict.fromkeys(one.refusal for one in compared if one.refusal)
+    refused = "".join(f"\nNot compared: {reason}" for reason in reasons)
+    if not differences:
         return refused.strip()
-    tests, units, counts = _tests(compared), found[0].measure.units, sorted({difference.count for difference in found})
-    against = compared[0].baseline.strategy_label
+    tests, units, counts = _tests(compared), differences[0].measure.units, sorted({one.count for one in differences})
+    task, against = compared[0].cell.task.name, compared[0].baseline.strategy_label
     if not _enough(compared):
-        return (
-            too_few(compared[0].cell.task.name, units, f"{_span(counts)} a cell", tests, f" with {against}") + refused
-        )
-    few = sorted({v.cell.length for v in compared if v.difference is not None and v.difference.p is None})
+        return too_few(task, units, f"{_span(counts)} a cell", tests, f" with {against}") + refused
+    few = sorted({one.cell.length for one in compared if one.difference is not None and one.difference.p is None})
     lacking = f" Too few {units} to tell at {', '.join(f'{n:,}' for n in few)}." if few else ""
     return (
         f"{BETTER} better, {WORSE} worse than {against}: over the same {_span(counts)} {units}, "
@@ -165,24 +159,26 @@ def _legend(compared: Sequence[Versus]) -> str:
     )
 
 
-def difference_line(versus: Versus, found: Difference) -> tuple[str, ...]:
-    spread = "all alike" if found.low is None or found.high is None else f"{found.low:+.3g} to {found.high:+.3g}"
+def difference_line(compared: PairedComparison, difference: Difference) -> tuple[str, ...]:
+    """One comparison as a line under DIFFERENCES."""
+    low, high, p, adjusted = difference.low, difference.high, difference.p, difference.adjusted
+    interval = "all alike" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
     return (
-        f"{versus.cell.length:,}",
-        versus.cell.strategy_label,
-        versus.baseline.strategy_label,
-        f"{found.measure.name} {found.mean:+.3g}",
-        spread if found.p is not None else "too few",
-        f"{found.p:.2g}" if found.p is not None else "too few",
-        f"{found.adjusted:.2g}{_mark(versus)}" if found.adjusted is not None else "too few",
-        f"{found.count} {found.measure.units}",
+        f"{compared.cell.length:,}",
+        compared.cell.strategy_label,
+        compared.baseline.strategy_label,
+        f"{difference.measure.name} {difference.mean:+.3g}",
+        interval if p is not None else "too few",
+        f"{p:.2g}" if p is not None else "too few",
+        f"{adjusted:.2g}{_mark(difference)}" if adjusted is not None else "too few",
+        f"{difference.count} {difference.measure.units}",
     )
 
 
 def consistency(rows: Results) -> float | None:
-    """Share of keys that were answered alike, found or missed, at every depth and length of these passkey results.
+    """Share of keys that were answered alike, right or wrong, at every depth and length of these passkey results.
 
-    None where there are no keys, or none that was asked at every length.
+    None where there are no keys, or none that was used at every length.
     """
     verdicts: dict[int, list[float]] = {}
     for cell, result in rows:
@@ -190,38 +186,38 @@ def consistency(rows: Results) -> float | None:
         if kind.consistency and kind.measure is not None and kind.measure.unit is not None:
             for document in result.documents:
                 verdicts.setdefault(document[kind.measure.unit], []).append(document[kind.measure.name])
-    asked = max(map(len, verdicts.values()), default=0)
-    alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == asked > 1]
+    most = max(map(len, verdicts.values()), default=0)
+    alike = [len(set(answers)) == 1 for answers in verdicts.values() if len(answers) == most > 1]
     return sum(alike) / len(alike) if alike else None
 
 
 def headline(cell: Cell, result: Result) -> str:
-    """The main numbers of a cell in a few words: `ppl 10.27 (last 256: 8.11)  12.3 s`."""
+    """The main numbers of a cell in a few words: `ppl 10.27  ppl_last_256 8.11  12.3 s`."""
     if result.error:
         return result.error_line
-    told = "  ".join(
-        f"{name} {_with_error(result, name)}"
-        for name in _headlines(cell.task.name, [(cell, result)])
-        if name in result.metrics
-    )
-    return f"{told}  {duration(result.cost['seconds'])}" if "seconds" in result.cost else told
+    numbers = [f"{name} {_with_error(result, name)}" for name in _measured(cell, result)]
+    if "seconds" in result.cost:
+        numbers.append(duration(result.cost["seconds"]))
+    return "  ".join(numbers)
 
 
 def _value(cell: Cell, result: Result) -> str:
     if not result.metrics:
         return result.status
-    first, *rest = (name for name in _headlines(cell.task.name, [(cell, result)]) if name in result.metrics)
-    told = _with_error(result, first)
-    told += f" ({', '.join(number(result.metrics[name]) for name in rest)})" if rest else ""
-    return told if result.status == "ok" else f"{told} {result.status}"
+    first, *rest = _measured(cell, result)
+    value = _with_error(result, first)
+    value += f" ({', '.join(number(result.metrics[name]) for name in rest)})" if rest else ""
+    return value if result.status == "ok" else f"{value} {result.status}"
 
 
-def _headlines(task: str, rows: Results) -> tuple[str, ...]:
+def headlines(task: str, rows: Results) -> tuple[str, ...]:
     """The metrics of a task that its table shows; of lm-eval's tasks the first that is not a standard error."""
-    return (
-        registry.kind(task).headlines
-        or tuple(name for _, result in rows for name in result.metrics if not name.endswith("_stderr"))[:1]
-    )
+    names = (name for _, result in rows for name in result.metrics if not name.endswith("_stderr"))
+    return registry.kind(task).headlines or tuple(names)[:1]
+
+
+def _measured(cell: Cell, result: Result) -> list[str]:
+    return [name for name in headlines(cell.task.name, [(cell, result)]) if name in result.metrics]
 
 
 def _with_error(result: Result, name: str) -> str:
@@ -233,12 +229,12 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
     return dict(Counter(result.status for result in results))
 
 
-def markdown(compared: Sequence[Shown]) -> str:
+def markdown(shown: Iterable[ScoreTable]) -> str:
     """Every table with its legend, and below it all its differences."""
     parts = []
-    for shown in compared:
-        parts += [f"**{shown.title}**", _markdown(shown.header, shown.rows), shown.legend.replace("\n", "\n\n")]
-        parts += [_markdown(DIFFERENCES, shown.differences)] if shown.differences else []
+    for scores in shown:
+        parts += [f"**{scores.title}**", _markdown(scores.header, scores.rows), scores.legend.replace("\n", "\n\n")]
+        parts += [_markdown(DIFFERENCES, scores.differences)] if scores.differences else []
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -250,47 +246,40 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def figures(results: Results, folder: Path) -> list[Path]:
     """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; and, for
     perplexity, NLL against position at the longest length. Returns the files."""
-    groups: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
-    for cell, result in results:
-        groups.setdefault((cell.model.name, cell.task.name), []).append((cell, result))
-    made = []
-    for (model, task), rows in groups.items():
-        about, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
-        trained = trained_length(rows[0][0])
-        [name, *_] = _headlines(task, rows) or ("",)
-        curves = {
-            strategy: [(c.length, r.metrics[name], r.metrics.get(f"{name}_stderr")) for c, r in of if name in r.metrics]
-            for strategy, of in _by_strategy(rows).items()
-        }
-        if len({x for curve in curves.values() for x, *_ in curve}) > 1:
-            axes = drawing.Axes("length (tokens)", name, about, trained, doubling=True)
-            made.append(drawing.lines(curves, folder / f"{stem}_{name}.png", axes))
+    paths = []
+    for (model, task), rows in curves.by_task(results).items():
+        title, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
+        trained, strategies = _trained_length(rows[0][0]), curves.by_strategy(rows)
+        [name, *_] = headlines(task, rows) or ("",)
+        scores = {label: curves.by_length(of_one).get(name, []) for label, of_one in strategies.items()}
+        if len({x for curve in scores.values() for x, *_ in curve}) > 1:
+            axes = drawing.Axes("length (tokens)", name, title, trained, doubling=True)
+            paths.append(drawing.lines(scores, folder / f"{stem}_{name}.png", axes))
         longest = max(cell.length for cell, _ in rows)
-        by_position = {
-            strategy: [
-                (x, y, None) for c, r in of if c.length == longest for x, y in r.series.get("nll_by_position", ())
+        by_position: dict[str, list[curves.Point]] = {
+            label: [
+                (x, y, None)
+                for cell, result in of_one
+                if cell.length == longest
+                for x, y in result.series.get("nll_by_position", ())
             ]
-            for strategy, of in _by_strategy(rows).items()
+            for label, of_one in strategies.items()
         }
         if any(by_position.values()):
-            axes = drawing.Axes(
-                "position (tokens)", "NLL (nats a token)", f"{about}: NLL by position at {longest:,}", trained
-            )
-            made.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
-    return made
+            title = f"{title}: NLL by position at {longest:,}"
+            axes = drawing.Axes("position (tokens)", "NLL (nats a token)", title, trained)
+            paths.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
+    return paths
 
 
-def _by_strategy(rows: Results) -> dict[str, list[tuple[Cell, Result]]]:
-    groups: dict[str, list[tuple[Cell, Result]]] = {}
-    for cell, result in sorted(rows, key=lambda row: row[0].length):
-        groups.setdefault(cell.strategy_label, []).append((cell, result))
-    return groups
+def _trained_length(cell: Cell) -> int | None:
+    """None where the model is no longer there."""
+    try:
+        return trained_length(cell)
+    except Refusal:
+        return None
 
 
 def distinct_rows(rows: Results) -> Results:
     """One row a cell id."""
     return list({cell.id: (cell, result) for cell, result in rows}.values())
-
-
-def _failures(rows: Results) -> Results:
-    return [(cell, result) for cell, result in distinct_rows(rows) if not result.finished]

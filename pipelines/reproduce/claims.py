@@ -29,6 +29,10 @@ TASK = "perplexity"
 """What claims are tested with: they compare its NLL, of whole documents and of their last tokens."""
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
+SAME_PLAN = "same plan"
+
+Strategy = Mapping[str, Any]
+"""name, and options."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class ClaimResults:
     def __init__(self, rows: Mapping[tuple[str, float], tuple[Cell, Result]]) -> None:
         self.rows = rows
 
-    def at(self, strategy: Mapping[str, Any], length: float) -> tuple[Cell, Result]:
+    def at(self, strategy: Strategy, length: float) -> tuple[Cell, Result]:
         """A finished result.
 
         Raises:
@@ -84,11 +88,11 @@ class ClaimResults:
             raise Refusal(f"{label(strategy)} at {length:g} trained lengths has no result")
         return row
 
-    def nll(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def nll(self, strategy: Strategy, length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL of each document, in order."""
         return np.array([document["nll"] for document in self.at(strategy, length)[1].documents], dtype=np.float64)
 
-    def tail(self, strategy: Mapping[str, Any], length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def tail(self, strategy: Strategy, length: float) -> np.ndarray[Any, np.dtype[np.float64]]:
         """NLL of the last tokens of each document, in order; the same documents at every length."""
         cell, result = self.at(strategy, length)
         name = f"nll_last_{dict(cell.task.options)['last']}"
@@ -97,18 +101,18 @@ class ClaimResults:
         return np.array([document[name] for document in result.documents], dtype=np.float64)
 
 
-def key(strategy: Mapping[str, Any]) -> str:
+def key(strategy: Strategy) -> str:
     return digest_of(dict(strategy))[:12]
 
 
-def label(strategy: Mapping[str, Any]) -> str:
+def label(strategy: Strategy) -> str:
     options = {name: value for name, value in strategy.items() if name != "name"}
     return strategy_label(str(strategy["name"]), frozen(options))
 
 
-def required(claims: Sequence[Claim]) -> list[tuple[Mapping[str, Any], float]]:
+def required(claims: Sequence[Claim]) -> list[tuple[Strategy, float]]:
     """Every strategy and length that some claim takes, once."""
-    places: dict[tuple[str, float], tuple[Mapping[str, Any], float]] = {}
+    places: dict[tuple[str, float], tuple[Strategy, float]] = {}
     for claim in claims:
         for strategy in claim.strategies:
             for length in claim.lengths:
@@ -132,15 +136,19 @@ def _adjusted(comparisons: list[Comparison]) -> tuple[Comparison, ...]:
     )
 
 
-def _better(results: ClaimResults, better: Mapping[str, Any], worse: Mapping[str, Any], length: float) -> Comparison:
-    says = f"{label(better)} better than {label(worse)} at {length:g}x"
+def _pair(results: ClaimResults, first: Strategy, second: Strategy, length: float, says: str) -> Comparison:
+    """The first strategy minus the second; of equal plans there is no difference."""
     try:
-        ours, theirs = results.at(better, length), results.at(worse, length)
+        ours, theirs = results.at(first, length), results.at(second, length)
         if ours[0].id == theirs[0].id:
-            return Comparison(says, reason="same plan")
+            return Comparison(says, reason=SAME_PLAN)
         return Comparison(says, statistics.compare(ours, theirs))
     except Refusal as reason:
         return Comparison(says, reason=str(reason))
+
+
+def _better(results: ClaimResults, better: Strategy, worse: Strategy, length: float) -> Comparison:
+    return _pair(results, better, worse, length, f"{label(better)} better than {label(worse)} at {length:g}x")
 
 
 def _order(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
@@ -158,18 +166,14 @@ def _best(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
 
 def _same(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     for length in claim.lengths:
-        for one, other in pairwise(claim.strategies):
-            says = f"{label(one)} like {label(other)} at {length:g}x"
-            try:
-                ours, theirs = results.at(one, length), results.at(other, length)
-                if ours[0].id == theirs[0].id:
-                    yield Comparison(says, reason="same plan", settled=HOLDS)
-                else:
-                    difference = statistics.compare(ours, theirs)
-                    differs = difference.p is not None and difference.p < statistics.ALPHA
-                    yield Comparison(says, difference, settled=FAILS if differs else OPEN)
-            except Refusal as reason:
-                yield Comparison(says, reason=str(reason))
+        for first, second in pairwise(claim.strategies):
+            comparison = _pair(results, first, second, length, f"{label(first)} like {label(second)} at {length:g}x")
+            if comparison.reason == SAME_PLAN:
+                comparison = replace(comparison, settled=HOLDS)
+            elif comparison.difference is not None:
+                p = comparison.difference.p
+                comparison = replace(comparison, settled=FAILS if p is not None and p < statistics.ALPHA else OPEN)
+            yield comparison
 
 
 def _breaks(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
@@ -188,7 +192,7 @@ def _breaks(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
             yield Comparison(says, reason=str(reason))
 
 
-def _worse_from(breaking: Mapping[str, Any], other: Mapping[str, Any], length: float, results: ClaimResults) -> str:
+def _worse_from(breaking: Strategy, other: Strategy, length: float, results: ClaimResults) -> str:
     """From which position on every bucket of the window is worse, on average over the documents; "" if from none."""
     (cell, result), (_, beside) = results.at(breaking, length), results.at(other, length)
     curves = (result.series.get("nll_by_position", ()), beside.series.get("nll_by_position", ()))

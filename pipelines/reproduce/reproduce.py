@@ -20,22 +20,6 @@ from pipelines.reproduce.published import PublishedColumn, PublishedRow, Publish
 from pipelines.reproduce.session import Session, counted, introduce, write
 from pipelines.tasks import registry
 
-HELP = """ropewalk reproduce published=NAME[,NAME] [rows=...] [columns=...] [OVERRIDES]
-ropewalk reproduce published=NAME --transfer model=MODEL [OVERRIDES]
-ropewalk reproduce --list
-
-Runs a published table's own protocol (conf/published/NAME.yaml) and shows ours beside theirs with a verdict: reproduced
-(within rounding and the table's tolerance), close, not reproduced, or not run and why. What it takes is said before.
---list       every table, what it needs, and whether that is here
---transfer   the same protocol on another model and text: not the numbers but the claims, with paired tests; documents
-             are as long as the longest length that any of the tables asks for
-Overrides are those of ropewalk grid: cluster=gpu, limit=10, dtype=float32, task.text=FOLDER, force=true, store=FOLDER.
-  ropewalk reproduce published=men_base_bound,yarn_constants
-  ropewalk reproduce published=longrope_table1 cluster=gpu
-  ropewalk reproduce published=yarn_v3_table5,dynamic_ntk,pi_table3,lceg_table9 --transfer model=tiny
-Exit codes: 0 all that could run is reproduced or close, or all claims hold; 1 not so; 2 nothing could run.
-"""
-
 
 @dataclass(frozen=True)
 class ComparedValue:
@@ -239,35 +223,3 @@ def _figure(
         theirs = parsed_value.number if parsed_value is not None else None
         rows.setdefault(value.row, []).append((labels.index(value.column), theirs, value.ours))
     return rows, labels, table.title
-
-
-def parsed(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """(tables, our own keys, overrides for Hydra) of a command line.
-
-    Raises:
-        Refusal: no table is named, or a flag is unknown.
-    """
-    flags = [a for a in arguments if a.startswith("-")]
-    unknown = sorted(set(flags) - {"--transfer", "--list"})
-    if unknown:
-        raise Refusal(f"ropewalk reproduce has no {' '.join(unknown)}; its flags: --list, --transfer, --help")
-    own = {key: a.partition("=")[2].split(",") for a in arguments for key in ("published", "rows", "columns")
-           if a.startswith(f"{key}=")}  # fmt: skip
-    rest = [a for a in arguments if not a.startswith("-") and a.partition("=")[0] not in own]
-    tables = own.pop("published", [])
-    if not tables:
-        raise Refusal(f"published=NAME is missing: give one of {', '.join(published.names())} (--list tells of each)")
-    transfer = "--transfer" in flags
-    named = [a.partition("=")[0] for a in rest]
-    for key in ("strategy", "length", "factor", "task"):
-        if any(name == key or (name.startswith(f"{key}.") and key != "task") for name in named):
-            raise Refusal(f"{key}=... is the table's own: ropewalk reproduce takes it from conf/published")
-    if not transfer and any(name == "model" or name.startswith("model.") for name in named):
-        raise Refusal("model=... is the table's own; to ask its claims of another model, add --transfer")
-    return tables, {**own, "transfer": transfer}, rest
-
-
-def task_options(rest: Sequence[str], base: Workbench) -> dict[str, Any]:
-    """Of the composed task, the options that the command line gave: they go over the published protocol."""
-    given = [a.partition("=")[0].removeprefix("task.") for a in rest if a.startswith("task.")]
-    return {name: base.task[name] for name in given}

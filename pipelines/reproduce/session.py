@@ -1,6 +1,6 @@
-"""What reproducing numbers and testing claims have in common: cells launched as a grid, and what came of a table kept.
+"""What reproducing numbers and testing claims have in common: cells run as a grid, and the records of a table.
 
-Every table ends the same way: JSON and figures in mlruns/published, a run in MLflow, and a line in the terminal.
+Every table ends alike: JSON and figures in mlruns/published, a run in MLflow, and a line in the terminal.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Session:
         kind = "claims" if "model" in params else "values"
         about = {"title": table.title, "source": table.source, "command": self.command, **params}
         metrics = {f"{kind}/{verdict}": float(count) for verdict, count in verdicts.items()}
-        track.reproduced(self.store, name, about, metrics, files, {"status": counted(verdicts)})
+        track.record_reproduction(self.store, name, about, metrics, files, {"status": counted(verdicts)})
 
 
 def introduce(table: PublishedTable) -> None:

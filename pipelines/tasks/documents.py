@@ -31,7 +31,7 @@ class Document:
 
     ids: all its tokens, BOS included where there is one.
     scored: how many of the last are scored; 0 where an answer is generated after them. Of spans: in all of them.
-    facts: what its result tells beside its scores, such as the depth of a key.
+    facts: what its record holds beside its scores, such as the depth of a key.
     spans: the windows in which it is scored; none: it is one forward.
     prefix: tokens before every window, which are not among ids.
     """
@@ -48,7 +48,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task found out about a model at one length.
+    """The results of a task for a model at one length.
 
     metrics: by name; NAME_stderr where there are at least two documents, absent otherwise.
     series: by name, ((x, y), ...).
@@ -65,7 +65,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer that adds nothing by itself. Two that are made of the same parts are equal."""
+    """A tokenizer that adds nothing by itself. Two that give every text the same ids are equal, whatever wraps them."""
 
     fingerprint: str
     tokenizer: Any = field(compare=False, repr=False)
@@ -78,8 +78,8 @@ class Encoder:
         # What comes before the added tokens is the padding and truncation of the last call, which decide nothing here.
         serialized = backend.to_str()
         parts = serialized.partition('"added_tokens"')[2] or serialized
-        known_by = f"{type(tokenizer).__name__}\0{tokenizer.bos_token_id}\0{parts}"
-        return cls(hashlib.sha256(known_by.encode()).hexdigest(), tokenizer)
+        splits = bool(getattr(tokenizer, "split_special_tokens", False))
+        return cls(hashlib.sha256(f"{tokenizer.bos_token_id}\0{splits}\0{parts}".encode()).hexdigest(), tokenizer)
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""

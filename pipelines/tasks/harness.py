@@ -1,4 +1,4 @@
-"""Where a task of lm-eval is built and run: quietly, without its caches, and without its index of all tasks."""
+"""Builds and runs tasks of lm-eval: quietly, without its caches, and without its index of all tasks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What lm-eval made of a task.
+class TaskRun:
+    """The results of a task that lm-eval ran.
 
     metrics: by name, with NAME_stderr where there is one.
     documents: index and metrics of each.
-    answers: what the model said to the first request of each document.
+    answers: the model's answer to the first request of each document.
     requests: the texts of every request of each document.
     """
 
@@ -77,8 +77,8 @@ class Prepared(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         document, encode = doc["document"], doc["encode"]
         arguments: tuple[Any, ...]
         if document.spans:
-            told = f"{len(document.spans)} windows of a document of {len(document.ids)} tokens"
-            arguments = (Spans(told, document.ids, document.spans, document.prefix),)
+            label = f"{len(document.spans)} windows of a document of {len(document.ids)} tokens"
+            arguments = (Spans(label, document.ids, document.spans, document.prefix),)
             return self._instance(doc, arguments, kwargs["metadata"])
         parts = [document.ids]
         if self.OUTPUT_TYPE == "loglikelihood":
@@ -157,7 +157,7 @@ def _seeded(seed: str) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def run(lm: LongLM, task: Any, *, length: int, limit: int | None) -> Outcome:
+def run(lm: LongLM, task: Any, *, length: int, limit: int | None) -> TaskRun:
     """Score the first `limit` documents of a task.
 
     Raises:
@@ -177,7 +177,7 @@ def run(lm: LongLM, task: Any, *, length: int, limit: int | None) -> Outcome:
         answers.setdefault(instance.doc_id, instance.resps[0])
         requests.setdefault(instance.doc_id, []).append([str(part) for part in instance.args if isinstance(part, str)])
     metrics = _metrics(results["results"][name], documents, length)
-    return Outcome(metrics, documents, [answers[row["index"]] for row in documents], list(requests.values()))
+    return TaskRun(metrics, documents, [answers[row["index"]] for row in documents], list(requests.values()))
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], length: int) -> list[dict[str, Any]]:
@@ -192,10 +192,10 @@ def _documents(samples: Sequence[Mapping[str, Any]], length: int) -> list[dict[s
     return [rows[index] for index in sorted(rows)]
 
 
-def _metrics(told: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], length: int) -> dict[str, float]:
+def _metrics(reported: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], length: int) -> dict[str, float]:
     """lm-eval's results as numbers by name; what it writes N/A is absent."""
     metrics: dict[str, float] = {}
-    for key, value in told.items():
+    for key, value in reported.items():
         metric, comma, filtered = key.partition(",")
         if not comma or isinstance(value, (bool, str)):
             continue

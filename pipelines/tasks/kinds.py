@@ -1,4 +1,4 @@
-"""What ropewalk needs to know of a task, whatever the task measures; the rest of the code asks this, never a name."""
+"""Properties of a task that other code depends on, so that no other code depends on the name of a task."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TaskKind:
         return 0.0
 
     def measure_of(self, task: str, metric: str | None) -> Measure:
-        """What is compared between results of the task, whose table shows `metric`.
+        """What is compared between results of the task `task`, whose table shows `metric`.
 
         Raises:
             Refusal: nobody said whether more of the metric is better.

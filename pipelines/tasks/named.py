@@ -1,4 +1,4 @@
-"""Tasks that lm-eval brings, by name: found by their YAML, so that not all of them need an index."""
+"""lm-eval's own tasks, found by their YAML: building its index of all tasks would take seconds."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def check(name: str, encode: Encoder, length: int, ours: Iterable[str] = ()) -> 
 
 
 def needs(name: str, what: str, extra: str | None = None) -> str:
-    """The sentence for a task whose packages are not installed."""
+    """The message for a task whose packages are not installed."""
     ours = f"`uv sync --extra {extra}` or pip install 'ropewalk[{extra}]'"
     return f"task {name} needs packages that are not installed ({what}): {ours if extra else 'install them first'}"
 

@@ -83,7 +83,7 @@ def _validate(options: Mapping[str, Any]) -> None:
         raise Refusal(f"answer={answer} of the task passkey: give loglikelihood or generate")
 
 
-def _asked(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
+def _questions(options: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[int, int, float]]:
     # A limit takes keys, so that every depth is asked as often as any other.
     if options["protocol"] == "yarn":  # every trial is a draw of its own, so there may be as many as are asked
         draws = (random.Random(f"passkey/yarn/{seed}/{number}") for number in range(limit or options["keys"]))
@@ -139,11 +139,11 @@ def _tokens(
     encode: Encoder, options: Mapping[str, Any], key: int, depth: float, words: int
 ) -> tuple[tuple[int, ...], int]:
     """All ids of a document, and how many of the last are the answer."""
-    asked = prompt(key, depth, words, options["protocol"])
-    context, beginning = encode(asked), encode.beginning(None)
+    question = prompt(key, depth, words, options["protocol"])
+    context, beginning = encode(question), encode.beginning(None)
     if options["answer"] == "generate":
         return (*beginning, *context), 0
-    whole = encode(f"{asked} {key}")
+    whole = encode(f"{question} {key}")
     # A tokenizer may join the prompt's last letters with the answer's first: what differs is scored.
     differs = (number for number, (a, b) in enumerate(zip(context, whole, strict=False)) if a != b)
     return (*beginning, *whole), len(whole) - next(differs, min(len(context), len(whole)))
@@ -187,8 +187,8 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """Whether one key was found, and its NLL (nats a token). What passkey.yaml calls process_results."""
     (answer,) = results
     if isinstance(answer, str):
-        said = re.search(r"\d+", answer)
-        return {"acc": float(said is not None and int(said[0]) == row["document"].fact("key"))}
+        number = re.search(r"\d+", answer)
+        return {"acc": float(number is not None and int(number[0]) == row["document"].fact("key"))}
     likelihood, greedy = answer
     return {"acc": float(greedy), "nll_key": -float(likelihood) / len(likelihood.tokens)}
 
@@ -202,8 +202,8 @@ def effective_length(curve: Sequence[tuple[float, float]], share: float) -> floa
     128
     """
     reached: float = 0
-    for tokens, found in sorted(curve):
-        if found < share:
+    for tokens, accuracy in sorted(curve):
+        if accuracy < share:
             break
         reached = tokens
     return reached
@@ -217,7 +217,7 @@ def passkey_context(curve: Sequence[tuple[float, float]]) -> float:
     >>> passkey_context([(8192, 1.0), (16384, 0.7), (32768, 0.8), (65536, 0.1)])
     32768
     """
-    return max((tokens for tokens, found in curve if found >= FOUND["yarn"]), default=0)
+    return max((tokens for tokens, accuracy in curve if accuracy >= FOUND["yarn"]), default=0)
 
 
 def passkey_accuracy(curve: Sequence[tuple[float, float]]) -> float:
@@ -227,7 +227,7 @@ def passkey_accuracy(curve: Sequence[tuple[float, float]]) -> float:
     0.8
     """
     reached = passkey_context(curve)
-    below = [found for tokens, found in curve if tokens <= reached]
+    below = [accuracy for tokens, accuracy in curve if tokens <= reached]
     return float(np.mean(below)) if below else 0.0
 
 
@@ -279,7 +279,7 @@ class Passkey(OwnTask):
         """Refuse options out of range, and a length that the shortest prompt does not fit into."""
         options = _settled(options)
         _validate(options)
-        least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _asked(options, None, seed=0))
+        least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _questions(options, None, seed=0))
         if length < least:
             raise Refusal(
                 f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more"
@@ -287,7 +287,7 @@ class Passkey(OwnTask):
 
     def forwards(self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None) -> int:
         """A forward for a key at every depth."""
-        return len(_asked(_settled(options), limit, seed=0))
+        return len(_questions(_settled(options), limit, seed=0))
 
     def build(
         self, options: Mapping[str, Any], encode: Encoder, *, length: int, limit: int | None, seed: int
@@ -300,7 +300,7 @@ class Passkey(OwnTask):
         options = _settled(options)
         _validate(options)
         documents, words = [], 0
-        for number, key, depth in _asked(options, limit, seed):
+        for number, key, depth in _questions(options, limit, seed):
             cost = partial(_cost, encode, options, key, depth)
             least = cost(0)
             if least > length:
@@ -324,9 +324,9 @@ class Passkey(OwnTask):
         keys: dict[int, list[bool]] = {}
         depths: dict[float, list[bool]] = {}
         for document, answer in zip(documents, answers, strict=True):
-            found = bool(measure({"document": document}, [answer])["acc"])
-            keys.setdefault(document.fact("key_number"), []).append(found)
-            depths.setdefault(document.fact("depth"), []).append(found)
+            correct = bool(measure({"document": document}, [answer])["acc"])
+            keys.setdefault(document.fact("key_number"), []).append(correct)
+            depths.setdefault(document.fact("depth"), []).append(correct)
         share = consistency(list(keys.values()))
         if share is not None:
             metrics["consistency"] = share

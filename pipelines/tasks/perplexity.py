@@ -147,12 +147,12 @@ def measure(row: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """NLL of one document and of its last tokens, nats a token. What perplexity.yaml calls process_results."""
     (answer,) = results
     tokens, last = answer.tokens.astype(np.float64), row["options"]["last"]
-    told = {"nll": -float(tokens.mean())}
+    metrics = {"nll": -float(tokens.mean())}
     if row["options"]["windows"] == "means":
-        told["nll"] = -float(np.mean([window.mean() for window in _by_window(row["document"], tokens)]))
+        metrics["nll"] = -float(np.mean([window.mean() for window in _by_window(row["document"], tokens)]))
     if last <= len(tokens):
-        told[f"nll_last_{last}"] = -float(tokens[-last:].mean())
-    return told
+        metrics[f"nll_last_{last}"] = -float(tokens[-last:].mean())
+    return metrics
 
 
 def _by_window(document: Document, tokens: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -237,10 +237,10 @@ class Perplexity(OwnTask):
     ) -> int | None:
         """One a document, or a window of it; of hub data sets, and without an encoder, of as many as the limit."""
         if encode is not None and not options["text"].startswith(text.HUB):
-            found = _pieces(options, encode, length, limit, seed=0)
+            pieces = _pieces(options, encode, length, limit, seed=0)
             if options["windows"] == "prefix":
-                return len(found)
-            return sum(len(_spans(options, encode, len(piece.ids), length)[0]) for piece in found)
+                return len(pieces)
+            return sum(len(_spans(options, encode, len(piece.ids), length)[0]) for piece in pieces)
         if options["windows"] == "prefix" or limit is None:
             return limit
         if options["document"] is None:
@@ -258,11 +258,11 @@ class Perplexity(OwnTask):
             Refusal: the text is not there or too short, length is below 2, or an option out of its range.
         """
         _validate(options, length)
-        found = _pieces(options, encode, length, limit, seed)
+        pieces = _pieces(options, encode, length, limit, seed)
         beginning = encode.beginning(options["bos"])
         if options["windows"] == "prefix":
-            return [_prefix(encode, (*beginning, *piece.ids)) for piece in found]
-        return [_windowed(options, encode, piece.ids, length) for piece in found]
+            return [_prefix(encode, (*beginning, *piece.ids)) for piece in pieces]
+        return [_windowed(options, encode, piece.ids, length) for piece in pieces]
 
     def finish(
         self,

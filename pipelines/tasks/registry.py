@@ -1,4 +1,4 @@
-"""What is measured: perplexity and passkey, which need no network, and the door to lm-eval's own tasks.
+"""Every task by its name: our own, which need no network, and those of lm-eval.
 
 Importing this loads neither torch nor lm-eval; `score` does.
 """
@@ -30,7 +30,7 @@ OVER: Mapping[str, Callable[[Curve], float]] = {
 
 
 def kind(name: str) -> TaskKind:
-    """What there is to know of a task, by its name; of any that is not ours as of a task that lm-eval brings."""
+    """The properties of a task; any that is not our own is lm-eval's."""
     return OWN.get(name, named.KIND)
 
 
@@ -41,7 +41,7 @@ def versions(task: Task) -> dict[str, Any]:
 
 
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:
-    """Find out without a model whether a task can be run at this length.
+    """Check without a model that a task can be run at this length.
 
     Raises:
         Refusal: an unknown task or option, text that is not there or too short, packages that are missing.
@@ -111,11 +111,11 @@ def _score_own(lm: LongLM, name: str, options: Mapping[str, Any], length: int, l
     rows = harness.Rows(documents, encode, options)
     outcome = harness.run(lm, harness.prepared(own.yaml(options), rows), length=length, limit=None)
     metrics, series = own.finish(dict(outcome.metrics), documents, outcome.answers, options)
-    told = [
+    records = [
         {"index": row["index"], "tokens": len(document.ids), **dict(document.facts), **row}
         for document, row in zip(documents, outcome.documents, strict=True)
     ]
-    return Scores(metrics, series, told, digest(documents))
+    return Scores(metrics, series, records, digest(documents))
 
 
 def _score_named(
@@ -135,9 +135,9 @@ def _score_named(
     )
     outcome = harness.run(lm, built, length=length, limit=limit)
     # A document may be asked about more than once; its longest request is what must fit.
-    tokens = [max(len(lm.tok_encode("".join(parts))) for parts in asked) for asked in outcome.requests]
-    told = [{"tokens": count, **row} for count, row in zip(tokens, outcome.documents, strict=True)]
-    return Scores(outcome.metrics, {}, told, harness.digest(outcome.requests))
+    tokens = [max(len(lm.tok_encode("".join(parts))) for parts in requests) for requests in outcome.requests]
+    records = [{"tokens": count, **row} for count, row in zip(tokens, outcome.documents, strict=True)]
+    return Scores(outcome.metrics, {}, records, harness.digest(outcome.requests))
 
 
 @lru_cache(maxsize=8)

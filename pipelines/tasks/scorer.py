@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ from pipelines.records.cells import Refusal
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""
 
-WINDOWS_AT_ONCE = 64
-"""Windows of one document that are cut out at a time."""
+WINDOW_TOKENS = 2**20
+"""Tokens of the windows that are cut out at a time, some 16 MB; all those of a long book would take gigabytes."""
 
 Scored = tuple["LogLikelihood", bool]
 Request = tuple[Any, list[int], list[int]]
@@ -60,9 +59,9 @@ class LogLikelihood(float):
     tokens: NDArray[np.float32]
 
     def __new__(cls, value: float, tokens: NDArray[np.float32]) -> LogLikelihood:
-        made = super().__new__(cls, value)
-        made.tokens = tokens
-        return made
+        likelihood = super().__new__(cls, value)
+        likelihood.tokens = tokens
+        return likelihood
 
     def __getnewargs__(self) -> tuple[float, NDArray[np.float32]]:  # type: ignore[override]
         return float(self), self.tokens
@@ -77,9 +76,9 @@ class Tokens(str):
     ids: tuple[int, ...]
 
     def __new__(cls, text: str, ids: Iterable[int]) -> Tokens:
-        made = super().__new__(cls, text)
-        made.ids = tuple(ids)
-        return made
+        tokens = super().__new__(cls, text)
+        tokens.ids = tuple(ids)
+        return tokens
 
     def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
         return str(self), self.ids
@@ -95,9 +94,9 @@ class Spans(Tokens):
     def __new__(
         cls, text: str, ids: Iterable[int], spans: Iterable[tuple[int, int, int]] = (), prefix: Iterable[int] = ()
     ) -> Spans:
-        made = str.__new__(cls, text)
-        made.ids, made.spans, made.prefix = tuple(ids), tuple(spans), tuple(prefix)
-        return made
+        document = str.__new__(cls, text)
+        document.ids, document.spans, document.prefix = tuple(ids), tuple(spans), tuple(prefix)
+        return document
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
         return str(self), self.ids, self.spans, self.prefix
@@ -253,57 +252,51 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             TooLong: Tokens but the last exceed max_length.
         """
-        asked: list[Request] = []
-        owners: list[int] = []
-        for owner, request in enumerate(requests):
-            windows = list(self._windows(request.args[0]))
-            asked += windows
-            owners += [owner] * len(windows)
+        windows = (
+            (number, window) for number, request in enumerate(requests) for window in self._windows(request.args[0])
+        )
         parts: list[list[LogLikelihood]] = [[] for _ in requests]
-        for owner, (scored, _) in zip(owners, self._loglikelihood_tokens(asked, disable_tqdm), strict=True):
-            parts[owner].append(scored)
+        for group in _groups(windows):
+            scored = self._loglikelihood_tokens([window for _, window in group], disable_tqdm)
+            for (number, _), (likelihood, _) in zip(group, scored, strict=True):
+                parts[number].append(likelihood)
         return [_joined(part) for part in parts]
 
-    def _rolled(self, text: str) -> LogLikelihood:
-        """One document, as many windows at a time as are worth a batch: a long one has thousands."""
-        parts: list[LogLikelihood] = []
-        windows = iter(self._windows(text))
-        while group := list(islice(windows, WINDOWS_AT_ONCE)):
-            parts += [scored for scored, _ in self._loglikelihood_tokens(group, disable_tqdm=True)]
-        return _joined(parts)
-
-    def _windows(self, text: str) -> Iterable[Request]:
+    def _windows(self, text: str) -> Iterator[Request]:
         if isinstance(text, Spans):
-            rows = (([*text.prefix, *text.ids[start:stop]], scored) for start, stop, scored in text.spans)
-            return ((None, row[:-scored], row[-scored:]) for row, scored in rows)
-        if isinstance(text, Tokens):
+            for start, stop, scored in text.spans:
+                row = [*text.prefix, *text.ids[start:stop]]
+                yield None, row[:-scored], row[-scored:]
+        elif isinstance(text, Tokens):
             if len(text.ids) < 2:
                 raise Refusal(f"a document of {len(text.ids)} tokens: scoring takes at least 2, one of them as context")
-            return [(None, list(text.ids[:1]), list(text.ids[1:]))]
-        windows = utils.get_rolling_token_windows(
-            token_list=self.tok_encode(text),
-            prefix_token=self.prefix_token_id,
-            max_seq_len=self.max_length,
-            context_len=1,
-        )
-        return [(None, *utils.make_disjoint_window(window)) for window in windows]
+            yield None, list(text.ids[:1]), list(text.ids[1:])
+        else:
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for window in windows:
+                yield None, *utils.make_disjoint_window(window)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Scored]:
-        asked: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
+        by_row: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
         for number, (_, context, continuation) in enumerate(requests):
             if not context or not continuation:
                 raise Refusal("a log-likelihood needs at least 1 token of context and 1 to score")
             row = (*context, *continuation[:-1])
             if len(row) > self.max_length:
                 raise TooLong("a text to score", len(row), self.max_length)
-            asked.setdefault(row, []).append(number)
+            by_row.setdefault(row, []).append(number)
         answers: dict[int, Scored] = {}
         # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
-        work = list(batches(asked, self.batch_tokens if self.head == "chunked" else 1))
+        work = list(batches(by_row, self.batch_tokens if self.head == "chunked" else 1))
         for rows in tqdm(work, desc="forward passes", disable=disable_tqdm or not self.progress):
-            numbers = [asked[row] for row in rows]
+            numbers = [by_row[row] for row in rows]
             longest = max(len(requests[n][2]) for group in numbers for n in group)
             states = self._states(rows, keep=longest)
             for state, row, group in zip(states, rows, numbers, strict=True):
@@ -359,22 +352,22 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """How to get logits: by decoder and head one by one, if these say of eight tokens what the model says."""
         ids = torch.arange(8, device=self.device)[None] % self.vocabulary
         try:
-            said = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
-            fallback = "logits_to_keep" if said.shape[0] == 4 else "full"
+            theirs = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
+            fallback = "logits_to_keep" if theirs.shape[0] == 4 else "full"
         except (TypeError, ValueError):
-            said, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
+            theirs, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
         try:
             ours = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             return fallback, f"the model's decoder and head do not answer one by one: {error}"
-        ours = ours[-said.shape[0] :].to(said.device)
-        if ours.shape != said.shape:
-            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {said.shape[-1]}"
+        ours = ours[-theirs.shape[0] :].to(theirs.device)
+        if ours.shape != theirs.shape:
+            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {theirs.shape[-1]}"
         # Half precision rounds scale and cap in the model itself, which _logits does in float32.
         exact = self.model.dtype in (torch.float32, torch.float64)
-        off = float((ours - said).abs().max() / said.abs().max().clamp(min=1e-6))
+        off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
         if off > (1e-4 if exact else 3e-2):
             return fallback, f"the model does more to its logits than its head, scale and soft cap (off by {off:.1%})"
         return "chunked", ""
@@ -418,6 +411,21 @@ def batches(rows: Iterable[tuple[int, ...]], batch_tokens: int) -> Iterator[list
         batch.append(row)
     if batch:
         yield batch
+
+
+def _groups(windows: Iterable[tuple[int, Request]]) -> Iterator[list[tuple[int, Request]]]:
+    """Numbered windows in groups of at most WINDOW_TOKENS, cut as they are needed; a longer window goes alone."""
+    group: list[tuple[int, Request]] = []
+    tokens = 0
+    for number, window in windows:
+        size = len(window[1]) + len(window[2])
+        if group and tokens + size > WINDOW_TOKENS:
+            yield group
+            group, tokens = [], 0
+        group.append((number, window))
+        tokens += size
+    if group:
+        yield group
 
 
 def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:

@@ -42,11 +42,9 @@ PARTS = ("tune", "report")
 """The two parts of a source: what is chosen on the one is judged on the other."""
 
 APART = frozenset(
-    {
-        "test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__",
-        "_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files",
-    }
-)  # fmt: skip
+    {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+    | {"_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files"}
+)
 """Folders of code left out: tests hold tables, vendored code has licences of its own, the topics are a source apart."""
 
 READ_AT_MOST = 10_000
@@ -99,9 +97,9 @@ class Tokenized(str):
     ids: list[int]
 
     def __new__(cls, ids: list[int]) -> Tokenized:
-        made = super().__new__(cls, " ".join(map(str, ids)))
-        made.ids = ids
-        return made
+        document = super().__new__(cls, " ".join(map(str, ids)))
+        document.ids = ids
+        return document
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,14 @@ class DataSet:
 
 
 def windows(
-    source: str, encode: Callable[[str], list[int]], length: int, count: int | None = None,
-    *, part: str | None = None, skip: int = 0,
-) -> list[Window]:  # fmt: skip
+    source: str,
+    encode: Callable[[str], list[int]],
+    length: int,
+    count: int | None = None,
+    *,
+    part: str | None = None,
+    skip: int = 0,
+) -> list[Window]:
     """`count` windows of exactly `length` tokens, the first `skip` left out; None: all there are.
 
     A stream gives consecutive windows that do not overlap, the first where it, or its part, begins; a collection gives
@@ -145,7 +148,7 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
         raise Refusal(f"windows of {cut.least} tokens: give at least 1")
     if cut.part is not None and cut.part not in PARTS:
         raise Refusal(f"part={cut.part}: give {' or '.join(PARTS)}, or null for all of the text")
-    found: list[Window] = []
+    chosen: list[Window] = []
     dice = random.Random(cut.drawn) if cut.drawn is not None and cut.count is not None else None
     step = cut.stride if is_stream(source) else None
     longest = number = seen = 0
@@ -157,16 +160,16 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
             if seen <= cut.skip:
                 continue
             piece = Window(number, start, tuple(ids[start : min(start + size, end)]))
-            if dice is None or cut.count is None or len(found) < cut.count:
-                found.append(piece)
+            if dice is None or cut.count is None or len(chosen) < cut.count:
+                chosen.append(piece)
             elif (place := dice.randrange(seen - cut.skip)) < cut.count:  # no more than `count` are held
-                found[place] = piece
-            if dice is None and len(found) == cut.count:
-                return found
-    if not found:
+                chosen[place] = piece
+            if dice is None and len(chosen) == cut.count:
+                return chosen
+    if not chosen:
         message = _lacking(source, cut, longest, number + 1, seen)
         raise Refusal(message) if seen else TextTooShort(message, cut.least)
-    return sorted(found, key=lambda window: (window.document, window.start))
+    return sorted(chosen, key=lambda window: (window.document, window.start))
 
 
 def _lacking(source: str, cut: Cut, longest: int, documents: int, seen: int) -> str:
@@ -270,11 +273,11 @@ def _stdlib() -> str:
 
 def modules(root: Path) -> list[Path]:
     """Every Python source below a folder, by path, without those in APART."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder, below, names in os.walk(root):
         below[:] = [name for name in below if name not in APART]
-        found += [Path(folder) / name for name in names if name.endswith(".py")]
-    return sorted(found)
+        paths += [Path(folder) / name for name in names if name.endswith(".py")]
+    return sorted(paths)
 
 
 def _files(source: str) -> tuple[Path, ...]:

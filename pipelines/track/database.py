@@ -1,29 +1,43 @@
-"""The database that MLflow keeps its runs in: made once, under a lock, and rid of runs that a killed process left."""
+"""The database that MLflow keeps its runs in: created once, under a lock; and the one way to open and end a run."""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
 from filelock import FileLock
 
+from pipelines.records import provenance
 from pipelines.records.results import Store
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+Metrics = Iterable[tuple[str, float, int]]
+"""(name, value, step), ..."""
+
+BATCH = 800
+"""Metrics written at once: MLflow takes 1000 entries a batch, and the parameters go with the first one."""
 
 
 def tracking_uri(store: Store) -> str:
     """The user's own MLFLOW_TRACKING_URI where set, else the database in the store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+def has_own_database() -> bool:
+    """Whether runs go to a database of the store's own, not to a server that other stores may share."""
+    return not os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def warm() -> None:
@@ -33,12 +47,12 @@ def warm() -> None:
 
 
 def connect(store: Store) -> Any:
-    """MLflow's client of a store whose database is there, with the runs closed that a killed process left running."""
+    """MLflow's client of a store, its database created if need be; runs that a killed process left are closed."""
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells every table that it creates
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table that it creates
     store.root.mkdir(parents=True, exist_ok=True)
-    with alone(store):
+    with locked(store):
         client = MlflowClient(tracking_uri(store))
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' AND tags.process LIKE '{_host()}:%'"):
@@ -48,28 +62,91 @@ def connect(store: Store) -> Any:
 
 
 def experiment_id(client: Any, name: str, store: Store) -> str:
-    with alone(store):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+    """The id of an experiment, which is created if need be."""
+    with locked(store):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         # A server of the user's has a place of its own for artifacts.
         local = tracking_uri(store).startswith("sqlite")
         return str(client.create_experiment(name, artifact_location=str(store.root / "artifacts") if local else None))
 
 
+class Run:
+    """An open run. status: how it ends unless its block raises; end: when, in milliseconds, where not at that time."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.client, self.id = client, run_id
+        self.status = "FINISHED"
+        self.end: int | None = None
+
+    def log(self, params: Mapping[str, Any] | None = None, metrics: Metrics = (), at: int | None = None) -> None:
+        """Write parameters and metrics. at: the metrics' time in milliseconds, by default now."""
+        from mlflow.entities import Metric, Param
+
+        written = [Param(name, str(value)) for name, value in (params or {}).items()]
+        at = at or now()
+        rows = [Metric(name, value, at, step) for name, value, step in metrics]
+        for start in range(0, max(len(rows), 1), BATCH):
+            self.client.log_batch(self.id, metrics=rows[start : start + BATCH], params=written if start == 0 else [])
+
+    def tag(self, name: str, value: str) -> None:
+        self.client.set_tag(self.id, name, value)
+
+    def json(self, body: Mapping[str, Any], name: str) -> None:
+        self.client.log_dict(self.id, dict(body), name)
+
+    def text(self, body: str, name: str) -> None:
+        self.client.log_text(self.id, body, name)
+
+    def files(self, paths: Iterable[Path], folder: str | None = None) -> None:
+        for path in paths:
+            self.client.log_artifact(self.id, str(path), folder)
+
+
 @contextmanager
-def closing(client: Any, run: str) -> Iterator[None]:
-    """A run that ends with the block: FINISHED, or FAILED or KILLED where it raises."""
+def start_run(
+    client: Any,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    code: Mapping[str, Any] | None = None,
+    start: int | None = None,
+    resume: str | None = None,
+) -> Iterator[Run]:
+    """A run that ends with the block: as its status says, or FAILED or KILLED where the block raises.
+
+    experiment: its id. tags: empty ones are left out. code: the version that computed it, by default this one.
+    start: milliseconds, by default now. resume: the id of an earlier run that goes on.
+    """
+    code = provenance.code() if code is None else code
+    common = {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "ropewalk",
+        "mlflow.source.git.commit": str(code.get("commit", "")),
+        "git_dirty": str(code.get("dirty", "")).lower(),
+        "git_difference": str(code.get("difference", "")),
+        "process": _process(),
+    }
+    if resume is None:
+        given = {key: value for key, value in {**common, **tags}.items() if value}
+        created = client.create_run(experiment, run_name=name, tags=given, start_time=start or now())
+        run = Run(client, str(created.info.run_id))
+    else:
+        client.update_run(resume, status="RUNNING")
+        run = Run(client, resume)
+        run.tag("process", common["process"])
     try:
-        yield
-    except BaseException as error:
-        client.set_terminated(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        yield run
+    except (Exception, KeyboardInterrupt) as error:
+        client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    client.set_terminated(run, "FINISHED")
+    client.set_terminated(run.id, run.status, run.end)
 
 
-def found(client: Any, experiment: str, query: str) -> list[Any]:
-    """All runs of an experiment that a query finds, however many pages they take; none where there is no experiment."""
+def search(client: Any, experiment: str, query: str) -> list[Any]:
+    """All runs of an experiment that match a query, over all pages; none where there is no experiment of the name."""
     known = client.get_experiment_by_name(experiment)
     if known is None:
         return []
@@ -82,8 +159,8 @@ def found(client: Any, experiment: str, query: str) -> list[Any]:
 
 
 @contextmanager
-def alone(store: Store) -> Iterator[None]:
-    """While no other process of this machine makes the store's database or an experiment in it."""
+def locked(store: Store) -> Iterator[None]:
+    """While no other process of this machine creates the database, or an experiment in it, or redraws a curve."""
     with FileLock(store.root / "mlflow.lock"):
         yield
 
@@ -92,8 +169,8 @@ def _host() -> str:
     return socket.gethostname().replace("'", "").replace("%", "")
 
 
-def process() -> str:
-    """This process, so that it is not taken for another that got its number later: host:pid:start."""
+def _process() -> str:
+    """This process as host:pid:start, so that it is not taken for a later one with the same number."""
     return f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 

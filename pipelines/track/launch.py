@@ -52,9 +52,9 @@ def run(
                 tracker.record(sweep.bearing(cell.id), result, cached=False)
         finally:  # what there is after Ctrl-C is worth a table too
             if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
-                compared = tables.tables(rows)
-                tracker.conclude(rows, compared)
-                tables.show(console, rows, compared, store)
+                shown = tables.tables(rows)
+                tracker.conclude(rows, shown)
+                tables.show(console, rows, shown, store)
                 console.print(f"results: {store.root}")
     return rows
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import getpass
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pipelines.records.results import Store
-from pipelines.track.database import connect, experiment_id, now, process
+from pipelines.track.database import Metrics, connect, experiment_id, start_run
 
 
 class Training:
-    """Writes one training into MLflow, its curves by step; a training that goes on goes on in its run."""
+    """One training as a run, its curves by step. run: the id of its run; given one, the training goes on in it."""
 
     def __init__(self, store: Store, experiment: str, name: str, params: Mapping[str, Any], run: str | None) -> None:
-        from mlflow.entities import Param
-
-        self.client = connect(store)
+        client = connect(store)
+        experiment = experiment_id(client, experiment, store)
+        self._end = ExitStack()
+        self._run = self._end.enter_context(start_run(client, experiment, name, {"ropewalk.kind": "train"}, resume=run))
+        self.run = self._run.id
         if run is None:
-            tags = {"ropewalk.kind": "train", "mlflow.user": getpass.getuser(), "mlflow.source.name": "ropewalk"}
-            made = self.client.create_run(experiment_id(self.client, experiment, store), run_name=name, tags=tags)
-            run = str(made.info.run_id)
-            self.client.log_batch(run, params=[Param(key, str(value)[:500]) for key, value in params.items()])
-        else:
-            self.client.update_run(run, status="RUNNING")
-        self.client.set_tag(run, "process", process())
-        self.run = run
+            self._run.log(params)
 
-    def log(self, rows: Sequence[tuple[str, float, int]]) -> None:
-        """(metric, value, step), ..."""
-        from mlflow.entities import Metric
-
-        at = now()
-        for start in range(0, len(rows), 1000):  # as many as MLflow takes at once
-            part = [Metric(name, value, at, step) for name, value, step in rows[start : start + 1000]]
-            self.client.log_batch(self.run, metrics=part)
+    def log(self, metrics: Metrics) -> None:
+        self._run.log(metrics=metrics)
 
     def close(self, file: Path, *, finished: bool) -> None:
-        self.client.log_artifact(self.run, str(file))
-        self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
+        """End the run, with the training's record as a file of it."""
+        self._run.files([file])
+        self._run.status = "FINISHED" if finished else "FAILED"
+        self._end.close()

@@ -228,7 +228,8 @@ def _files(origin: CorpusSource, root: Path, paths: Iterable[Path]) -> Iterator[
                 document = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue
-            if _reads(document):
+            digits = sum(map(document.count, "0123456789"))
+            if document.strip() and len(document) <= LONGEST_FILE and digits <= DIGITS * len(document):
                 texts.append(document)
     if sum(map(len, texts)) > MOST_OF_A_PACKAGE:
         chosen, room = set[int](), MOST_OF_A_PACKAGE
@@ -239,11 +240,6 @@ def _files(origin: CorpusSource, root: Path, paths: Iterable[Path]) -> Iterator[
             chosen.add(number)
         texts = [document for number, document in enumerate(texts) if number in chosen]
     yield from ((origin, document) for document in texts)
-
-
-def _reads(document: str) -> bool:
-    digits = sum(map(document.count, "0123456789"))
-    return bool(document.strip()) and len(document) <= LONGEST_FILE and digits <= DIGITS * len(document)
 
 
 @lru_cache(maxsize=1)
@@ -292,7 +288,8 @@ def _write(place: Path, sources: Sequence[str], tokenizer: Tokenizer | int) -> N
     for origin, document in documents(sources):
         known = origins.get(origin.package, origin)
         origins[origin.package] = replace(known, files=known.files + 1, bytes=known.bytes + len(document.encode()))
-        (held if _held_out(document) else train).append(document)
+        digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).hexdigest()
+        (train if int(digest[:8], 16) % HELD_OUT else held).append(document)
     if isinstance(tokenizer, int):
         print(f"training a tokenizer of {tokenizer} tokens ...", flush=True)
         tokenizer = trained_tokenizer(train, tokenizer)
@@ -322,10 +319,6 @@ def _write(place: Path, sources: Sequence[str], tokenizer: Tokenizer | int) -> N
         temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _held_out(document: str) -> bool:
-    return int(hashlib.sha256(document.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % HELD_OUT == 0
 
 
 def trained_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:

@@ -56,21 +56,25 @@ class TrainRecipe:
     answer_weight: int = 1
     """What the digits of an answer count in the loss; all other text counts 1."""
     steps: int | None = None
+    """Optimizer steps; null: as `minutes` says."""
     minutes: float | None = None
     """In place of steps: as many as fit, by the pace of the first ones."""
     warmup: int = 0
     """Steps from warmup_from x the peak to the peak."""
     warmup_from: float = 0.0
+    """Share of the peak at which the warm-up begins."""
     schedule: str = "constant"
     """After the warm-up: cosine, linear, constant, or wsd: constant, then linear over the last fifth."""
     final: float = 0.0
     """Share of the peak at which the schedule ends."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Of AdamW."""
     weight_decay: float = 0.0
     """On matrices; vectors have none."""
     clip: float | None = None
     """Norm above which a gradient is scaled down; null: never."""
     seed: int = 0
+    """Of new weights and of the order of the text."""
     micro_batch: int | None = None
     """Windows a GPU holds at a time; null: all of its share, halved until they fit."""
     device: str = "auto"
@@ -80,7 +84,9 @@ class TrainRecipe:
     compile: bool | None = None
     """null: on a GPU."""
     log_every: int = 10
+    """Steps between lines in the terminal."""
     validate_every: int = 250
+    """Steps between validations."""
     validation: int = 64
     """Held-out windows, and as many passkeys."""
     save_every: int = 250
@@ -88,6 +94,7 @@ class TrainRecipe:
     track: bool = True
     """Record the curves in MLflow, where it is installed."""
     experiment: str = "train"
+    """Of MLflow."""
     store: str | None = None
     """Folder of results and prepared corpora; null: mlruns/ here, or ROPEWALK_STORE."""
     prepare: str | None = None

@@ -40,7 +40,7 @@ MOST_PAIRS = 64
 """Numbers in one list, at most."""
 
 LONGEST_SPACE = 512
-"""Tokens of other text, at most, between a list of numbers and what is asked of it."""
+"""Tokens of other text, at most, between a list of numbers and the questions about it."""
 
 
 class Retrieval:

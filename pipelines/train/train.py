@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from pipelines.track import Training
 from pipelines.train import corpus
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, rate
-from pipelines.train.recipe import TrainRecipe, read
+from pipelines.train.recipe import TrainRecipe
 from pipelines.train.retrieval import Retrieval
 from rope import patch, strategies
 from rope.config import geometry_of
@@ -34,31 +34,15 @@ from rope.dialects import to_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HELP = """ropewalk train [recipe=NAME] [KEY=VALUE ...]
 
-Trains a Llama from scratch (recipe=tiny, the default), or continues a checkpoint at a longer length under any rope
-strategy (recipe=extend_tiny; recipe=pi and recipe=yarn are the published ones). Recipes are files in conf/train; every
-key in them can be given here. Killed, it goes on from its last checkpoint when the same command is given again.
+def main(recipe: TrainRecipe) -> int:
+    """Train as a recipe says, and print what came of it; returns the exit code.
 
-  ropewalk train steps=200 batch=16 out=mlruns/models/small
-  ropewalk train recipe=extend_tiny strategy=linear out=mlruns/models/linear
-  ropewalk train recipe=yarn model=~/models/Llama-2-7b text=~/books length=16384 factor=4 out=~/models/Llama-2-7b-16k
-  torchrun --nproc_per_node 4 -m pipelines train recipe=tiny              on four GPUs
-
-Exit codes: 0 trained, 1 the loss diverged, 2 refused before training.
-"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """One command line; returns the exit code."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(HELP, end="")
-        return 0
+    Raises:
+        Refusal: as `train`.
+    """
     try:
-        log = train(read(arguments))
-    except Refusal as reason:
-        print(f"ropewalk: {reason}", file=sys.stderr)
-        return 2
+        log = train(recipe)
     except Diverged as reason:
         print(f"ropewalk: {reason}", file=sys.stderr)
         return 1

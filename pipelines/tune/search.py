@@ -231,17 +231,12 @@ def _with_both_aims(trials: Sequence[Trial]) -> list[Trial]:
 
 def _study(trials: Sequence[Trial], values: Callable[[Trial], list[Any]], space: Space | None = None) -> optuna.Study:
     """Trials as Optuna knows them, in their order. values: one a trial, or two of two aims."""
-    searched = space.searched if space is not None else ()
     with _without_warnings():
         study = optuna.create_study(directions=["minimize"] * (len(values(trials[0])) if trials else 1))
         for trial in trials:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params={dimension.name: _inside(dimension, trial.values[dimension.name]) for dimension in searched},
-                    distributions={dimension.name: _distribution(dimension) for dimension in searched},
-                    values=values(trial),
-                )
-            )
+            params = {d.name: _inside(d, trial.values[d.name]) for d in space.searched} if space is not None else {}
+            drawn_from = distributions(space) if space is not None else {}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=drawn_from, values=values(trial)))
     return study
 
 

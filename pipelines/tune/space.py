@@ -256,12 +256,12 @@ def seeds(space: Space, geometry: Geometry, length: int) -> list[dict[str, Any]]
     """
     native = geometry.native(length)
     if space.curves:
-        found = []
+        points = []
         for name in reversed(LISTS_FROM):  # the best first as a rule, so that the others are soon left behind
             plan = strategies.plan(name, geometry, length)
             point = {k: v for c in space.curves for k, v in c.nearest(theory.stretches(native, plan)).items()}
-            found.append(_within(space, {"attention_factor": plan.attention_factor / native.attention_factor} | point))
-        return found
+            points.append(_within(space, {"attention_factor": plan.attention_factor / native.attention_factor} | point))
+        return points
     defaults = strategies.options_of(space.strategy)
     known = {name: value for name, value in defaults.items() if value is not None}
     known["factor"] = max(1.0, length / geometry.trained_length)
@@ -272,8 +272,8 @@ def seeds(space: Space, geometry: Geometry, length: int) -> list[dict[str, Any]]
     if "theta" in defaults:
         formula = geometry.base * known["factor"] ** (geometry.rotated / max(2, geometry.rotated - 2))
         starts += [{"theta": formula}, {"theta": 4 * formula}]
-    found = [_within(space, start) for start in starts]
-    return [point for number, point in enumerate(found) if point and point not in found[:number]]
+    points = [_within(space, start) for start in starts]
+    return [point for number, point in enumerate(points) if point and point not in points[:number]]
 
 
 def _within(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A search as it is kept: what decides it, and best.yaml, patched_config.json, figures and study.json in its folder."""
+"""A search on disk: what decides it, and best.yaml, patched_config.json, figures and study.json in its folder."""
 
 from __future__ import annotations
 

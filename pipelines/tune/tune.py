@@ -24,26 +24,6 @@ from pipelines.tune.verdict import TuneVerdict
 from pipelines.workers import compute, pool
 from rope.strategies import bounded
 
-HELP = """ropewalk tune strategy=NAME length=N [strategy.OPTION=LOW..HIGH] [OVERRIDES] [tune.SETTING=VALUE]
-
-Searches a strategy's options for a model and a length: trials are screened on a few documents of one half of the text,
-the best go on to more, and the best of all is judged against the published defaults on the other half. Trials are
-ordinary cells: nothing is computed twice, and a search that was killed goes on when it is asked for again.
-  ropewalk tune strategy=yarn length=4096                               the usual range of every option
-  ropewalk tune strategy=yarn strategy.beta_fast=8..64 strategy.ramp=index,rotations length=4096
-  ropewalk tune strategy=base length=4096                               theta
-  ropewalk tune strategy=factors length=4096                            a divisor for every pair (LongRoPE)
-  ropewalk tune strategy=dynamic_yarn strategy.options.beta_fast=8..64 length=4096
-  ropewalk tune model=smollm2 strategy=factors length=32768 tune.trials=48 cluster=gpu
-Ranges are LOW..HIGH or A,B; one value holds an option still. Other overrides are a grid's. limit=N: documents of each
-half (16, at least 12); seed and text as for a grid (pydoc, or stdlib where pydoc is too short).
-  tune.trials=24       trials in all
-  tune.sampler=tpe     or cmaes, or nsga2: quality at the length and cost at a short one, with all that none beats
-  tune.seed=0          one seed gives one search
-  tune.batch=null      trials at once; null: as many as there are workers
-  tune.short=null      tokens at which the cost is told; null: the trained length
-"""
-
 
 @dataclass(frozen=True)
 class TuneRequest:
@@ -53,31 +33,11 @@ class TuneRequest:
     settings: Mapping[str, str]
     overrides: Sequence[str]
 
-    @classmethod
-    def of(cls, arguments: Sequence[str]) -> TuneRequest:
-        ranges: dict[str, str] = {}
-        settings: dict[str, str] = {}
-        overrides = []
-        for argument in arguments:
-            key, _, value = argument.partition("=")
-            group, _, name = key.partition(".")
-            if group == "tune":
-                settings[name] = value
-            elif (key == "factor" or (group == "strategy" and name)) and _is_range(value):
-                ranges[name or key] = value
-            else:
-                overrides.append(argument)
-        return cls(ranges, settings, overrides)
-
     @property
     def held(self) -> set[str]:
         """Options that have one value."""
         keys = [override.partition("=")[0] for override in self.overrides]
         return {key.removeprefix("strategy.") for key in keys if key.startswith("strategy.") or key == "factor"}
-
-
-def _is_range(value: str) -> bool:
-    return ".." in value or ("," in value and value[:1] not in "[{'\"(")
 
 
 def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> int:
@@ -93,7 +53,7 @@ def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> in
     with pool.standing(workers) as run:
         study = study_of(choice, request, command, run, workers.count or 1)
         console.print(_preview(study))
-        with track.Study.open(study.bench.store, study.spec()) as tracked:
+        with track.StudyTracker.open(study.bench.store, study.spec()) as tracked:
             trials = list(_search(study, tracked))
             judged = verdict.judge(study.bench, _best_choice(study, trials), study.defaults, study.short)
             tracked.conclude(write(study, trials, judged), study.folder)
@@ -151,7 +111,7 @@ def _preview(study: TuneStudy) -> str:
     )
 
 
-def _search(study: TuneStudy, tracked: track.Study) -> Iterator[Trial]:
+def _search(study: TuneStudy, tracked: track.StudyTracker) -> Iterator[Trial]:
     """Every trial, shown and recorded as it is settled. The defaults are measured first, on the whole half."""
     workbench, screening = study.bench, study.bench.screening
     for default in study.defaults:

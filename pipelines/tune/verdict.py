@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.numbers import number
 from pipelines.report import statistics, tables
-from pipelines.report.statistics import Difference, Versus
+from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.tune.bench import Bench, StrategyChoice, served
 from pipelines.tune.space import LISTS_FROM, Space
 
@@ -38,7 +38,7 @@ class TuneVerdict:
 
     chosen: StrategyChoice
     rows: tuple[JudgedRow, ...]
-    compared: tuple[Versus, ...]
+    compared: tuple[PairedComparison, ...]
     names: Mapping[str, str]
     sentences: tuple[str, ...]
 
@@ -104,7 +104,7 @@ def judge(bench: Bench, chosen: StrategyChoice, defaults: Sequence[StrategyChoic
         native, *others = at_short
         shown_at_short = {cell.id: cell for cell in (others[best], others[-1])}
         pairs += [(cell, native) for cell in shown_at_short.values() if cell.id != native.id]
-    compared = statistics.family(
+    compared = statistics.compare_pairs(
         ((a, results[a.id]), (b, results[b.id])) for a, b in pairs if results[a.id].metrics and results[b.id].metrics
     )
     labels = [*(choice.label for choice in defaults), f"tuned {chosen.strategy}" if chosen.options else chosen.strategy]
@@ -118,7 +118,7 @@ def judge(bench: Bench, chosen: StrategyChoice, defaults: Sequence[StrategyChoic
     return TuneVerdict(chosen, shown, tuple(compared), names, tuple(sentences))
 
 
-def _at_length(bench: Bench, ours: JudgedRow, best: JudgedRow, compared: Sequence[Versus]) -> str:
+def _at_length(bench: Bench, ours: JudgedRow, best: JudgedRow, compared: Sequence[PairedComparison]) -> str:
     at = f"at {ours.cell.length:,} tokens, over {len(ours.result.documents)} documents that the search never saw"
     if ours.cell.id == best.cell.id:
         return f"No better than the default: nothing that was tried came before {best.label}. Keep it."
@@ -138,7 +138,7 @@ def _at_length(bench: Bench, ours: JudgedRow, best: JudgedRow, compared: Sequenc
     return f"No better than the default {at}: from {change}, which may be chance ({p}). Keep the default."
 
 
-def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[Versus]) -> list[str]:
+def _costs(names: Mapping[str, str], native: Cell, compared: Sequence[PairedComparison]) -> list[str]:
     """What each of these does to the model at the length that it was trained on. names: by cell id."""
     differences = {v.cell.id: v.difference for v in compared if v.baseline.id == native.id}
     sentences = []

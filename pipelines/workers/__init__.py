@@ -1,1 +1,1 @@
-"""Cells -> results: in this process or on Ray actors, each kept as it comes."""
+"""Cells -> results: in this process or on Ray actors, each saved when it is ready."""

@@ -1,4 +1,4 @@
-"""Cells computed by whatever workers, and every result kept on disk as it comes."""
+"""Computes cells on any workers, and saves every result when it is ready."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from pipelines.records.results import Store
 from pipelines.workers import pool
 
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
-"""Computes cells and yields each with its result as it is there."""
+"""Computes cells and yields each with its result when it is ready."""
 
 
 def compute(
-    cells: Sequence[Cell], store: Store, run: Run | None = None, progress: Callable[[Cell, Result], None] | None = None,
-    command_of: Callable[[Cell], str] | None = None, *, force: bool = False,
-) -> Iterator[tuple[Cell, Result]]:  # fmt: skip
-    """Compute cells and save every result as it comes; finished ones are only read, unless forced."""
+    cells: Sequence[Cell],
+    store: Store,
+    run: Run | None = None,
+    progress: Callable[[Cell, Result], None] | None = None,
+    command_of: Callable[[Cell], str] | None = None,
+    *,
+    force: bool = False,
+) -> Iterator[tuple[Cell, Result]]:
+    """Compute cells and save every result when it is ready; finished ones are only read, unless forced."""
     done = {} if force else store.recall(cell.id for cell in cells)
     yield from ((cell, done[cell.id]) for cell in cells if cell.id in done)
     todo = distinct(cell for cell in cells if cell.id not in done)
     for cell, result in (run or _here)(todo):
-        made = {"code": provenance.code(), "at": datetime.now().astimezone().isoformat()}
+        origin = {"code": provenance.code(), "at": datetime.now().astimezone().isoformat()}
         if command_of is not None:
-            made["command"] = command_of(cell)
-        told = replace(result, provenance={**result.provenance, **made})
-        store.save(cell, told)
+            origin["command"] = command_of(cell)
+        recorded = replace(result, provenance={**result.provenance, **origin})
+        store.save(cell, recorded)
         if progress is not None:
-            progress(cell, told)
-        yield cell, told
+            progress(cell, recorded)
+        yield cell, recorded
 
 
 def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:

@@ -1,4 +1,4 @@
-"""Cells of one model -> Results. One plain function: a notebook, a test and a Ray actor call it alike."""
+"""Cells -> Results in one process: the function that notebooks, tests and Ray actors call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loaded(cell: Cell) -> LongLM:
 
 
 def evaluate(cells: Iterable[Cell], model_of: Callable[[Cell], LongLM] = loaded) -> Iterator[Result]:
-    """Run cells one after another and yield each Result as it is there.
+    """Run cells one after another and yield each Result when it is ready.
 
     The model stays loaded between cells that share it; the plan is put in afresh for every cell and taken out again,
     so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
@@ -50,7 +50,7 @@ def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
     memory = _Memory(cell.device)
     try:
         lm = model_of(cell)
-        made = _provenance(cell, lm)
+        origin = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
         with _patched(lm, cell):
@@ -76,7 +76,7 @@ def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
             "tokens_per_second": lm.forward_tokens / seconds,
             "peak_bytes": memory.peak(),
         },
-        provenance=made,
+        provenance=origin,
     )
 
 
@@ -104,14 +104,14 @@ def _measured(value: Any) -> bool:
 
 
 def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
-    told = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
     # The traceback holds the frames, and these the tensors that did not fit.
     error.__traceback__ = None
     gc.collect()
     if cell.device == "cuda":
         with contextlib.suppress(RuntimeError):  # after a failed assertion CUDA refuses this too
             torch.cuda.empty_cache()
-    return Result(cell_id=cell.id, status=status, error=told)
+    return Result(cell_id=cell.id, status=status, error=text)
 
 
 def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:

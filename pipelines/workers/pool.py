@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -26,10 +27,10 @@ from pipelines.records.places import SITE
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[Iterable[Cell]], Iterator[Result]]
-"""What a worker does with cells: pipelines.evaluate.evaluate, or a test's own."""
+Evaluator = Callable[[Iterable[Cell]], Iterator[Result]]
+"""What a worker does with cells: pipelines.workers.evaluate.evaluate, or a test's stub."""
 
-Results = Iterator[tuple[Cell, Result]]
+CellResults = Iterator[tuple[Cell, Result]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Workers:
         return alone and "RAY_ADDRESS" not in os.environ
 
 
-def run(cells: Sequence[Cell], workers: Workers, work: Work | None = None) -> Results:
+def run(cells: Sequence[Cell], workers: Workers, work: Evaluator | None = None) -> CellResults:
     """Yield every cell with its result, in the order of finishing.
 
     Raises:
@@ -82,31 +83,31 @@ def run(cells: Sequence[Cell], workers: Workers, work: Work | None = None) -> Re
 
 
 @contextmanager
-def standing(workers: Workers, work: Work | None = None) -> Iterator[Callable[[Sequence[Cell]], Results]]:
+def standing(workers: Workers, work: Evaluator | None = None) -> Iterator[Callable[[Sequence[Cell]], CellResults]]:
     """`run` for batches of cells that come one after another: its workers, and their models, stay in between."""
-    kept: list[_Pool] = []
+    pools: list[_Pool] = []
 
-    def batch(cells: Sequence[Cell]) -> Results:
+    def batch(cells: Sequence[Cell]) -> CellResults:
         if not cells:
             return
         with _interruptible() as interrupted:
             if workers.in_process:
                 yield from _here(cells, work or _evaluate, interrupted)
             else:
-                if not kept:
-                    kept.append(_Pool(_connected(workers), workers, work or _evaluate))
-                yield from _on_ray(cells, kept[0], interrupted)
+                if not pools:
+                    pools.append(_Pool(_connected(workers), workers, work or _evaluate))
+                yield from _on_ray(cells, pools[0], interrupted)
             if interrupted.is_set():
                 raise KeyboardInterrupt
 
     try:
         yield batch
     finally:
-        for pool in kept:
+        for pool in pools:
             pool.close()
 
 
-def _here(cells: Sequence[Cell], work: Work, interrupted: threading.Event) -> Results:
+def _here(cells: Sequence[Cell], work: Evaluator, interrupted: threading.Event) -> CellResults:
     for queue in _queues(cells).values():
         for cell in queue:
             if interrupted.is_set():
@@ -132,12 +133,13 @@ def _queues(cells: Sequence[Cell]) -> dict[Model, deque[Cell]]:
 def _interruptible() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets. The second raises KeyboardInterrupt, as SIGTERM does."""
     interrupted = threading.Event()
+    terminal = sys.stderr  # a cell that runs in this process silences sys.stderr for as long as it takes
 
     def handle(number: int, frame: Any) -> None:
         if interrupted.is_set() or number == signal.SIGTERM:
             raise KeyboardInterrupt
         interrupted.set()
-        log.warning("stopping: the cells that run are finished first; Ctrl-C again leaves them")
+        print("Finishing running cells; Ctrl-C again aborts", file=terminal, flush=True)
 
     if threading.current_thread() is not threading.main_thread():  # Python gives signals to no other
         yield interrupted
@@ -204,7 +206,7 @@ class _Landing:
 class _Pool:
     """The actors, and what each has in hand."""
 
-    def __init__(self, ray: Any, workers: Workers, work: Work) -> None:
+    def __init__(self, ray: Any, workers: Workers, work: Evaluator) -> None:
         self.ray, self.workers, self.schedule = ray, workers, _Schedule({})
         gpus = workers.gpus if workers.device == "cuda" else 0
         actor = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_restarts=0)(_Worker)
@@ -274,7 +276,7 @@ class _Pool:
             self.ray.kill(actor)
 
 
-def _on_ray(cells: Sequence[Cell], pool: _Pool, interrupted: threading.Event) -> Results:
+def _on_ray(cells: Sequence[Cell], pool: _Pool, interrupted: threading.Event) -> CellResults:
     schedule, stillborn = pool.schedule, 0
     schedule.queues = _queues(cells)
     pool.attempts.clear()
@@ -301,7 +303,7 @@ def _on_ray(cells: Sequence[Cell], pool: _Pool, interrupted: threading.Event) ->
         pool.give(worker) if landing.usable else pool.hire(worker)
 
 
-def _settled(pool: _Pool, cell: Cell, result: Result | None) -> Results:
+def _settled(pool: _Pool, cell: Cell, result: Result | None) -> CellResults:
     """A cell that has its result; or whose worker died, to be tried again as often as allowed."""
     times = pool.attempts[cell.id]
     if result is not None:
@@ -319,14 +321,18 @@ def _say_what_lacks(ray: Any, pool: _Pool) -> None:
         wanted = pool.workers
         gpus = f" and {wanted.gpus:g} GPU" if wanted.device == "cuda" else ""
         free = {name: n for name, n in ray.available_resources().items() if name in ("CPU", "GPU")}
-        log.warning("no worker has started yet: each needs %d CPU%s, and of the cluster %s is free",
-                    wanted.cpus, gpus, free or "nothing")  # fmt: skip
+        log.warning(
+            "no worker has started yet: each needs %d CPU%s, and of the cluster %s is free",
+            wanted.cpus,
+            gpus,
+            free or "nothing",
+        )
 
 
 class _Worker:
     """An actor: its process keeps the model loaded from cell to cell."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Evaluator) -> None:
         self.work = work
 
     def ready(self) -> None:
@@ -353,8 +359,13 @@ def _connected(workers: Workers) -> Any:
     else:
         cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
         paths = {"PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                 runtime_env={"env_vars": paths})  # fmt: skip
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": paths},
+        )
     return ray
 
 

@@ -93,7 +93,7 @@ def support(strategy: str, engine: str) -> Deployment | None:
 
 
 def support_table() -> str:
-    """README's table of strategies x engines, in markdown: what each engine calls a strategy, `-` where it cannot.
+    """The table of strategies x engines of docs/deploy.md: what each engine calls a strategy, `-` where it cannot.
 
     An asterisk marks the plan of one length, where the strategy has others at other lengths.
     """

@@ -82,7 +82,7 @@ def test_a_plan_that_differs_by_layer_has_no_single_frequencies():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (lambda: ropewalk.plan("yam", CONFIG, 1024), "strategies: none, linear"),
+        (lambda: ropewalk.plan("yam", CONFIG, 1024), "strategies: "),
         (lambda: ropewalk.plan("yarn", CONFIG, 1024, beta=3), "did you mean 'beta_slow'"),
         (lambda: ropewalk.plan("yarn", 3, 1024), "3 is not a config"),
         (lambda: ropewalk.export(ropewalk.plan("yarn", CONFIG, 1024), "tgi"), "engines: transformers"),

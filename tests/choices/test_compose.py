@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.choices import sweep
 from pipelines.choices.compose import expand, expansion
 from pipelines.records.cells import Refusal
 
@@ -115,3 +116,17 @@ def test_the_fast_composition_equals_hydras_own():
         slow = whole.loader.load_sweep_config(whole.config, list(job))
         OmegaConf.set_struct(slow, False)
         assert config.workbench(slow) == choice
+
+
+def test_a_plan_is_computed_once(monkeypatch):
+    calls, plans = [], sweep.strategies.plans
+    monkeypatch.setattr(sweep.strategies, "plans", lambda *args, **kw: calls.append(args) or plans(*args, **kw))
+    [choice] = expand([*SMALL, "strategy=yarn"])
+    sweep.planned_of(choice)
+    assert len(calls) == 1
+
+
+def test_what_is_wrong_with_the_strategy_is_said_before_a_model_is_missed():
+    [choice] = expand(["model=./no/such/model", "strategy=yarn", "factor=0.5", "length=64"])
+    with pytest.raises(Refusal, match=r"factor=0\.5"):
+        sweep.planned_of(choice)

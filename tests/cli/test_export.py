@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from pipelines.choices.compose import expand
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of
-from pipelines.cli.export import RECORD
+from pipelines.cli.deployment import RECORD
 from pipelines.cli.main import run
 from pipelines.models import find, header, load
 from pipelines.records.cells import Model, Result
@@ -80,7 +80,11 @@ def test_an_unknown_cell_is_refused_with_the_last_ones(store, capsys):
     store.save(other, Result(other.id, "ok"))
     capsys.readouterr()
     assert run(["export", "random: yarn @1024 perplexity", "--to", "vllm"]) == 2
-    assert "are 2 cells; give one of" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "matches 2 cells; give the id of one" in message
+    assert (
+        f"{cells[0].id}  {cells[0].label}  limit=null" in message and f"{other.id}  {other.label}  limit=3" in message
+    )
 
 
 def test_a_cell_whose_model_or_strategy_is_another_by_now_is_refused(store, capsys):
@@ -102,7 +106,7 @@ def test_a_cell_whose_model_or_strategy_is_another_by_now_is_refused(store, caps
         (["--to", "vllm"], "give one CELL (an id, or a name in quotes) or overrides"),
         (["abc", "strategy=yarn", "--to", "vllm"], "not both"),
         (["abc", "def", "--to", "vllm"], "give one CELL"),
-        (["abc", "--to", "vllm", "--json"], "--json: ropewalk export takes --to ENGINE and out=FOLDER"),
+        (["abc", "--to", "vllm", "--json"], "ropewalk export has no option --json; it has --help, --config-dir, --to"),
         (["model=random", "strategy=yarn,ntk", "length=1024", "--to", "vllm"], "make 2 combinations"),
         (["model=random", "strategy=yran", "length=1024", "--to", "vllm"], "did you mean yarn?"),
         (["model=random", "strategy=yarn", "factor=0.5", "length=1024", "--to", "vllm"], "factor=0.5: give"),

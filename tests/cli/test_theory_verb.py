@@ -62,7 +62,7 @@ def test_lists_and_single_layers_arrive(capsys):
     ]  # fmt: skip
 
 
-def test_what_stands_still_has_no_wavelength_in_json(capsys):
+def test_a_zero_frequency_has_no_wavelength_in_json(capsys):
     (found,) = told(capsys, "strategy=proportional", "length=512")
     assert found["largest_stretch"] is None and found["table"][-1]["wavelength"] is None
     assert found["equivalent_base"] is None and found["table"][0]["wavelength"] == 2 * math.pi
@@ -74,11 +74,21 @@ def test_tables_and_a_figure_are_for_people(capsys, tmp_path):
     )
     shown = capsys.readouterr().out
     assert code == 0
-    for words in ("random: yarn @512", "all plans", "stands still", "trained on 256 tokens with a base of 10,000"):
+    for words in ("random: yarn @512", "all plans", "zero frequency", "trained on 256 tokens with a base of 10,000"):
         assert words in shown
     (figure,) = (tmp_path / "figures").iterdir()
     assert figure.name == "random_none_proportional_yarn_512.png" and figure.read_bytes()[:4] == b"\x89PNG"
     assert str(figure) in shown.replace("\n", "")
+
+
+def test_an_experiment_is_expanded_as_for_a_grid_and_each_plan_shown_once(capsys):
+    assert run(["theory", "--json", "experiment=first"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [(one["strategy"], one["length"]) for one in plans] == [
+        (strategy, length)
+        for strategy in ("none", "linear", "ntk", "dynamic_ntk", "yarn")
+        for length in (512, 1024, 2048, 4096)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +104,7 @@ def test_tables_and_a_figure_are_for_people(capsys, tmp_path):
             ["strategy=per_layer", "strategy.layers={1-2: 2}", "length=512"],
             "name layer 2, and model random has 2 layers",
         ),
-        (["--xml", "length=512"], "ropewalk theory takes overrides, --json and one out=FOLDER"),
+        (["--xml", "length=512"], "ropewalk theory has no option --xml; it has --help, --config-dir, --json"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(arguments, says, capsys):

@@ -454,8 +454,8 @@ def test_rules_lists_all(capsys):
     ("arguments", "says"),
     [
         (["--only", "S99"], "no such rule or stage"),
-        (["--only"], "--only: give rules or stages"),
-        (["--fixx"], "has no flag --fixx"),
+        (["--only"], "--only: expected one argument"),
+        (["--fixx"], "has no option --fixx; did you mean --fix?"),
         (["target=abc"], "target=abc: give a whole number"),
         (["model=tiny,smollm2"], "one model"),
         (["model=./no/such"], "no/such"),

@@ -13,9 +13,14 @@ from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal
 
 SHAPE = (
-    ("hidden_size", 64), ("intermediate_size", 96), ("max_position_embeddings", 128), ("num_attention_heads", 4),
-    ("num_hidden_layers", 1), ("num_key_value_heads", 2), ("vocab_size", 257),
-)  # fmt: skip
+    ("hidden_size", 64),
+    ("intermediate_size", 96),
+    ("max_position_embeddings", 128),
+    ("num_attention_heads", 4),
+    ("num_hidden_layers", 1),
+    ("num_key_value_heads", 2),
+    ("vocab_size", 257),
+)
 RANDOM = Model("random", "random", shape=SHAPE)
 
 
@@ -25,6 +30,25 @@ def folder(tmp_path_factory):
     load.model(RANDOM, "float32", "cpu").save_pretrained(path)
     load.byte_tokenizer().save_pretrained(path)
     return path
+
+
+def test_a_plain_tokenizer_neither_cuts_nor_pads(folder, tmp_path):
+    for file in ("config.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text((folder / file).read_text())
+    limits = {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 16},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "!",
+        },
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**find.read_json(folder / "tokenizer.json"), **limits}))
+    plain = find.plain_tokenizer(Model("limits", str(tmp_path)))
+    assert [len(plain("a" * length)["input_ids"]) for length in (2, 9)] == [2, 9]
 
 
 def test_a_random_model_is_the_same_every_time_and_another_with_another_seed():
@@ -84,22 +108,28 @@ def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path, untied):
         step()
     _, config = find.describe(Model("small", str(path)))
     assert config == {
-        "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 4096, "rope_theta": 500000.0, "rotary_dim": 32, "vocab_size": 8,
+        "model_type": "llama",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_theta": 500000.0,
+        "rotary_dim": 32,
+        "vocab_size": 8,
         "tie_word_embeddings": not untied,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "sentence"),
     [
         ("./nowhere", "no file or folder"),
         ("nowhere.gguf", "no file or folder"),
         ("package://no_such_package/model.gguf", "not installed"),
     ],
 )
-def test_a_model_that_is_not_there_is_refused(path, told):
-    with pytest.raises(Refusal, match=told):
+def test_a_model_that_is_not_there_is_refused(path, sentence):
+    with pytest.raises(Refusal, match=sentence):
         find.describe(Model("m", path))
 
 

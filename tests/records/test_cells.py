@@ -64,15 +64,18 @@ def test_distinct_keeps_the_first_of_equal_cells():
 
 
 def test_error_line_is_the_exception_itself():
-    told = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
-    assert Result("x", "failed", error=told).error_line == "ValueError: no such thing"
+    traceback = "Traceback (most recent call last):\n  File ...\nValueError: no such thing\n"
+    assert Result("x", "failed", error=traceback).error_line == "ValueError: no such thing"
     assert Result("x", "ok").error_line == ""
 
 
 def test_a_cell_comes_back_from_its_json():
     shaped = replace(
-        CELL, model=replace(CELL.model, shape=(("hidden_size", 64),)), strategy="yarn", options=(("factor", 2.0),),
+        CELL,
+        model=replace(CELL.model, shape=(("hidden_size", 64),)),
+        strategy="yarn",
+        options=(("factor", 2.0),),
         task=Task("passkey", (("depths", (0.1, 0.9)), ("text", None))),
-    )  # fmt: skip
+    )
     for cell in (CELL, shaped):
         assert Cell.of(json.loads(json.dumps(cell.spec()))) == cell

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+from dataclasses import replace
 
 import pytest
 from support import CELL
@@ -12,9 +14,15 @@ from pipelines.records.cells import Result
 from pipelines.records.results import Store
 
 RESULT = Result(
-    CELL.id, "ok", metrics={"ppl": 10.25}, series={"nll_by_position": [(32.0, 3.5), (64.0, 2.5)]},
-    documents=[{"index": 0, "nll": 2.3}], digest="d", cost={"seconds": 1.5}, provenance={"torch": "2"},
-)  # fmt: skip
+    CELL.id,
+    "ok",
+    metrics={"ppl": 10.25},
+    series={"nll_by_position": [(32.0, 3.5), (64.0, 2.5)]},
+    documents=[{"index": 0, "nll": 2.3}],
+    digest="d",
+    cost={"seconds": 1.5},
+    provenance={"torch": "2"},
+)
 
 
 def test_what_is_saved_is_recalled(tmp_path):
@@ -51,6 +59,19 @@ def test_nothing_half_written_is_left(tmp_path):
     path = Store(tmp_path).save(CELL, RESULT)
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
     assert json.loads(path.read_text())["cell"]["id"] == CELL.id
+
+
+def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(tmp_path):
+    store = Store(tmp_path)
+    store.save(CELL, RESULT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as on a disk that is full
+    try:
+        with pytest.raises(OSError, match="large"):
+            store.save(CELL, replace(RESULT, metrics={f"metric {n}": 1.0 for n in range(1000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.read(CELL.id) == RESULT
 
 
 def test_a_number_that_is_none_is_refused(tmp_path):

@@ -23,13 +23,13 @@ def trained_on_512(monkeypatch):
 
 def rows(task="perplexity", **values):
     """A row for each strategy=(value at 512, value at 1024); None: out of memory."""
-    made = []
+    pairs = []
     for strategy, at in values.items():
         for length, value in zip((512, 1024), at, strict=True):
             cell = replace(CELL, strategy=strategy, length=length, task=Task(task))
             metrics = {} if value is None else {"ppl": value, "ppl_stderr": value / 10, "ppl_last_256": 2 * value}
-            made.append((cell, Result(cell.id, "oom" if value is None else "ok", metrics, documents=[{"index": 0}])))
-    return made
+            pairs.append((cell, Result(cell.id, "oom" if value is None else "ok", metrics, documents=[{"index": 0}])))
+    return pairs
 
 
 def test_a_table_has_a_row_a_strategy_and_a_column_a_length():
@@ -47,8 +47,8 @@ def test_options_tell_rows_apart():
 
 
 def test_markdown_is_a_table():
-    told = tables.markdown(tables.tables(rows(none=(10.0, 54.0))))
-    assert "| strategy | 512 | 1,024 |\n| --- | ---: | ---: |\n| none | 10 ±1 (20) | 54 ±5.4 (108) |" in told
+    text = tables.markdown(tables.tables(rows(none=(10.0, 54.0))))
+    assert "| strategy | 512 | 1,024 |\n| --- | ---: | ---: |\n| none | 10 ±1 (20) | 54 ±5.4 (108) |" in text
 
 
 def test_figures_are_drawn_where_there_is_a_curve(tmp_path):
@@ -63,12 +63,12 @@ def test_figures_are_drawn_where_there_is_a_curve(tmp_path):
 
 def passkeys(*answers_by_length):
     """A result a length; each {key number: (verdict at depth 1, at depth 2)}."""
-    made = []
+    pairs = []
     for length, keys in zip((512, 1024), answers_by_length, strict=False):
         cell = replace(CELL, length=length, task=Task("passkey"))
         documents = [{"key_number": key, "acc": float(v)} for key, verdicts in keys.items() for v in verdicts]
-        made.append((cell, Result(cell.id, "ok", {"acc": 0.5}, documents=documents)))
-    return made
+        pairs.append((cell, Result(cell.id, "ok", {"acc": 0.5}, documents=documents)))
+    return pairs
 
 
 def test_consistency_asks_for_one_answer_at_every_depth_and_length():
@@ -83,7 +83,7 @@ def test_consistency_asks_for_one_answer_at_every_depth_and_length():
 
 def compared(count, length=1024, **shifts):
     """Results over `count` documents of one length; a strategy's NLL is that of none, a shift and a little noise."""
-    made = []
+    pairs = []
     for number, (strategy, shift) in enumerate(shifts.items()):
         rng = np.random.default_rng(number)
         plan = ((ALL_LAYERS, Plan((1.0, 0.01 * (1 + number)))),)
@@ -91,8 +91,8 @@ def compared(count, length=1024, **shifts):
         nll = 3 + np.arange(count) / 10 + shift + rng.normal(0, 0.01, count)
         documents = [{"index": i, "tokens": length, "nll": float(value)} for i, value in enumerate(nll)]
         metrics = {"ppl": float(np.exp(nll.mean()))}
-        made.append((cell, Result(cell.id, "ok", metrics, documents=documents, digest=f"d{length}")))
-    return made
+        pairs.append((cell, Result(cell.id, "ok", metrics, documents=documents, digest=f"d{length}")))
+    return pairs
 
 
 def test_marks_say_what_is_better_and_worse_than_the_baseline():
@@ -101,19 +101,26 @@ def test_marks_say_what_is_better_and_worse_than_the_baseline():
     assert "▲ better, ▼ worse than none" in shown.legend and "12 documents" in shown.legend
     assert "3 comparisons" in shown.legend and shown.longest == 3
     assert dict(zip(tables.DIFFERENCES, shown.differences[0], strict=True)) == {
-        "length": "1,024", "strategy": "yarn", "against": "none", "difference": "nll -0.498",
-        "95 % interval": "-0.505 to -0.493", "p": "0.00049", "p adjusted": "0.0015 ▲", "over": "12 documents",
-    }  # fmt: skip
+        "length": "1,024",
+        "strategy": "yarn",
+        "against": "none",
+        "difference": "nll -0.498",
+        "95 % interval": "-0.505 to -0.493",
+        "p": "0.00049",
+        "p adjusted": "0.0015 ▲",
+        "over": "12 documents",
+    }
 
 
-def test_too_few_documents_are_told_with_the_number_it_takes():
-    for count in (1, 2, 6):
-        [shown] = tables.tables(compared(count, none=0.0, yarn=-0.5, linear=0.5, ntk=0.0))
-        assert not any(mark in cell for row in shown.rows for cell in row for mark in "▲▼")
-        assert f"Too few documents to tell a difference from chance: {count} a cell" in shown.legend
-        assert "3 comparisons with none take at least 7 (limit=7)" in shown.legend
-        assert len(shown.differences) == 3 and shown.longest == 0
-    assert "too few" in shown.differences[0] or count == 6
+@pytest.mark.parametrize(("count", "p"), [(1, "too few"), (5, "too few"), (6, "0.031")])
+def test_too_few_documents_are_reported_with_the_number_it_takes(count, p):
+    [shown] = tables.tables(compared(count, none=0.0, yarn=-0.5, linear=0.5, ntk=0.0))
+    assert not any(mark in cell for row in shown.rows for cell in row for mark in "▲▼")
+    assert f"Too few documents to tell a difference from chance: {count} a cell" in shown.legend
+    assert "3 comparisons with none take at least 7 (limit=7)" in shown.legend
+    assert len(shown.differences) == 3 and shown.longest == 0
+    # Six documents have a p, but none that could be below 0.05 when adjusted for three comparisons.
+    assert dict(zip(tables.DIFFERENCES, shown.differences[0], strict=True))["p"] == p
 
 
 def test_a_length_with_too_few_documents_is_named():
@@ -122,33 +129,43 @@ def test_a_length_with_too_few_documents_is_named():
     assert [line[0] for line in shown.differences] == ["1,024", "4,096"] and shown.longest == 1
 
 
-def test_what_does_not_compare_is_told():
+def test_what_does_not_compare_is_said_with_the_reason():
     none, yarn = compared(12, none=0.0, yarn=-0.5)
     [shown] = tables.tables([none, (yarn[0], replace(yarn[1], digest="other"))])
     assert shown.legend.startswith("Not compared: tiny: yarn @1024 perplexity does not compare with tiny: none @1024")
     assert tables.tables([none])[0].legend == ""
 
 
-def test_markdown_tells_every_difference():
-    results = [*compared(12, none=0.0, yarn=-0.5), *compared(12, 4096, none=0.0, yarn=-0.5)]
-    told = tables.markdown(tables.tables(results))
-    assert "| length | strategy | against |" in told and told.count("12 documents |") == 2 and "Holm" in told
+def test_markdown_has_every_difference():
+    text = tables.markdown(
+        tables.tables([*compared(12, none=0.0, yarn=-0.5), *compared(12, 4096, none=0.0, yarn=-0.5)])
+    )
+    assert "| length | strategy | against |" in text and text.count("12 documents |") == 2 and "Holm" in text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(3.21, "3.2 s"), (59.96, "60.0 s"), (250, "4 min 10 s"), (7530, "2 h 5 min")]
+    ("seconds", "text"), [(3.21, "3.2 s"), (59.96, "60.0 s"), (250, "4 min 10 s"), (7530, "2 h 5 min")]
 )
-def test_durations_are_told_as_people_say_them(seconds, told):
-    assert numbers.duration(seconds) == told
+def test_durations_read_as_people_say_them(seconds, text):
+    assert numbers.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "told"), [(0.125, "0.125"), (10.2681, "10.27"), (1969.3, "1969"), (0.0, "0")])
-def test_numbers_have_the_digits_that_tell(value, told):
-    assert numbers.number(value) == told
+@pytest.mark.parametrize(("value", "text"), [(0.125, "0.125"), (10.2681, "10.27"), (1969.3, "1969"), (0.0, "0")])
+def test_numbers_have_four_significant_digits(value, text):
+    assert numbers.number(value) == text
 
 
 def test_fifty_curves_leave_room_for_the_axes(tmp_path):
     curves = {f"yarn factor={n} beta_fast={3 * n} truncate=False": [(512.0, 20.0 + n, 1.0)] for n in range(50)}
-    told = drawing.Axes("length", "ppl", "tiny", trained=512, doubling=True)
+    axes = drawing.Axes("length", "ppl", "tiny", trained=512, doubling=True)
     # matplotlib warns where the names leave no room, and warnings of ours are errors here
-    assert drawing.lines(curves, tmp_path / "many.png", told).stat().st_size > 0
+    assert drawing.lines(curves, tmp_path / "many.png", axes).stat().st_size > 0
+
+
+def test_every_figure_is_a_png_in_a_folder_of_its_own(tmp_path):
+    spectrum = drawing.Spectrum("truncated", [1.0, 0.1, 0.0], [6.28, 62.8, np.inf])
+    figures = [
+        drawing.spectra([spectrum], {"trained length": 512.0}, "tiny", tmp_path / "a" / "spectra.png"),
+        drawing.beside({"yarn": [(0, 3.5, 3.6), (1, None, 40.0)]}, ["2k", "4k"], "a table", tmp_path / "beside.png"),
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)

@@ -46,7 +46,7 @@ def test_mcnemar_is_the_binomial_test_of_what_differs_and_the_sign_flip_test_of_
 
 
 def test_mcnemar_by_hand():
-    # 10 keys found by one alone and 2 by the other alone: 2 (1 + 12 + 66) / 4096.
+    # 10 keys that one alone answers and 2 that the other alone does: 2 (1 + 12 + 66) / 4096.
     assert statistics.chance(np.array([1.0] * 10 + [-1.0] * 2 + [0.0] * 30)) == pytest.approx(2 * 79 / 4096)
 
 
@@ -72,11 +72,11 @@ def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order(values):
 
 
 def test_chance_alone_is_rarely_called_a_difference():
-    """800 pairs of equal strategies: at most 5 % are found, but for noise of 3 standard errors; skewed or not."""
+    """800 pairs of equal strategies: at most 5 % are significant, but for noise of 3 standard errors; skewed or not."""
     rng = np.random.default_rng(7)
     for draw in (lambda: rng.normal(size=9), lambda: rng.exponential(size=9) - rng.exponential(size=9)):
-        found = np.mean([statistics.chance(draw()) < 0.05 for _ in range(400)])
-        assert found <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+        share = np.mean([statistics.chance(draw()) < 0.05 for _ in range(400)])
+        assert share <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
 def test_answers_to_one_key_are_one_observation():
@@ -103,7 +103,7 @@ def test_the_interval_holds_the_true_difference_about_as_often_as_it_says(count,
     assert least <= np.mean(held) <= 0.98
 
 
-def test_the_documents_needed_are_the_fewest_that_can_be_found():
+def test_the_documents_needed_are_the_fewest_that_can_be_significant():
     for comparisons in (1, 2, 5, 8, 20, 64):
         n = statistics.needed(comparisons)
         assert comparisons * 2 ** (1 - n) < statistics.ALPHA <= comparisons * 2 ** (2 - n)
@@ -116,8 +116,8 @@ def row(strategy="yarn", values=(1.0,) * 8, task="perplexity", key="nll", cell=N
     plan = ((ALL_LAYERS, Plan((1.0, {"none": 0.01, "yarn": 0.02, "linear": 0.03}.get(strategy, 0.04)))),)
     cell = cell or replace(CELL, strategy=strategy, plans=plan, length=1024, task=Task(task))
     documents = [{"index": i, "tokens": 1024, key: value} for i, value in enumerate(values)]
-    made = {"documents": documents, "digest": "d", "metrics": {key: float(np.mean(values))}}
-    return cell, Result(cell.id, "ok", **{**made, "provenance": {"torch": "2"}, **changes})
+    fields = {"documents": documents, "digest": "d", "metrics": {key: float(np.mean(values))}}
+    return cell, Result(cell.id, "ok", **{**fields, "provenance": {"torch": "2"}, **changes})
 
 
 NOISE = np.random.default_rng(5).normal(0, 0.01, 8)
@@ -125,39 +125,46 @@ NOISE = np.random.default_rng(5).normal(0, 0.01, 8)
 
 def test_a_difference_is_of_the_same_documents():
     hard = np.array([1.0, 3.0, 5.0, 2.0, 9.0, 4.0, 2.0, 7.0])
-    found = compare(row(values=hard - 0.5 + NOISE), row("none", values=hard))
-    assert found.mean == pytest.approx(-0.5, abs=0.02) and found.low < found.mean < found.high < -0.4
-    assert found.p == pytest.approx(2 / 256) and found.better and found.count == 8
+    difference = compare(row(values=hard - 0.5 + NOISE), row("none", values=hard))
+    assert (
+        difference.mean == pytest.approx(-0.5, abs=0.02) and difference.low < difference.mean < difference.high < -0.4
+    )
+    assert difference.p == pytest.approx(2 / 256) and difference.better and difference.count == 8
 
 
 def test_no_interval_is_made_up_where_all_documents_differ_alike():
-    found = compare(row(values=[1.0] * 8, task="passkey", key="acc"), row("none", [0.0] * 8, "passkey", "acc"))
-    assert (found.mean, found.low, found.high) == (1.0, None, None) and found.better
+    difference = compare(row(values=[1.0] * 8, task="passkey", key="acc"), row("none", [0.0] * 8, "passkey", "acc"))
+    assert (difference.mean, difference.low, difference.high) == (1.0, None, None) and difference.better
 
 
 def test_too_few_documents_have_no_p():
     for count in (1, 2, 5):
-        found = compare(row(values=1 + NOISE[:count]), row("none", values=[2.0] * count))
-        assert (found.p, found.low, found.high, found.count) == (None, None, None, count) and found.mean < 0
+        difference = compare(row(values=1 + NOISE[:count]), row("none", values=[2.0] * count))
+        assert (difference.p, difference.low, difference.high, difference.count) == (
+            None,
+            None,
+            None,
+            count,
+        ) and difference.mean < 0
     assert compare(row(values=[1.0] * 6), row("none", values=[2.0] * 6)).p == pytest.approx(2 / 64)
 
 
 def test_depths_of_a_key_are_averaged_first():
     documents = [{"index": i, "tokens": 9, "key_number": i // 2, "acc": float(i % 2 or i < 8)} for i in range(16)]
     lost = [{**document, "acc": 0.0} for document in documents]
-    found = compare(
+    difference = compare(
         row(task="passkey", documents=documents, digest="d"), row("none", task="passkey", documents=lost, digest="d")
     )
-    assert found.count == 8 and found.mean == 0.75 and found.p == pytest.approx(2 / 256)
+    assert difference.count == 8 and difference.mean == 0.75 and difference.p == pytest.approx(2 / 256)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [
         ({"digest": "other"}, ["documents differ", "d and other", "same text"]),
         ({"digest": ""}, ["documents differ", "none"]),
         ({"provenance": {"torch": "3"}}, ["torch differs (2 and 3)", "force=true"]),
-        ({"provenance": {"torch": "2", "device": "H100"}}, ["device differs (not told and H100)"]),
+        ({"provenance": {"torch": "2", "device": "H100"}}, ["device differs (unknown and H100)"]),
         ({"values": (1.0,) * 7}, ["8 and 7 documents", "same limit"]),
         ({"documents": [], "status": "oom"}, ["none has no documents", "oom"]),
         ({"cell": replace(CELL, strategy="none", dtype="bfloat16")}, ["dtype differs (float32 and bfloat16)"]),
@@ -167,13 +174,13 @@ def test_depths_of_a_key_are_averaged_first():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_results_that_do_not_compare_are_refused_in_a_sentence(changes, told):
+def test_results_that_do_not_compare_are_refused_in_a_sentence(changes, words):
     status = changes.pop("status", None)
     cell, result = row("none", **changes)
     with pytest.raises(Refusal) as refused:
         compare(row(), (cell, replace(result, status=status) if status else result))
-    for words in told:
-        assert words in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
 
 
 def test_when_where_and_by_which_commit_is_no_reason():
@@ -197,26 +204,26 @@ def test_a_metric_of_no_known_direction_is_refused():
 def test_the_baseline_is_none_or_else_the_first_and_equal_plans_are_left_out():
     none, yarn, linear = row("none", [2.0] * 8), row("yarn", 1 + NOISE), row("linear", 3 + NOISE)
     same = (replace(none[0], strategy="ntk"), none[1])
-    found = statistics.against_baseline([yarn, linear, none, same], None)
-    assert [(v.cell.strategy, v.baseline.strategy) for v in found] == [("yarn", "none"), ("linear", "none")]
-    assert [(v.difference.better, v.difference.significant) for v in found] == [(True, True), (False, True)]
-    assert {v.difference.adjusted for v in found} == {2 * 2 / 256}
-    found = statistics.against_baseline([yarn, linear], None)
-    assert [(v.cell.strategy, v.baseline.strategy) for v in found] == [("linear", "yarn")]
+    comparisons = statistics.against_baseline([yarn, linear, none, same], None)
+    assert [(v.cell.strategy, v.baseline.strategy) for v in comparisons] == [("yarn", "none"), ("linear", "none")]
+    assert [(v.difference.better, v.difference.significant) for v in comparisons] == [(True, True), (False, True)]
+    assert {v.difference.adjusted for v in comparisons} == {2 * 2 / 256}
+    comparisons = statistics.against_baseline([yarn, linear], None)
+    assert [(v.cell.strategy, v.baseline.strategy) for v in comparisons] == [("linear", "yarn")]
     assert statistics.against_baseline([], None) == []
 
 
 def test_strategies_of_one_plan_are_one_comparison():
     none, yarn = row("none", [2.0] * 8), row("yarn", 1 + NOISE)
     twin = (replace(yarn[0], strategy="by_parts"), yarn[1])
-    found = statistics.against_baseline([none, yarn, twin], None)
-    assert [v.difference.adjusted for v in found] == [2 / 256, 2 / 256]
+    comparisons = statistics.against_baseline([none, yarn, twin], None)
+    assert [v.difference.adjusted for v in comparisons] == [2 / 256, 2 / 256]
 
 
-def test_a_baseline_that_failed_is_told():
+def test_a_baseline_that_failed_is_no_comparison():
     none, yarn = row("none", documents=[], metrics={}), row("yarn")
-    [found] = statistics.against_baseline([none, yarn], None)
-    assert found.difference is None and "no documents" in found.refusal
+    [comparison] = statistics.against_baseline([none, yarn], None)
+    assert comparison.difference is None and "no documents" in comparison.refusal
 
 
 def test_a_comparison_takes_its_own_seed_and_limit():

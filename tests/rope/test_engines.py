@@ -310,7 +310,7 @@ def test_the_page_on_deployment_holds_the_table_of_strategies_and_engines():
     wrong = [row for row in table if row not in rows]
     assert not wrong, "docs/deploy.md: these rows are not those of rope.dialects.support_table():\n" + "\n".join(wrong)
     if missing := [row for row in rows if row not in table]:
-        warnings.warn("README.md: add to the table of engines:\n" + "\n".join(missing), stacklevel=1)
+        warnings.warn("docs/deploy.md: add to the table of engines:\n" + "\n".join(missing), stacklevel=1)
 
 
 def test_a_command_line_is_what_a_shell_takes():

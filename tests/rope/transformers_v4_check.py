@@ -1,6 +1,6 @@
 """Exports for transformers v4, read by transformers v4: its own arithmetic gives our plans.
 
-    uv run python tests/rope/transformers_v4_check.py
+    PYTHONPATH=tests uv run python tests/rope/transformers_v4_check.py
 
 It installs transformers 4.57.3 into an environment of its own (a minute, once) and asks it for the inverse frequencies
 and the attention factor of every strategy's exported config.json, at several lengths, on checkpoints with and without a

@@ -56,10 +56,9 @@ def test_a_switch_on_a_name_is_seen(source):
 
 
 ROOMS = sorted(path.name for path in (PROJECT / "pipelines").iterdir() if path.is_dir() and path.name != "tasks")
-NOT_YET = {"tune": pytest.mark.xfail(reason="bench and study still decide by names")}
 
 
-@pytest.mark.parametrize("room", [pytest.param(room, marks=NOT_YET.get(room, ())) for room in ROOMS])
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_other_room_switches_on_the_name_of_a_task(room):
     for path in (PROJECT / "pipelines" / room).rglob("*.py"):
         found = {name for name in switches(path.read_text()) if (room, name) not in WORDS}

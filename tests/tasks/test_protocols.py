@@ -99,71 +99,71 @@ BOS = {None: {"bos": False}, END: {"bos": True}}
 
 @pytest.mark.parametrize("bos", BOS)
 def test_one_window_is_what_yarn_truncates_to(tiny, folder, documents, bos):
-    told = scored(tiny, folder, **BOS[bos])
+    outcome = scored(tiny, folder, **BOS[bos])
     windows = yarn_script(tiny, documents, LENGTH, STRIDE, bos, truncate=True)
-    assert told.metrics["ppl"] == close(torch.exp(torch.stack([w.mean() for w in windows]).mean()))
-    assert told.metrics["nll_last_32"] == close(torch.stack([w[-32:].mean() for w in windows]).mean())
+    assert outcome.metrics["ppl"] == close(torch.exp(torch.stack([w.mean() for w in windows]).mean()))
+    assert outcome.metrics["nll_last_32"] == close(torch.stack([w[-32:].mean() for w in windows]).mean())
 
 
 @pytest.mark.parametrize("bos", BOS)
 def test_means_is_the_yarn_scripts_arithmetic(tiny, folder, documents, bos):
-    told = scored(tiny, folder, windows="means", stride=STRIDE, **BOS[bos])
+    outcome = scored(tiny, folder, windows="means", stride=STRIDE, **BOS[bos])
     windows = yarn_script(tiny, documents, LENGTH, STRIDE, bos)
-    assert told.metrics["ppl"] == close(torch.exp(torch.stack([w.mean() for w in windows]).mean()))
-    assert len(windows) > 2 * len(documents) and sum(row["windows"] for row in told.documents) == len(windows)
+    assert outcome.metrics["ppl"] == close(torch.exp(torch.stack([w.mean() for w in windows]).mean()))
+    assert len(windows) > 2 * len(documents) and sum(row["windows"] for row in outcome.documents) == len(windows)
     per_token = torch.cat(windows).mean()
-    assert abs(float(per_token) - told.metrics["nll"]) > 1e-3, "here the two ways of averaging must differ"
+    assert abs(float(per_token) - outcome.metrics["nll"]) > 1e-3, "here the two ways of averaging must differ"
 
 
 @pytest.mark.parametrize("bos", BOS)
 def test_sliding_counts_every_token_once_and_alike(tiny, folder, documents, bos):
-    told = scored(tiny, folder, windows="sliding", stride=STRIDE, **BOS[bos])
+    outcome = scored(tiny, folder, windows="sliding", stride=STRIDE, **BOS[bos])
     windows = yarn_script(tiny, documents, LENGTH, STRIDE, bos)
-    assert told.metrics["nll"] == close(torch.cat(windows).mean())
+    assert outcome.metrics["nll"] == close(torch.cat(windows).mean())
     assert sum(map(len, windows)) == sum(map(len, documents)) - (bos is None) * len(documents)
-    assert told.metrics["bits_per_byte"] == pytest.approx(
-        float(torch.cat(windows).sum()) / math.log(2) / sum(row["bytes"] for row in told.documents), rel=1e-6
+    assert outcome.metrics["bits_per_byte"] == pytest.approx(
+        float(torch.cat(windows).sum()) / math.log(2) / sum(row["bytes"] for row in outcome.documents), rel=1e-6
     )
 
 
 def test_sliding_is_the_same_in_float64(folder, documents, tiny):
     exact = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64).eval()
-    told = scored(exact, folder, windows="sliding", stride=STRIDE, bos=False)
-    assert told.metrics["nll"] == close(torch.cat(yarn_script(exact, documents, LENGTH, STRIDE)).mean())
+    outcome = scored(exact, folder, windows="sliding", stride=STRIDE, bos=False)
+    assert outcome.metrics["nll"] == close(torch.cat(yarn_script(exact, documents, LENGTH, STRIDE)).mean())
 
 
 def test_overlapping_scores_whole_windows(tiny, folder, documents):
-    told = scored(tiny, folder, windows="overlapping", stride=STRIDE, bos=False)
+    outcome = scored(tiny, folder, windows="overlapping", stride=STRIDE, bos=False)
     rows = [d[b : b + LENGTH] for d in documents for b in range(0, len(d), STRIDE) if b + LENGTH <= len(d)]
     with torch.no_grad():
         means = [tiny(torch.tensor([row]), labels=torch.tensor([row])).loss.item() for row in rows]
-    assert told.metrics["ppl"] == close(math.exp(np.mean(means)))
-    assert "bits_per_byte" not in told.metrics and len(rows) > 2 * len(documents)
+    assert outcome.metrics["ppl"] == close(math.exp(np.mean(means)))
+    assert "bits_per_byte" not in outcome.metrics and len(rows) > 2 * len(documents)
 
 
 def test_a_bos_at_the_document_is_in_its_first_window_alone(tiny, folder, documents):
-    told = scored(tiny, folder, windows="overlapping", stride=STRIDE, bos=True, bos_at="document")
+    outcome = scored(tiny, folder, windows="overlapping", stride=STRIDE, bos=True, bos_at="document")
     streams = [[END, *document] for document in documents]
     rows = [s[b : b + LENGTH] for s in streams for b in range(0, len(s), STRIDE) if b + LENGTH <= len(s)]
-    assert told.metrics["nll"] == close(np.mean([losses(tiny, row, row).mean().item() for row in rows]))
-    assert told.metrics["nll"] != close(
+    assert outcome.metrics["nll"] == close(np.mean([losses(tiny, row, row).mean().item() for row in rows]))
+    assert outcome.metrics["nll"] != close(
         scored(tiny, folder, windows="overlapping", stride=STRIDE, bos=True).metrics["nll"]
     )
 
 
 def test_the_standard_error_is_that_of_documents_weighed_by_their_tokens(tiny, folder, documents):
-    told = scored(tiny, folder, windows="sliding", stride=STRIDE, bos=False)
-    nll = np.array([row["nll"] for row in told.documents])
+    outcome = scored(tiny, folder, windows="sliding", stride=STRIDE, bos=False)
+    nll = np.array([row["nll"] for row in outcome.documents])
     counts = np.array([len(document) - 1 for document in documents])
     mean = (nll * counts).sum() / counts.sum()
-    assert told.metrics["nll"] == close(mean)
+    assert outcome.metrics["nll"] == close(mean)
     spread = (counts / counts.mean() * (nll - mean)).std(ddof=1) / len(nll) ** 0.5
-    assert told.metrics["nll_stderr"] == pytest.approx(spread)
+    assert outcome.metrics["nll_stderr"] == pytest.approx(spread)
 
 
 def test_documents_may_be_cut_before_windows_slide_over_them(tiny, folder, documents):
-    told = scored(tiny, folder, windows="sliding", stride=STRIDE, document=300, bos=False)
-    assert told.metrics["nll"] == close(
+    outcome = scored(tiny, folder, windows="sliding", stride=STRIDE, document=300, bos=False)
+    assert outcome.metrics["nll"] == close(
         torch.cat(yarn_script(tiny, [d[:300] for d in documents], LENGTH, STRIDE)).mean()
     )
 
@@ -214,8 +214,8 @@ def test_windows_are_estimated_as_they_are_laid(encode, folder):
     for windows in perplexity.WINDOWS:
         options = {**perplexity.OPTIONS, "text": str(folder), "windows": windows, "stride": STRIDE}
         made = perplexity.KIND.build(options, encode, length=LENGTH, limit=None, seed=0)
-        told = perplexity.KIND.forwards(options, encode, length=LENGTH, limit=None)
-        assert told == sum(len(d.spans) or 1 for d in made)
+        outcome = perplexity.KIND.forwards(options, encode, length=LENGTH, limit=None)
+        assert outcome == sum(len(d.spans) or 1 for d in made)
     of_hub = {**perplexity.OPTIONS, "text": "hub:a/b", "windows": "means", "document": 1000, "stride": 100}
     assert perplexity.KIND.forwards(of_hub, encode, length=500, limit=3) == 3 * 6
     assert perplexity.KIND.forwards({**of_hub, "document": None}, encode, length=500, limit=3) is None
@@ -338,20 +338,20 @@ def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
     tiny, monkeypatch, protocol, write, examples, trials, length
 ):
     plain = AutoTokenizer.from_pretrained(TINY)
-    heard = []
+    answered = []
     finish = passkey.KIND.finish
 
     def overheard(metrics, documents, answers, options):
-        heard.extend(zip(documents, answers, strict=True))
+        answered.extend(zip(documents, answers, strict=True))
         return finish(metrics, documents, answers, options)
 
     monkeypatch.setattr(passkey.KIND, "finish", overheard)
     task = Task("passkey", frozen({"protocol": protocol}))
-    told = registry.score(LongLM(tiny, plain, max_length=length), task, length=length, limit=trials, seed=0)
+    outcome = registry.score(LongLM(tiny, plain, max_length=length), task, length=length, limit=trials, seed=0)
     asked = examples(trials)
-    assert len(heard) == len(asked) == len(told.documents)
+    assert len(answered) == len(asked) == len(outcome.documents)
     found = []
-    for (key, depth), (document, answer), row in zip(asked, heard, told.documents, strict=True):
+    for (key, depth), (document, answer), row in zip(asked, answered, outcome.documents, strict=True):
         ids = fullest(
             lambda written: plain.encode(written, add_special_tokens=False), partial(write, key, depth), length - ROOM
         )
@@ -361,13 +361,13 @@ def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
         first = re.search(r"\d+", said)
         found.append((depth, bool(first) and int(first[0]) == key))
         assert row["acc"] == found[-1][1]
-    assert told.metrics["acc"] == np.mean([right for _, right in found])
+    assert outcome.metrics["acc"] == np.mean([right for _, right in found])
     if protocol != "codellama":
-        assert told.metrics["acc"] > 0, "a loop that never finds a key shows nothing"
+        assert outcome.metrics["acc"] > 0, "a loop that never finds a key shows nothing"
     if protocol == "pi":
-        near = sorted(((1 - depth) * max(row["tokens"] for row in told.documents), right) for depth, right in found)
+        near = sorted(((1 - depth) * max(row["tokens"] for row in outcome.documents), right) for depth, right in found)
         reached = [tokens for n, (tokens, _) in enumerate(near) if all(right for _, right in near[: n + 1])]
-        assert told.metrics["effective_length"] == pytest.approx(max(reached, default=0))
+        assert outcome.metrics["effective_length"] == pytest.approx(max(reached, default=0))
 
 
 def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(encode):
@@ -384,7 +384,9 @@ def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(e
         f"{document.fact('key')}\n\ndef f(): return 7" if document.fact("depth") else f"7 or {document.fact('key')}"
         for document in made
     ]
-    told, _ = passkey.KIND.finish({}, made, answers, options)
-    assert {name: told[name] for name in told if name.startswith("acc_at")} == {
-        "acc_at_0": 0, "acc_at_0.2": 1, "acc_at_0.4": 1,
-    }  # fmt: skip
+    outcome, _ = passkey.KIND.finish({}, made, answers, options)
+    assert {name: outcome[name] for name in outcome if name.startswith("acc_at")} == {
+        "acc_at_0": 0,
+        "acc_at_0.2": 1,
+        "acc_at_0.4": 1,
+    }

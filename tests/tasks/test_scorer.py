@@ -14,18 +14,31 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from pipelines.records.cells import Refusal
-from pipelines.tasks.scorer import LogLikelihood, LongLM, Tokens, TooLong, batches
+from pipelines.tasks import scorer
+from pipelines.tasks.scorer import LogLikelihood, LongLM, Spans, Tokens, TooLong, batches
 
 PAIRS = [
-    ("The quick brown fox", " jumps over the lazy dog"), ("The quick brown fox", " sleeps"), ("", "alone"),
-    ("one two three ", "four"), ("a" * 150, "b" * 20), ("The quick brown fox", " jumps over the lazy cat"),
-]  # fmt: skip
+    ("The quick brown fox", " jumps over the lazy dog"),
+    ("The quick brown fox", " sleeps"),
+    ("", "alone"),
+    ("one two three ", "four"),
+    ("a" * 150, "b" * 20),
+    ("The quick brown fox", " jumps over the lazy cat"),
+]
 STRINGS = ["short", "a text of more than one window. " * 12, "exactly" * 10]
 SIZES = {
-    "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 260,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -33,7 +46,7 @@ def lm(model, tokenizer):
     return LongLM(model, tokenizer, max_length=256)
 
 
-def asked(kind, *arguments):
+def requests_of(kind, *arguments):
     return [Instance(kind, {}, tuple(one), 0) for one in arguments]
 
 
@@ -53,7 +66,7 @@ def ids_of(length, seed=0):
 
 def test_log_likelihoods_are_those_of_the_stock_model(lm, model, tokenizer):
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=256)
-    requests = asked("loglikelihood", *PAIRS)
+    requests = requests_of("loglikelihood", *PAIRS)
     ours, theirs = lm.loglikelihood(requests), stock.loglikelihood(requests, disable_tqdm=True)
     assert [float(value) for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=1e-5)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
@@ -63,7 +76,7 @@ def test_log_likelihoods_are_those_of_the_stock_model(lm, model, tokenizer):
 def test_rolling_log_likelihoods_are_those_of_the_stock_model(lm, model, tokenizer, max_length):
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length)
     lm.max_length = max_length
-    requests = asked("loglikelihood_rolling", *[(string,) for string in STRINGS])
+    requests = requests_of("loglikelihood_rolling", *[(string,) for string in STRINGS])
     ours, theirs = lm.loglikelihood_rolling(requests), stock.loglikelihood_rolling(requests, disable_tqdm=True)
     assert [float(value) for value in ours] == pytest.approx(theirs, rel=1e-5)
     assert [len(value.tokens) for value in ours] == [len(string) for string in STRINGS]
@@ -81,18 +94,18 @@ def test_greedy_says_whether_the_model_would_have_said_the_same(lm, model):
 def test_generation_is_that_of_the_stock_model_and_takes_tokens_as_they_are(lm, model, tokenizer):
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=256)
     options = {"do_sample": False, "max_gen_toks": 8, "until": []}
-    requests = asked("generate_until", ("The pass key is", options), ("Once upon", options))
+    requests = requests_of("generate_until", ("The pass key is", options), ("Once upon", options))
     assert lm.generate_until(requests) == stock.generate_until(requests, disable_tqdm=True)
     ids = tokenizer.encode("The pass key is")
     unlike = Tokens("another text", ids)
-    assert lm.generate_until(asked("generate_until", (unlike, options))) == lm.generate_until(requests[:1])
+    assert lm.generate_until(requests_of("generate_until", (unlike, options))) == lm.generate_until(requests[:1])
 
 
 # -------------------------------------------------------------------------------------------------- tokens, exactly
 
 
 def test_a_log_likelihood_is_a_float_that_keeps_its_terms(lm):
-    for value, _ in lm.loglikelihood(asked("loglikelihood", *PAIRS)):
+    for value, _ in lm.loglikelihood(requests_of("loglikelihood", *PAIRS)):
         assert isinstance(value, float) and value.tokens.dtype == np.float32
         assert float(value) == pytest.approx(value.tokens.sum(dtype=np.float64), rel=1e-12)
         for again in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
@@ -102,14 +115,14 @@ def test_a_log_likelihood_is_a_float_that_keeps_its_terms(lm):
 def test_tokens_are_scored_in_one_forward_all_but_the_first(lm, model):
     lm.max_length = 500
     ids = ids_of(300)
-    [value] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("anything", ids),)))
+    [value] = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("anything", ids),)))
     np.testing.assert_allclose(value.tokens, expected(model, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_as_context_and_continuation_are_scored_as_they_are(lm, model):
     ids = ids_of(50)
     pair = Tokens("con", ids[:40]), Tokens("tinuation", ids[40:])
-    [(value, _)] = lm.loglikelihood(asked("loglikelihood", pair))
+    [(value, _)] = lm.loglikelihood(requests_of("loglikelihood", pair))
     np.testing.assert_allclose(value.tokens, expected(model, ids)[-10:], rtol=1e-5, atol=1e-5)
 
 
@@ -122,7 +135,7 @@ def test_tokens_stay_strings_that_carry_their_ids_through_copies():
 def test_half_precision_logits_are_normalised_and_summed_in_float(tiny_folder, tokenizer):
     half = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).eval()
     ids = ids_of(200)
-    request = asked("loglikelihood_rolling", (Tokens("", ids),))
+    request = requests_of("loglikelihood_rolling", (Tokens("", ids),))
     [value] = LongLM(half, tokenizer, max_length=256).loglikelihood_rolling(request)
     assert float(value) == pytest.approx(float(expected(half, ids).sum(dtype=np.float64)), rel=1e-6)
 
@@ -135,11 +148,40 @@ def test_logits_are_never_held_for_more_rows_than_asked(lm, model):
     lm.head_rows = 32
     hook = model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape))
     try:
-        [value] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids_of(250)),)))
+        [value] = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids_of(250)),)))
     finally:
         hook.remove()
     assert len(value.tokens) == 249
     assert [shape[0] for shape in rows] == [32] * 7 + [25] and {len(shape) for shape in rows} == {2}
+
+
+def test_windows_of_long_documents_are_cut_as_they_are_scored(lm, monkeypatch):
+    """64 tokens at a time here; the two documents have 250 windows, of 16,000 tokens."""
+    monkeypatch.setattr(scorer, "WINDOW_TOKENS", 64)
+    document = Spans("", ids_of(1000), [(start, start + 64, 8) for start in range(0, 1000 - 64, 8)])
+    cut, most, score = 0, 0, lm._loglikelihood_tokens
+
+    def counted(text):
+        nonlocal cut
+        for window in LongLM._windows(lm, text):
+            cut += 1
+            yield window
+
+    def watched(windows, *arguments):
+        nonlocal cut, most
+        most, cut = max(most, cut), 0
+        return score(windows, *arguments)
+
+    monkeypatch.setattr(lm, "_windows", counted)
+    monkeypatch.setattr(lm, "_loglikelihood_tokens", watched)
+    bounded = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (document,), (document,)))
+    assert most <= 2, "one to score, and one that did not fit with it"
+    monkeypatch.undo()
+    assert [len(value.tokens) for value in bounded] == [8 * len(document.spans)] * 2
+    for value in bounded:
+        np.testing.assert_allclose(
+            value.tokens, lm.loglikelihood_rolling(requests_of("", (document,)))[0].tokens, rtol=1e-4
+        )
 
 
 def test_only_scored_rows_reach_the_head(lm, model):
@@ -153,7 +195,7 @@ def test_only_scored_rows_reach_the_head(lm, model):
 
 
 def test_batches_change_no_score(model, tokenizer):
-    requests = asked("loglikelihood", *PAIRS)
+    requests = requests_of("loglikelihood", *PAIRS)
     alone = LongLM(model, tokenizer, max_length=256, batch_tokens=1).loglikelihood(requests)
     together = LongLM(model, tokenizer, max_length=256, batch_tokens=4096).loglikelihood(requests)
     assert [float(a) for a, _ in alone] == pytest.approx([float(b) for b, _ in together], rel=1e-6)
@@ -161,8 +203,8 @@ def test_batches_change_no_score(model, tokenizer):
 
 def test_what_meets_in_a_batch_does_not_depend_on_the_order_of_requests(lm):
     forth, back = (
-        lm.loglikelihood(asked("loglikelihood", *PAIRS)),
-        lm.loglikelihood(asked("loglikelihood", *PAIRS[::-1])),
+        lm.loglikelihood(requests_of("loglikelihood", *PAIRS)),
+        lm.loglikelihood(requests_of("loglikelihood", *PAIRS[::-1])),
     )
     assert forth == back[::-1]
     rows = [tuple(ids_of(n, n)) for n in (3, 9, 4, 9, 1, 30)]
@@ -180,9 +222,11 @@ def test_requests_that_differ_in_the_last_token_share_a_forward(lm):
 
 
 def test_tokens_are_counted_until_reset(lm):
-    lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids_of(100)),), (Tokens("", ids_of(50)),)))
+    lm.loglikelihood_rolling(
+        requests_of("loglikelihood_rolling", (Tokens("", ids_of(100)),), (Tokens("", ids_of(50)),))
+    )
     assert (lm.scored_tokens, lm.forward_tokens) == (99 + 49, 99 + 49)
-    lm.generate_until(asked("generate_until", ("abcde", {"do_sample": False, "max_gen_toks": 4, "until": []})))
+    lm.generate_until(requests_of("generate_until", ("abcde", {"do_sample": False, "max_gen_toks": 4, "until": []})))
     assert lm.forward_tokens == 99 + 49 + 5 + 4
     lm.reset_counts()
     assert (lm.scored_tokens, lm.forward_tokens) == (0, 0)
@@ -194,17 +238,19 @@ def test_tokens_are_counted_until_reset(lm):
 def test_nothing_is_truncated(lm):
     ids = ids_of(258)
     # The last token is only scored: 257 ids take 256 tokens of context.
-    assert len(lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids[:257]),)))[0].tokens) == 256
+    assert (
+        len(lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids[:257]),)))[0].tokens) == 256
+    )
     with pytest.raises(TooLong, match=r"needs 257 tokens of context and 256 are allowed") as refused:
-        lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids),)))
+        lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids),)))
     assert (refused.value.needed, refused.value.allowed) == (257, 256)
     with pytest.raises(TooLong):
-        lm.loglikelihood(asked("loglikelihood", ("a" * 250, "b" * 8)))
+        lm.loglikelihood(requests_of("loglikelihood", ("a" * 250, "b" * 8)))
     options = {"do_sample": False, "max_gen_toks": 10, "until": []}
     with pytest.raises(TooLong, match="needs 260 tokens"):
-        lm.generate_until(asked("generate_until", ("a" * 250, options)))
+        lm.generate_until(requests_of("generate_until", ("a" * 250, options)))
     with pytest.raises(TooLong, match="needs 303 tokens"):
-        lm.generate_until(asked("generate_until", ("abc", {**options, "max_gen_toks": 300})))
+        lm.generate_until(requests_of("generate_until", ("abc", {**options, "max_gen_toks": 300})))
     with pytest.raises(TooLong):
         lm.tok_encode("a" * 10, left_truncate_len=9)
     with pytest.raises(TooLong):
@@ -213,7 +259,7 @@ def test_nothing_is_truncated(lm):
 
 def test_too_little_to_score_is_refused(lm):
     with pytest.raises(Refusal, match="at least 2"):
-        lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("x", [1]),)))
+        lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("x", [1]),)))
     with pytest.raises(Refusal, match="at least 1 token of context"):
         lm._loglikelihood_tokens([(None, [1, 2], [])])
     with pytest.raises(Refusal, match="max_length=0"):
@@ -257,10 +303,10 @@ def test_scales_and_soft_caps_are_the_models_own(config, tokenizer):
     lm = LongLM(model, tokenizer, max_length=256)
     assert lm.head == "chunked", lm.head_reason
     ids = ids_of(60)
-    [value] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids),)))
+    [value] = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids),)))
     np.testing.assert_allclose(value.tokens, expected(model, ids), rtol=2e-5, atol=2e-5)
     lm._scale, lm._cap = 1.0, None
-    [plain] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids),)))
+    [plain] = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids),)))
     assert abs(float(plain) - float(value)) > 0.1
 
 
@@ -292,7 +338,7 @@ def test_a_model_that_diverged_gives_no_number(lm, model):
     try:
         with torch.no_grad():
             weight.fill_(float("nan"))
-        [value] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (Tokens("", ids_of(10)),)))
+        [value] = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (Tokens("", ids_of(10)),)))
     finally:
         with torch.no_grad():
             weight.copy_(saved)

@@ -17,7 +17,8 @@ from support import PROJECT
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from pipelines.records.cells import Refusal, Task, frozen
+from pipelines.models import find
+from pipelines.records.cells import Model, Refusal, Task, frozen
 from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
 from pipelines.tasks.documents import SCORER_VERSION, Encoder, stderr
 from pipelines.tasks.scorer import LogLikelihood, LongLM
@@ -51,7 +52,7 @@ def prompts(encode, length, limit=None, seed=0, **options):
 
 
 def test_perplexity_is_that_of_the_models_own_logits(lm, model, tokenizer):
-    told = scores(lm, a_task("perplexity", last=20, buckets=4), 128, limit=3)
+    outcome = scores(lm, a_task("perplexity", last=20, buckets=4), 128, limit=3)
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[key] for key in sorted(topics))
@@ -59,33 +60,59 @@ def test_perplexity_is_that_of_the_models_own_logits(lm, model, tokenizer):
     with torch.no_grad():
         logp = model(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0].double().numpy()
     nll = -logp.mean()
-    assert told.metrics["nll"] == pytest.approx(nll, rel=1e-5)
-    assert told.metrics["ppl"] == pytest.approx(math.exp(nll), rel=1e-5)
-    assert told.metrics["nll_stderr"] == pytest.approx(logp.mean(1).std(ddof=1) / 3**0.5, rel=1e-4)
-    assert told.metrics["ppl_stderr"] == pytest.approx(told.metrics["ppl"] * told.metrics["nll_stderr"])
-    assert told.metrics["nll_last_20"] == pytest.approx(-logp[:, -20:].mean(), rel=1e-5)
-    assert told.metrics["ppl_last_20"] == pytest.approx(math.exp(-logp[:, -20:].mean()), rel=1e-5)
+    assert outcome.metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert outcome.metrics["ppl"] == pytest.approx(math.exp(nll), rel=1e-5)
+    assert outcome.metrics["nll_stderr"] == pytest.approx(logp.mean(1).std(ddof=1) / 3**0.5, rel=1e-4)
+    assert outcome.metrics["ppl_stderr"] == pytest.approx(outcome.metrics["ppl"] * outcome.metrics["nll_stderr"])
+    assert outcome.metrics["nll_last_20"] == pytest.approx(-logp[:, -20:].mean(), rel=1e-5)
+    assert outcome.metrics["ppl_last_20"] == pytest.approx(math.exp(-logp[:, -20:].mean()), rel=1e-5)
     # A token is a byte here, but for the few characters beyond ASCII.
-    assert told.metrics["bits_per_byte"] == pytest.approx(nll / math.log(2), rel=0.02)
-    assert [row["nll"] for row in told.documents] == pytest.approx((-logp.mean(1)).tolist(), rel=1e-5)
-    assert [row["tokens"] for row in told.documents] == [128] * 3
-    ends, means = zip(*told.series["nll_by_position"], strict=True)
+    assert outcome.metrics["bits_per_byte"] == pytest.approx(nll / math.log(2), rel=0.02)
+    assert [row["nll"] for row in outcome.documents] == pytest.approx((-logp.mean(1)).tolist(), rel=1e-5)
+    assert [row["tokens"] for row in outcome.documents] == [128] * 3
+    ends, means = zip(*outcome.series["nll_by_position"], strict=True)
     assert ends == (32, 64, 96, 128)
     assert means == pytest.approx([-logp[:, max(a, 1) - 1 : a + 31].mean() for a in (0, 32, 64, 96)], rel=1e-5)
     assert lm.scored_tokens == lm.forward_tokens == 3 * 127
 
 
+class Words:
+    """A token a word, with the space before it."""
+
+    bos_token_id = None
+
+    def __init__(self):
+        self.words = []
+
+    def __call__(self, text, **_):
+        self.words = re.findall(r" ?\S+", text)
+        return {"input_ids": list(range(len(self.words)))}
+
+    def decode(self, ids, **_):
+        return "".join(self.words[number] for number in ids)
+
+
+def test_bits_per_byte_leaves_out_the_bytes_of_the_first_token_which_is_context_alone(tmp_path):
+    (tmp_path / "text.txt").write_text("first Ü c")
+    options = {**perplexity.OPTIONS, "text": str(tmp_path / "text.txt"), "last": 1}
+    [document] = perplexity.KIND.build(options, Encoder("words", Words()), length=3, limit=1, seed=0)
+    # " Ü" has 3 bytes and takes 1 bit, " c" has 2 and takes 3: 4 bits for 5 bytes.
+    answer = LogLikelihood(-4 * math.log(2), -np.log(2) * np.array([1, 3], np.float32))
+    metrics, _ = perplexity.KIND.finish({"nll": 2 * math.log(2)}, [document], [answer], options)
+    assert metrics["bits_per_byte"] == pytest.approx(4 / 5)
+
+
 def test_one_document_has_no_standard_error_and_a_short_one_no_last_tokens(lm):
-    told = scores(lm, a_task("perplexity"), 64, limit=1)
-    assert set(told.metrics) == {"nll", "ppl", "bits_per_byte"}
-    assert set(told.documents[0]) == {"index", "tokens", "bytes", "nll"}
+    outcome = scores(lm, a_task("perplexity"), 64, limit=1)
+    assert set(outcome.metrics) == {"nll", "ppl", "bits_per_byte"}
+    assert set(outcome.documents[0]) == {"index", "tokens", "bytes", "nll"}
 
 
 def test_standard_errors_are_there_from_two_documents_on(lm):
-    told = scores(lm, a_task("perplexity", last=8), 64, limit=2)
-    named = {name for name in told.metrics if not name.endswith("_stderr")}
+    outcome = scores(lm, a_task("perplexity", last=8), 64, limit=2)
+    named = {name for name in outcome.metrics if not name.endswith("_stderr")}
     assert named == {"nll", "ppl", "nll_last_8", "ppl_last_8", "bits_per_byte"}
-    assert {f"{name}_stderr" for name in named} <= set(told.metrics)
+    assert {f"{name}_stderr" for name in named} <= set(outcome.metrics)
     assert stderr([1.0]) is None and stderr([1.0, 3.0]) == pytest.approx(1.0)
 
 
@@ -116,11 +143,11 @@ def test_a_bos_takes_a_token_of_the_length_and_begins_every_document(encode, tok
 def test_buckets_cover_every_scored_token_once():
     nll = np.arange(1, 100, dtype=np.float64)
     for buckets in (1, 3, 16, 99, 500):
-        told = perplexity.by_position(nll, buckets)
-        ends = [end for end, _ in told]
+        outcome = perplexity.by_position(nll, buckets)
+        ends = [end for end, _ in outcome]
         widths = np.diff([1, *ends])
         assert ends[-1] == 100 and all(widths > 0)
-        assert (widths * [mean for _, mean in told]).sum() == pytest.approx(nll.sum())
+        assert (widths * [mean for _, mean in outcome]).sum() == pytest.approx(nll.sum())
 
 
 def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
@@ -128,8 +155,8 @@ def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
     hopeless = LogLikelihood(-8000.0, np.full(10, -800.0, np.float32))
     assert perplexity.measure(row, [hopeless]) == {"nll": 800.0}
     built = perplexity.Document((1,) * 11, 10, (("bytes", 10),))
-    told, _ = perplexity.KIND.finish({"nll": 800.0}, [built], [hopeless], perplexity.OPTIONS)
-    assert told["ppl"] == math.inf
+    outcome, _ = perplexity.KIND.finish({"nll": 800.0}, [built], [hopeless], perplexity.OPTIONS)
+    assert outcome["ppl"] == math.inf
     assert harness._metrics({"nll,none": math.nan, "nll_stderr,none": math.nan}, [{}, {}], 64).keys() == {"nll"}
 
 
@@ -180,13 +207,25 @@ def test_a_digest_follows_limit_seed_and_text(lm, tmp_path):
     assert scores(lm, other, 64, limit=1).digest not in digests
 
 
-def test_tokenizers_are_equal_where_all_their_parts_are(tiny_folder, tokenizer):
+def test_tokenizers_are_equal_where_they_give_every_text_the_same_ids(tiny_folder, tokenizer):
     again = AutoTokenizer.from_pretrained(tiny_folder)
     again.pad_token = "</s>"
     again(["a", "bcd"], padding=True, truncation=True, max_length=8)
     assert Encoder.of(again) == Encoder.of(tokenizer)
+    split = AutoTokenizer.from_pretrained(tiny_folder, split_special_tokens=True)
+    assert Encoder.of(split)("<s>") != Encoder.of(tokenizer)("<s>")
+    without = AutoTokenizer.from_pretrained(tiny_folder)
+    without.bos_token = None
     again.add_tokens(["new"])
-    assert Encoder.of(again) != Encoder.of(tokenizer)
+    assert len({Encoder.of(other) for other in (again, split, without, tokenizer)}) == 4
+
+
+def test_a_text_is_encoded_once_for_two_tokenizers_that_wrap_the_same_parts(tiny_folder, tokenizer, monkeypatch):
+    plain = find.plain_tokenizer(find.describe(Model("tiny", str(tiny_folder)))[0])
+    said = "encoded once, by the one that needs no transformers"
+    ids = Encoder.of(plain)(said)
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("encoded again"))
+    assert Encoder.of(tokenizer)(said) == ids
 
 
 # ---------------------------------------------------------------------------------------------------------- passkey
@@ -278,26 +317,26 @@ def copier(model, tokenizer):
 
 @pytest.mark.parametrize("answer", ["loglikelihood", "generate"])
 def test_a_model_that_copies_finds_every_key(copier, answer):
-    told = scores(copier, a_task("passkey", answer=answer), 800)
-    assert told.metrics["acc"] == told.metrics["consistency"] == 1
-    assert told.metrics["acc_stderr"] == 0
-    assert told.series["acc_by_depth"] == [(depth, 1.0) for depth in (0.1, 0.35, 0.65, 0.9)]
-    assert ("nll_key" in told.metrics) == (answer == "loglikelihood")
-    assert [row["depth"] for row in told.documents] == [0.1, 0.35, 0.65, 0.9] * 2
-    assert all(790 - passkey.NEW_TOKENS <= row["tokens"] <= 800 and row["acc"] == 1 for row in told.documents)
+    outcome = scores(copier, a_task("passkey", answer=answer), 800)
+    assert outcome.metrics["acc"] == outcome.metrics["consistency"] == 1
+    assert outcome.metrics["acc_stderr"] == 0
+    assert outcome.series["acc_by_depth"] == [(depth, 1.0) for depth in (0.1, 0.35, 0.65, 0.9)]
+    assert ("nll_key" in outcome.metrics) == (answer == "loglikelihood")
+    assert [row["depth"] for row in outcome.documents] == [0.1, 0.35, 0.65, 0.9] * 2
+    assert all(790 - passkey.NEW_TOKENS <= row["tokens"] <= 800 and row["acc"] == 1 for row in outcome.documents)
 
 
 @pytest.mark.parametrize("answer", ["loglikelihood", "generate"])
 def test_a_model_that_forgets_finds_only_late_keys(copier, answer):
     copier.memory = 300
-    told = scores(copier, a_task("passkey", answer=answer), 800)
-    assert told.series["acc_by_depth"] == [(0.1, 0), (0.35, 0), (0.65, 1), (0.9, 1)]
-    assert told.metrics["acc"] == pytest.approx(0.5) and told.metrics["consistency"] == 0
+    outcome = scores(copier, a_task("passkey", answer=answer), 800)
+    assert outcome.series["acc_by_depth"] == [(0.1, 0), (0.35, 0), (0.65, 1), (0.9, 1)]
+    assert outcome.metrics["acc"] == pytest.approx(0.5) and outcome.metrics["consistency"] == 0
 
 
 def test_a_random_model_finds_nothing(lm):
-    told = scores(lm, a_task("passkey", keys=1), 500)
-    assert told.metrics["acc"] == 0 and told.metrics["consistency"] == 1 and told.metrics["nll_key"] > 2
+    outcome = scores(lm, a_task("passkey", keys=1), 500)
+    assert outcome.metrics["acc"] == 0 and outcome.metrics["consistency"] == 1 and outcome.metrics["nll_key"] > 2
 
 
 def test_consistency_is_the_share_of_keys_answered_alike_at_every_depth():
@@ -403,20 +442,20 @@ def by_name(tmp_path, monkeypatch):
 
 
 def test_a_task_of_the_harness_runs_by_its_name(lm, by_name):
-    told = scores(lm, a_task("colours"), 64, limit=3)
-    assert set(told.metrics) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} | (
-        set(told.metrics) & {"acc_bytes", "acc_bytes_stderr"}
+    outcome = scores(lm, a_task("colours"), 64, limit=3)
+    assert set(outcome.metrics) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} | (
+        set(outcome.metrics) & {"acc_bytes", "acc_bytes_stderr"}
     )
-    assert told.metrics["acc"] == pytest.approx(np.mean([row["acc"] for row in told.documents]))
-    assert [row["index"] for row in told.documents] == [0, 1, 2]
-    assert told.documents[0]["tokens"] == len("The grass is green")
-    assert told.digest != scores(lm, a_task("colours"), 64, limit=2).digest
+    assert outcome.metrics["acc"] == pytest.approx(np.mean([row["acc"] for row in outcome.documents]))
+    assert [row["index"] for row in outcome.documents] == [0, 1, 2]
+    assert outcome.documents[0]["tokens"] == len("The grass is green")
+    assert outcome.digest != scores(lm, a_task("colours"), 64, limit=2).digest
 
 
 def test_a_metric_named_by_the_length_is_the_score_and_a_sentinel_is_none(lm, by_name):
-    told = scores(lm, a_task("like_ruler"), 64, limit=2)
-    assert told.metrics == {"score": 1.0, "score_stderr": pytest.approx(stderr([1.25, 0.75]))}
-    assert [row["score"] for row in told.documents] == [1.25, 0.75]
+    outcome = scores(lm, a_task("like_ruler"), 64, limit=2)
+    assert outcome.metrics == {"score": 1.0, "score_stderr": pytest.approx(stderr([1.25, 0.75]))}
+    assert [row["score"] for row in outcome.documents] == [1.25, 0.75]
 
 
 def test_data_that_a_task_draws_depend_on_the_seed_alone(lm, by_name):
@@ -477,8 +516,8 @@ def test_the_pi_protocol_asks_ten_keys_at_each_of_32_distances(encode):
     assert len(built) == 320 and len({document.fact("depth") for document in built}) == 32
     assert all(document.scored == 0 and len(document.ids) + passkey.NEW_TOKENS <= 700 for document in built)
     found = ["" if document.fact("depth") < 0.5 else f" {document.fact('key')}." for document in built]
-    told, _ = passkey.KIND.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
-    assert told["effective_length"] == pytest.approx(max(len(d.ids) for d in built) / 2)
+    outcome, _ = passkey.KIND.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
+    assert outcome["effective_length"] == pytest.approx(max(len(d.ids) for d in built) / 2)
 
 
 def test_the_yarn_protocol_hides_any_number_at_any_character(encode):

@@ -66,8 +66,9 @@ def test_the_parts_of_a_collection_share_no_document_at_any_length(tmp_path):
     for number in range(9):
         (tmp_path / f"{number}.txt").write_text(str(number) * (10 + 10 * number))
     for length in (5, 40):
-        seen = {part: [w.document for w in text.windows(str(tmp_path), letters, length, part=part)]
-                for part in text.PARTS}  # fmt: skip
+        seen = {
+            part: [w.document for w in text.windows(str(tmp_path), letters, length, part=part)] for part in text.PARTS
+        }
         assert seen["tune"] == [n for n in range(9) if n % 2 == 0 and 10 + 10 * n >= length]
         assert seen["report"] == [n for n in range(9) if n % 2 == 1 and 10 + 10 * n >= length]
 
@@ -195,12 +196,12 @@ def test_a_folder_is_not_the_concatenation_of_its_files(tmp_path):
 
 def test_reading_local_text_loads_nothing_heavy_and_digests_alike_in_every_process():
     script = (
-        "import sys; from pipelines import text; print(text.digest('pydoc')); "
+        "import sys; from pipelines.tasks import text; print(text.digest('pydoc')); "
         "print([m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'numpy') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
-    told, heavy = ran.stdout.splitlines()
-    assert told == text.digest("pydoc")
+    outcome, heavy = ran.stdout.splitlines()
+    assert outcome == text.digest("pydoc")
     assert set(json.loads(heavy.replace("'", '"'))) <= {"numpy"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipelines.cli.main import run
 from pipelines.records.cells import Refusal, Result
 from pipelines.records.results import Store
 from pipelines.report import tables
+from pipelines.track import launch
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
 
@@ -42,8 +44,6 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def client(store, template):
-    import shutil
-
     from mlflow import MlflowClient
 
     shutil.copy(template, store.root / "mlflow.db")
@@ -66,8 +66,8 @@ def the_runs(client, kind):
 
 
 def the_run(client, kind):
-    [found] = the_runs(client, kind)
-    return found
+    [run] = the_runs(client, kind)
+    return run
 
 
 def curve(client, run, metric):
@@ -125,9 +125,37 @@ def test_a_curve_is_a_line_of_score_against_length_that_later_sweeps_lengthen(st
     assert curve(client, runs["linear"], "seconds") == [(256, 1.0), (512, 1.0)]
     assert "mlflow.parentRunId" not in runs["linear"].data.tags  # a nested run would be folded away in the UI
     recorded(store, row("linear", 1024, 30.0), row("linear", 512, 9.0), row("linear", 512, 5.0, factor=16.0))
-    lines = [(run.data.params.get("strategy.factor"), curve(client, run, "ppl")) for run in the_runs(client, "curve")
-             if run.data.params["strategy"] == "linear"]  # fmt: skip
+    lines = [
+        (run.data.params.get("strategy.factor"), curve(client, run, "ppl"))
+        for run in the_runs(client, "curve")
+        if run.data.params["strategy"] == "linear"
+    ]
     assert sorted(lines, key=str) == [("16.0", [(512, 5.0)]), ("None", [(256, 7.0), (512, 9.0), (1024, 30.0)])]
+
+
+def test_a_strategy_that_changes_attention_has_one_curve_from_the_trained_length_on(store, client):
+    cells = [replace(random_cell("self_extend", length), limit=3) for length in (128, 512)]
+    assert dict(cells[1].versions).keys() - dict(cells[0].versions).keys() == {"regions"}  # its plan at 128 is none's
+    recorded(store, *((cell, Result(cell.id, "ok", {"ppl": cell.length / 64})) for cell in cells))
+    assert curve(client, the_run(client, "curve"), "ppl") == [(128, 2.0), (512, 8.0)]
+
+
+def test_a_cell_that_was_computed_before_is_recorded_as_such(store, client):
+    before, new = (replace(random_cell("none", length), limit=1) for length in (64, 128))
+    store.save(before, Result(before.id, "ok", {"ppl": 3.0}))
+    computed = Result(new.id, "ok", {"ppl": 4.0})
+    launch.run(Sweep("an-experiment", (before, new), "ropewalk grid"), store, lambda todo: [(new, computed)])
+    cached = {run.data.tags["cell_id"]: run.data.tags["cached"] for run in the_runs(client, "cell")}
+    assert cached == {before.id: "true", new.id: "false"}
+
+
+def test_the_tests_of_a_grid_are_computed_once(store, client, monkeypatch):
+    cell = replace(random_cell("none", 64), limit=1)
+    calls, compute = [], tables.tables
+    monkeypatch.setattr(tables, "tables", lambda rows: calls.append(rows) or compute(rows))
+    row = cell, Result(cell.id, "ok", {"ppl": 4.0})
+    launch.run(Sweep("an-experiment", (cell,), "ropewalk grid"), store, lambda todo: [row])
+    assert len(calls) == 1
 
 
 def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
@@ -139,7 +167,7 @@ def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
         assert curve.info.start_time >= max(run.info.start_time for run in sweeps)
 
 
-def test_a_cell_tells_what_asks_for_it_alone(store, client):
+def test_a_cell_has_the_command_for_it_alone(store, client):
     cells = tuple(replace(random_cell("none", length), limit=1) for length in (256, 512))
     sweep = Sweep("an-experiment", cells, "ropewalk grid length=256,512", ("grid a", "grid b"))
     assert [sweep.command_of(cell) for cell in cells] == ["grid a", "grid b"]
@@ -147,17 +175,17 @@ def test_a_cell_tells_what_asks_for_it_alone(store, client):
     assert sweep.id != replace(sweep, created="2026-11-22T00:00:00+00:00").id
 
 
-def test_cells_of_different_code_are_told(store, client, capsys):
+def test_cells_of_different_code_are_reported(store, client, capsys):
     rows = []
     for length, commit in ((256, "a" * 40), (512, "b" * 40)):
         cell = random_cell("none", length)
-        made = {"code": {"commit": commit, "dirty": commit[0] == "b", "difference": "d1ff"}}
-        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=made)))
+        provenance = {"code": {"commit": commit, "dirty": commit[0] == "b", "difference": "d1ff"}}
+        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0}, provenance=provenance)))
     recorded(store, *rows)
     assert the_run(client, "sweep").data.tags["mixed_code"] == "aaaaaaa: 1 cells; bbbbbbb with changes d1ff: 1 cells"
-    told = Console(width=200)
-    with told.capture() as said:
-        tables.show(told, rows, tables.tables(rows), store)
+    console = Console(width=200)
+    with console.capture() as said:
+        tables.show(console, rows, tables.tables(rows), store)
     assert "computed by different code" in said.get() and "force=true" in said.get()
 
 
@@ -205,9 +233,11 @@ recorded(Store(__import__("pathlib").Path(os.environ["FOLDER"])), (cell, Result(
 
 
 def test_sync_rebuilds_what_mlflow_lacks_and_leaves_the_rest(store, client, capsys, monkeypatch):
-    made = {"at": "2026-11-22T10:00:00+00:00"}
+    provenance = {"at": "2026-11-22T10:00:00+00:00"}
     cells = [replace(random_cell("none", length), limit=1) for length in (128, 256)]
-    rows = [(cell, Result(cell.id, "ok", {"ppl": 3.0}, cost={"seconds": 60.0}, provenance=made)) for cell in cells]
+    rows = [
+        (cell, Result(cell.id, "ok", {"ppl": 3.0}, cost={"seconds": 60.0}, provenance=provenance)) for cell in cells
+    ]
     recorded(store, *rows)
     assert run(["sync", f"store={store.root}"]) == 0 and "in MLflow already, 2 cells" in capsys.readouterr().out
     before = the_run(client, "sweep").info.start_time
@@ -223,6 +253,70 @@ def test_sync_rebuilds_what_mlflow_lacks_and_leaves_the_rest(store, client, caps
     assert len(the_runs(fresh, "curve")) == 1
     assert run(["sync", f"store={store.root / 'nowhere'}"]) == 2
     assert run(["sync", "shop=x"]) == 2
+
+
+def test_sync_records_a_strategy_that_is_gone_without_its_config(store, client, capsys):
+    cells = [replace(random_cell("yarn", length, beta_fast=16.0), limit=1) for length in (256, 512)]
+    gone = replace(cells[1], strategy="gone")
+    recorded(store, *((cell, Result(cell.id, "ok", {"ppl": 3.0})) for cell in (cells[0], gone)))
+    assert run(["sync", f"store={store.root}", "force=true"]) == 1
+    said = capsys.readouterr().out
+    assert "recorded, 2 cells, 1 of them without patched_config.json" in said and "gone" in said
+    runs = {run.data.params["strategy"]: run for run in the_runs(client, "cell")}
+    assert set(runs) == {"yarn", "gone"} and runs["gone"].data.params["strategy.beta_fast"] == "16.0"
+    assert "gone" in runs["gone"].data.tags["patched_config"] and "patched_config" not in runs["yarn"].data.tags
+    files = {name: {f.path for f in client.list_artifacts(runs[name].info.run_id)} for name in runs}
+    assert files["yarn"] - files["gone"] == {"patched_config.json"}
+    assert the_run(client, "sweep").info.status == "FINISHED" and len(the_runs(client, "curve")) == 2
+
+
+def test_sync_records_a_model_that_is_gone_and_draws_its_figures(store, client, capsys):
+    rows = []
+    for length in (256, 512):
+        cell = replace(random_cell("none", length), limit=1)
+        cell = replace(cell, model=replace(cell.model, path=str(store.root / "gone"), shape=()))
+        rows.append((cell, Result(cell.id, "ok", {"ppl": 3.0})))
+    recorded(store, *rows)
+    assert run(["sync", f"store={store.root}", "force=true"]) == 1
+    assert "2 of them without patched_config.json" in capsys.readouterr().out
+    assert [f.path for f in client.list_artifacts(the_run(client, "sweep").info.run_id, "figures")]
+
+
+def test_sync_deletes_nothing_that_it_cannot_rebuild(store, client, capsys, monkeypatch):
+    cell = replace(random_cell("none", 128), limit=1)
+    recorded(store, (cell, Result(cell.id, "ok", {"ppl": 3.0})))
+    before = the_run(client, "cell").info.run_id
+    with monkeypatch.context() as broken:
+        broken.setattr("pipelines.track.rebuild.cell_run", lambda *_: {}["series"])
+        assert run(["sync", f"store={store.root}", "force=true"]) == 1
+    assert "cannot be rebuilt" in capsys.readouterr().out and the_run(client, "cell").info.run_id == before
+    [spec] = store.sweeps()
+    store.save_sweep(spec["id"], {key: value for key, value in spec.items() if key not in ("cells", "checksum")})
+    assert run(["sync", f"store={store.root}", "force=true"]) == 1
+    assert "cannot be read" in capsys.readouterr().out and the_run(client, "cell").info.run_id == before
+    assert len(the_runs(client, "curve")) == 1
+
+
+def test_sync_deletes_the_runs_of_a_sweep_that_is_no_longer_on_disk(store, client, capsys, monkeypatch):
+    def row(strategy, length):
+        cell = replace(random_cell(strategy, length), limit=1)
+        return cell, Result(cell.id, "ok", {"ppl": float(length)})
+
+    recorded(store, row("linear", 256))
+    [remaining] = store.sweeps()
+    recorded(store, row("linear", 512), row("yarn", 512))
+    gone = next(spec for spec in store.sweeps() if spec["id"] != remaining["id"])
+    shutil.rmtree(store.root / "sweeps" / gone["id"])
+    with monkeypatch.context() as shared:
+        shared.setenv("MLFLOW_TRACKING_URI", track.tracking_uri(store))  # others may have their sweeps there
+        assert run(["sync", f"store={store.root}"]) == 0 and len(the_runs(client, "cell")) == 3
+    assert run(["sync", f"store={store.root}"]) == 0 and "no longer on disk, deleted" in capsys.readouterr().out
+    assert the_run(client, "sweep").data.tags["sweep_id"] == remaining["id"]
+    assert the_run(client, "cell").data.params["length"] == "256"
+    assert curve(client, the_run(client, "curve"), "ppl") == [(256, 256.0)]
+    shutil.rmtree(store.root / "sweeps")
+    assert run(["sync", f"store={store.root}"]) == 0
+    assert not any(the_runs(client, kind) for kind in ("sweep", "cell", "curve"))
 
 
 def test_a_tracking_server_of_the_users_wins(store, monkeypatch):

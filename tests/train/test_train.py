@@ -18,13 +18,14 @@ from accelerate import Accelerator
 from support import PROJECT
 from torch import nn
 
+from pipelines.cli.main import run
 from pipelines.records.cells import Refusal
 from pipelines.train import corpus, recipe
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, Watch, rate
 from pipelines.train.recipe import TrainRecipe
 from pipelines.train.retrieval import QUESTION, Retrieval
-from pipelines.train.train import extended_model, main, train
+from pipelines.train.train import extended_model, train
 from rope import patch, strategies
 from rope.config import geometry_of
 
@@ -376,9 +377,8 @@ def test_the_command_line_makes_a_recipe(capsys):
     assert asked.shape["num_hidden_layers"] == 2 and asked.shape["hidden_size"] == 256
     asked = recipe.read(["recipe=extend_tiny", "strategy.beta_fast=16"])
     assert asked.strategy == {"name": "yarn", "beta_fast": 16}
-    assert main(["recipe=unknown"]) == 2
+    assert run(["train", "recipe=unknown"]) == 2
     assert "there are extend_tiny, pi, tiny, yarn" in capsys.readouterr().err
-    assert main(["--help"]) == 0
 
 
 def test_the_published_recipes_are_as_published():

@@ -16,8 +16,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from support import PROJECT
 
+from pipelines.choices.compose import expand
 from pipelines.cli.main import run
-from pipelines.grid import launcher
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.report.statistics import RESAMPLES
@@ -212,8 +212,7 @@ def test_a_text_too_short_says_how_much_is_needed_even_after_another_process():
 @pytest.fixture
 def workbench(store):
     """A bench of the embedded model at 4,096 tokens, 8 times what it was trained on, that runs nothing."""
-    launcher.register()
-    [choice] = launcher.each(["model=tiny", "cluster=cpu", "length=4096", "strategy=linear"])
+    [choice] = expand(["model=tiny", "cluster=cpu", "length=4096", "strategy=linear"])
     return bench.Bench(choice, [], bench.Screening.up_to(12), store, run=lambda cells: iter(()))
 
 
@@ -234,9 +233,8 @@ def test_what_follows_the_length_or_has_no_factor_is_served_as_it_is(workbench):
 
 
 def test_a_study_is_built_with_what_computes_its_cells_and_never_changed(store):
-    launcher.register()
-    [choice] = launcher.each(["model=tiny", "cluster=cpu", "length=640", "strategy=yarn", "limit=12"])
-    request = tune.TuneRequest.of(["tune.trials=3", "tune.batch=null", "strategy.beta_fast=8..64"])
+    [choice] = expand(["model=tiny", "cluster=cpu", "length=640", "strategy=yarn", "limit=12"])
+    request = tune.TuneRequest({"beta_fast": "8..64"}, {"trials": "3", "batch": "null"}, [])
     study = tune.study_of(choice, request, "ropewalk tune", run := (lambda cells: iter(())), 2)
     assert study.bench.run is run and (study.settings.trials, study.settings.batch, study.short) == (3, 2, 512)
     with pytest.raises(FrozenInstanceError):
@@ -268,7 +266,7 @@ def test_halves_are_screened_by_ever_more_documents():
         (["strategy=none"], "no option with a usual range"),
         (["strategy=yarn,linear"], "give each one value"),
         (["strategy=yarn", "limit=8"], "at least 12 documents"),
-        (["strategy=yarn", "tune.speed=9"], "there are tune.trials, tune.sampler"),
+        (["strategy=yarn", "tune.speed=9"], "tune.speed=9: "),
         (["strategy=yarn", "tune.trials=many"], "tune.trials=many: give a whole number"),
         (["strategy=yarn", "tune.sampler=luck"], "tpe, cmaes, nsga2"),
         (["strategy=yarn", "task.part=tune"], "a search sets both itself"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,28 +17,19 @@ from pipelines.tasks import registry
 from pipelines.workers import evaluate
 
 
-def one(cell):
+def result_of(cell):
     [result] = evaluate.evaluate([cell])
     return result
 
 
 def test_a_result_says_what_was_measured_where_and_at_what_cost():
-    result = one(random_cell())
+    result = result_of(random_cell())
     assert result.status == "ok" and result.error is None
     assert result.metrics["ppl"] == pytest.approx(math.exp(result.metrics["nll"]))
     assert len(result.documents) == 2 and len(result.series["nll_by_position"]) == 4
     assert result.cost["seconds"] > 0 and result.cost["peak_bytes"] > 1e6
     assert result.cost["tokens"] == 2 * 127
-    assert result.provenance["torch"] == torch.__version__.split("+")[0] or result.provenance["torch"]
-
-
-def test_options_that_came_later_leave_an_id_as_it_was_until_they_are_used():
-    before = {"name": "perplexity", "text": "pydoc", "bos": None, "last": 32, "buckets": 4}
-    ids = [
-        random_cell(task={**before, **later}).id
-        for later in ({}, {"part": None, "skip": 0}, {"part": "tune", "skip": 0}, {"part": None, "skip": 2})
-    ]
-    assert ids[0] == ids[1] and len(set(ids)) == 3
+    assert result.provenance["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 def test_a_cell_does_not_depend_on_what_ran_before_it():
@@ -45,12 +37,12 @@ def test_a_cell_does_not_depend_on_what_ran_before_it():
     forth = {r.cell_id: r.metrics for r in evaluate.evaluate(cells)}
     back = {r.cell_id: r.metrics for r in evaluate.evaluate(cells[::-1])}
     assert forth == back
-    assert forth[cells[1].id] == one(random_cell("none", 128)).metrics
+    assert forth[cells[1].id] == result_of(random_cell("none", 128)).metrics
 
 
 def test_strategies_differ_beyond_the_trained_length_and_not_at_it():
-    assert one(random_cell("yarn")).metrics == one(random_cell("none")).metrics
-    ppls = {name: one(random_cell(name, 512)).metrics["ppl"] for name in ("none", "linear", "ntk", "yarn")}
+    assert result_of(random_cell("yarn")).metrics == result_of(random_cell("none")).metrics
+    ppls = {name: result_of(random_cell(name, 512)).metrics["ppl"] for name in ("none", "linear", "ntk", "yarn")}
     assert len(set(ppls.values())) == 4
 
 
@@ -60,7 +52,7 @@ def test_the_patched_config_alone_gives_the_scored_numbers(strategy, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     cell = random_cell(strategy, 320, limit=1)
-    result = one(cell)
+    result = result_of(cell)
     (tmp_path / "config.json").write_text(json.dumps(patched_config(cell)))
     fresh = LlamaForCausalLM(LlamaConfig.from_pretrained(tmp_path))
     fresh.load_state_dict(load.model(cell.model, "float32", "cpu").state_dict())
@@ -76,34 +68,38 @@ def text_of(cell):
     return next(iter(text.documents(dict(cell.task.options)["text"])))
 
 
-def test_running_out_of_memory_is_a_finding_and_the_model_is_whole_after_it(monkeypatch):
+def test_running_out_of_memory_is_a_result_that_releases_the_model_and_the_next_cell_is_whole(monkeypatch):
     score = registry.score
-    before = one(random_cell("none")).metrics
+    before = result_of(random_cell("none")).metrics
 
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 GiB")
 
     monkeypatch.setattr(registry, "score", out_of_memory)
-    result = one(random_cell("yarn", 512))
+    model = weakref.ref(load.model(random_cell().model, "float32", "cpu"))
+    result = result_of(random_cell("yarn", 512))
+    assert model() is None, "its memory is free for the next one"
     assert result.status == "oom" and "64 GiB" in result.error_line and not result.metrics
     monkeypatch.setattr(registry, "score", score)
-    assert one(random_cell("none")).metrics == before
+    assert result_of(random_cell("none")).metrics == before
 
 
 def test_an_exception_is_a_failed_result_with_its_traceback(monkeypatch):
     monkeypatch.setattr(registry, "score", lambda *_, **__: 1 / 0)
-    result = one(random_cell())
+    result = result_of(random_cell())
     assert result.status == "failed"
     assert result.error_line == "ZeroDivisionError: division by zero" and "Traceback" in result.error
 
 
 def test_worse_than_guessing_is_diverged_and_what_is_not_finite_is_absent(monkeypatch):
     scores = registry.Scores(
-        metrics={"nll": 9.0, "ppl": math.inf}, series={"nll_by_position": [(1.0, 2.0), (2.0, math.nan)]},
-        documents=[{"index": 0, "nll": math.nan}], digest="d",
-    )  # fmt: skip
+        metrics={"nll": 9.0, "ppl": math.inf},
+        series={"nll_by_position": [(1.0, 2.0), (2.0, math.nan)]},
+        documents=[{"index": 0, "nll": math.nan}],
+        digest="d",
+    )
     monkeypatch.setattr(registry, "score", lambda *_, **__: scores)
-    result = one(random_cell())
+    result = result_of(random_cell())
     assert result.status == "diverged"
     assert result.metrics == {"nll": 9.0} and result.series == {"nll_by_position": [(1.0, 2.0)]}
     assert result.documents == [{"index": 0}]
@@ -112,5 +108,5 @@ def test_worse_than_guessing_is_diverged_and_what_is_not_finite_is_absent(monkey
 def test_a_model_whose_weights_are_gone_fails_in_a_sentence():
     cell = random_cell()
     gone = replace(cell, model=replace(cell.model, path="./gone", shape=()))
-    result = one(gone)
+    result = result_of(gone)
     assert result.status == "invalid" and "gone" in result.error

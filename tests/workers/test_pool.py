@@ -34,9 +34,16 @@ def work(cells):
         if options.get("raises"):
             raise RuntimeError("a stub's exception")
         time.sleep(options.get("seconds", 0.0))
-        told = {"oom": "out of memory", "cuda": "CUDA error: device-side assert triggered"}
+        errors = {"oom": "out of memory", "cuda": "CUDA error: device-side assert triggered"}
         status = {"oom": "oom", "cuda": "failed"}.get(options.get("ends"), "ok")
-        yield Result(cell.id, status, error=told.get(options.get("ends")), provenance={"pid": os.getpid()})
+        yield Result(cell.id, status, error=errors.get(options.get("ends")), provenance={"pid": os.getpid()})
+
+
+def silenced(cells):
+    from pipelines.tasks.scorer import quiet
+
+    with quiet():
+        yield from work(cells)
 
 
 @pytest.fixture
@@ -113,33 +120,54 @@ def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(r
     assert "died as they started" in results[0][1].error
 
 
-@pytest.mark.parametrize("workers", ["pool.Workers('cpu')", "pool.Workers('cpu', count=2)"], ids=["here", "ray"])
-def test_ctrl_c_finishes_what_runs_and_hands_out_no_more(workers):
+@pytest.mark.parametrize(
+    ("workers", "work"),
+    [
+        ("pool.Workers('cpu')", "work"),
+        ("pool.Workers('cpu')", "silenced"),
+        ("pool.Workers('cpu', count=2)", "work"),
+    ],
+    ids=["here", "here, as lm-eval is silenced", "ray"],
+)
+def test_ctrl_c_finishes_what_runs_and_hands_out_no_more(workers, work):
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_pool import pool, stub_cell, work
+from test_pool import pool, silenced, stub_cell, work
 try:
-    for cell, result in pool.run([stub_cell(length=n, seconds=1.0) for n in range(8, 28)], {workers}, work):
+    for cell, result in pool.run([stub_cell(length=n, seconds=1.0) for n in range(8, 28)], {workers}, {work}):
         print(result.status, flush=True)
 except KeyboardInterrupt:
     print("interrupted")
 """
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           start_new_session=True, cwd=PROJECT,
-                           env={**os.environ, "PYTHONPATH": PATHS})  # fmt: skip
-    told = [run.stdout.readline()]  # the first cell is finished, the next ones run
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": PATHS},
+    )
+    lines = [run.stdout.readline()]  # the first cell is finished, the next ones run
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     rest, warned = run.communicate(timeout=60)
-    told += rest.splitlines(keepends=True)
-    assert told[-1] == "interrupted\n" and 2 <= told.count("ok\n") <= 4, (told, warned)
-    assert "Ctrl-C again" in warned
+    lines += rest.splitlines(keepends=True)
+    assert lines[-1] == "interrupted\n" and 2 <= lines.count("ok\n") <= 4, (lines, warned)
+    assert "Finishing running cells; Ctrl-C again aborts" in warned
 
 
-@pytest.mark.parametrize("given", [
-    {"count": 0}, {"device": "cuda", "gpus": 1.5}, {"device": "cuda", "gpus": 0.0}, {"timeout": 0.0}, {"retries": -1},
-    {"cpus": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"count": 0},
+        {"device": "cuda", "gpus": 1.5},
+        {"device": "cuda", "gpus": 0.0},
+        {"timeout": 0.0},
+        {"retries": -1},
+        {"cpus": 0},
+    ],
+)
 def test_impossible_workers_are_refused(given):
     with pytest.raises(Refusal, match="give"):
         pool.Workers(**given)

@@ -1,0 +1,67 @@
+"""`ropewalk grid`: its command line."""
+
+from __future__ import annotations
+
+from pipelines.cli import arguments
+from pipelines.cli.arguments import Options, Parser, Verbs
+
+DESCRIPTION = """
+Measures every combination of the values given, shows a table with what is not chance, and records all in MLflow.
+Finished cells are only read, failed ones tried again. Without any override it runs a first grid (experiment=first).
+  ropewalk grid model=smollm2 strategy=none,yarn length=8192,16384 task=perplexity limit=1
+  ropewalk grid strategy=none,yarn yarn.beta_fast=16,32 length=2048 limit=8
+  ropewalk grid model=smollm2 task=niah_single_1 length=4096,10240 strategy=none,yarn limit=4
+"""
+
+
+def add(verbs: Verbs) -> None:
+    parser = arguments.add_verb(
+        verbs,
+        "grid",
+        "measure every combination of strategy x length x task, in a table and in MLflow",
+        DESCRIPTION,
+        run,
+        usage="[OPTIONS] [KEY=VALUE[,VALUE...] ...]",
+        details=arguments.override_details,
+        composed=True,
+    )
+    add_inspection(parser)
+
+
+def add_inspection(parser: Parser) -> None:
+    """The options that show what Hydra composes, in place of running it."""
+    kinds = ("job", "hydra", "all")
+    parser.add_argument("--cfg", "-c", choices=kinds, metavar="job|hydra|all", help="only show the composed config")
+    parser.add_argument("--package", "-p", metavar="KEY", help="of --cfg: only this part, such as strategy")
+    parser.add_argument("--resolve", action="store_true", help="of --cfg: with interpolations resolved")
+    topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    about = f"show what Hydra knows: {', '.join(topics)}"
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics, metavar="TOPIC", help=about)
+    parser.add_argument("--hydra-help", action="store_true", help="show Hydra's own groups, such as hydra/launcher")
+
+
+def inspected(options: Options) -> bool:
+    """Show what one of these options asks for; False where none is given."""
+    if not (options.cfg or options.info or options.hydra_help):
+        return False
+    from pipelines.choices import compose
+    from pipelines.grid.launcher import with_default
+
+    overrides = with_default(arguments.overrides(options))
+    with compose.hydra(overrides) as (hydra, located):
+        if options.cfg:
+            hydra.show_cfg("config", located, options.cfg, options.package, options.resolve)
+        elif options.info:
+            hydra.show_info(options.info, "config", located)
+        else:
+            hydra.hydra_help("config", options.parser, Options(overrides=[]))
+    return True
+
+
+def run(options: Options) -> int:
+    if inspected(options):
+        return 0
+    from pipelines.grid.launcher import run_grid
+
+    rows = run_grid(arguments.overrides(options), command=options.command)
+    return 0 if all(result.finished for _, result in rows) else 1

@@ -1,0 +1,119 @@
+"""MLflow brought to what the results on disk say; nothing is computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.choices.sweep import Sweep
+from pipelines.records.cells import Cell, Refusal, distinct
+from pipelines.records.numbers import duration
+from pipelines.records.results import Store
+from pipelines.report import tables
+from pipelines.track.cell_runs import cell_run
+from pipelines.track.curve_runs import prune_curves
+from pipelines.track.database import connect, has_own_database, search
+from pipelines.track.studies import StudyTracker, runs_of
+from pipelines.track.sweeps import Tracker, forget, recorded
+
+UNREADABLE = (ValueError, KeyError, TypeError)
+"""What a file of a version that we cannot read any more raises."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of one sweep or study. complete: whether MLflow now has all that can be expected of it."""
+
+    label: str
+    text: str
+    complete: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.text}"
+
+
+def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
+    """Record every sweep and study that MLflow lacks, or has in part, or all of them anew (`force`).
+
+    Sweeps that are no longer on disk are deleted from the store's own database, with their points of the curves; on
+    a server of the user's, other stores may have theirs.
+
+    Raises:
+        Refusal: there is nothing on disk, and no database.
+    """
+    specs, studies = list(store.sweeps()), list(store.studies())
+    if not specs and not studies and not (store.root / "mlflow.db").exists():
+        raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
+    client = connect(store)
+    sweeps, cells = [], dict[str, Cell]()
+    for spec in specs:
+        try:
+            sweep = Sweep.of(spec)
+        except UNREADABLE as error:
+            yield Rebuilt(str(spec.get("command", "a sweep")), f"cannot be read, left as it is: {error!r}", False)
+        else:
+            sweeps.append(sweep)
+            cells |= {cell.id: cell for cell in sweep.cells}
+    files = {path.parent.name for path in store.root.glob("sweeps/*/sweep.json")}
+    if has_own_database():
+        yield from _pruned(client, files)
+        if len(files) == len(sweeps):  # of a sweep that cannot be read, nobody knows which points are its own
+            for experiment in client.search_experiments():
+                prune_curves(client, experiment.name, store, cells)
+    start = time.monotonic()
+    for number, sweep in enumerate(sweeps, 1):
+        rebuilt = _sweep(client, sweep, store, force=force)
+        left = (time.monotonic() - start) / number * (len(sweeps) - number)
+        text = f"{rebuilt.text}  left {duration(left)}" if left else rebuilt.text
+        yield Rebuilt(f"{number}/{len(sweeps)}  {rebuilt.label}", text, rebuilt.complete)
+    for study in studies:
+        yield _study(client, study, store, force=force)
+
+
+def _pruned(client: Any, on_disk: set[str]) -> Iterator[Rebuilt]:
+    for experiment in client.search_experiments():
+        for run in search(client, experiment.name, "tags.`ropewalk.kind` = 'sweep'"):
+            if run.data.tags["sweep_id"] not in on_disk and run.info.status != "RUNNING":
+                forget(client, experiment.name, run.data.tags["sweep_id"])
+                yield Rebuilt(run.info.run_name, "no longer on disk, deleted")
+
+
+def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
+    results = {cell.id: result for cell in distinct(sweep.cells) if (result := store.read(cell.id)) is not None}
+    expected = sum(len(sweep.bearing(cell_id)) for cell_id in results)
+    present = recorded(client, sweep)
+    if present is None:
+        return Rebuilt(sweep.label, "running, left alone")
+    if present == expected and not force:
+        return Rebuilt(sweep.label, f"in MLflow already, {present} cells")
+    try:  # everything is built before anything is deleted
+        runs = [[cell_run(cell, result) for cell in sweep.bearing(cell_id)] for cell_id, result in results.items()]
+        rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
+        shown = tables.tables(rows)
+    except UNREADABLE as error:
+        return Rebuilt(sweep.label, f"cannot be rebuilt, left as it is: {error!r}", complete=False)
+    forget(client, sweep.experiment, sweep.id)
+    with Tracker.open(sweep, store, client) as tracker:
+        for bearing in runs:
+            # Computed before the sweep began: recalled by it.
+            cached = str(bearing[0].result.provenance.get("at", "")) < sweep.created
+            tracker.write(bearing, cached=cached)
+        tracker.conclude(rows, shown)
+    reasons = [run.lost for bearing in runs for run in bearing if run.lost]
+    lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"
+    return Rebuilt(sweep.label, f"recorded, {expected} cells{lost if reasons else ''}", not reasons)
+
+
+def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool) -> Rebuilt:
+    label, trials, runs = f"{study['label']}, a search", study["trials"], runs_of(client, study["id"])
+    if any(run.info.status == "RUNNING" for run in runs):
+        return Rebuilt(label, "running, left alone")
+    if len(runs) == len(trials) + 1 and not force:
+        return Rebuilt(label, f"in MLflow already, {len(trials)} trials")
+    with StudyTracker.open(store, study, client) as tracker:
+        for trial in trials:
+            tracker.record(trial, None)
+        tracker.conclude(study, store.study(study["id"]))
+    return Rebuilt(label, f"recorded, {len(trials)} trials")
