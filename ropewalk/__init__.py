@@ -19,15 +19,14 @@ What cannot be done is refused before it begins, with a ValueError (of measureme
 to give instead. docs/python.md walks through all of it. Importing this loads neither torch nor transformers.
 """
 
-from importlib.metadata import version
-
 from pipelines.records.cells import Cell, Refusal, Result
+from pipelines.records.provenance import version
 from rope.geometry import Geometry
 from ropewalk.experiment import grid, load_results, score
 from ropewalk.plans import ENGINES, STRATEGIES, StrategyPlan, apply, export, geometry_of, patched, plan
 from ropewalk.results import Results, compare
 
-__version__ = version("ropewalk")
+__version__ = version()
 
 __all__ = [
     "ENGINES",

@@ -99,9 +99,9 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         return _refuse(f"there is no command {verb!r}; {hint}there are {', '.join(VERBS)} (ropewalk --help)")
     if "--version" in words:
-        from importlib.metadata import version
+        from pipelines.records.provenance import version
 
-        print(f"ropewalk {version('ropewalk')}")
+        print(f"ropewalk {version()}")
         return 0
     options, extra = parser().parse_known_args(words)
     if options.shell_completion:

@@ -18,6 +18,14 @@ PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "tokenizers")
 """Packages whose version may change a number."""
 
 
+def version() -> str:
+    """ropewalk's version as installed; where the code runs from a folder that nothing installed, `not installed`."""
+    try:
+        return importlib.metadata.version("ropewalk")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @lru_cache(maxsize=1)
 def code() -> dict[str, Any]:
     """The git commit that computes; where the tree differs from it, `dirty` and a digest of the difference.

@@ -367,7 +367,7 @@ def test_half_precision_rounds_and_no_more(name):
     assert logits(model, ids(150), of(model, name, 150, **OPTIONS[name])).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_gpu_gives_the_same(name):
     pairwise = plan(name, GEOMETRY, 700, **OPTIONS[name] | {"logn": True})
@@ -401,8 +401,6 @@ def test_no_tensor_holds_all_pairs(name, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- one fused kernel a region
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
 
 @pytest.fixture
@@ -515,7 +513,7 @@ def test_where_no_kernel_can_be_compiled_it_goes_by_blocks_of_scores_with_one_wa
     pairwise, given = plan("rerope", GEOMETRY, 300), states(300)
     with pytest.warns(UserWarning, match="no fused kernel .*on CPU.*slower") as warned:  # torch lacks its log-sum-exps
         result = [attention.RegionAttention(pairwise)(torch.nn.Module(), *given, None)[0] for _ in range(2)]
-    assert len(warned) == 1
+    assert sum("no fused kernel" in str(warning.message) for warning in warned) == 1
     assert all(torch.equal(each, by_blocks(pairwise, *given)) for each in result)
 
 
@@ -539,7 +537,7 @@ def test_the_fused_path_is_taken_where_it_can_be_and_pays(monkeypatch):
     assert not fused.pays(*states(2000))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("queries", [3000, 1500])
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_gpu_gives_the_same_by_one_kernel_per_region(name, queries):
@@ -560,7 +558,7 @@ def test_a_gpu_gives_the_same_by_one_kernel_per_region(name, queries):
             assert (apart.norm(dim=-1) <= 8 * off * wanted.norm(dim=-1).clip(min=0.1)).all()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", REGIONS)
 def test_on_a_gpu_no_tensor_holds_one_heads_scores(name):
     length = 16_384
@@ -572,7 +570,7 @@ def test_on_a_gpu_no_tensor_holds_one_heads_scores(name):
     assert torch.cuda.max_memory_allocated() - before < length**2  # half of them, in bfloat16
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_model_on_a_gpu_gives_the_same_by_one_kernel_per_region(name, monkeypatch):
     model, tokens = llama().cuda(), ids(1500, batch=2).cuda()

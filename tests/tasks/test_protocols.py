@@ -326,6 +326,7 @@ def greedy(model, ids):
     return said[: said.index(END)] if END in said else said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "protocol, write, examples, trials, length",
     [

@@ -189,6 +189,7 @@ def test_cells_of_different_code_are_reported(store, client, capsys):
     assert "computed by different code" in said.get() and "force=true" in said.get()
 
 
+@pytest.mark.slow
 def test_runs_of_a_killed_process_are_closed_and_those_of_a_living_one_left(store, client):
     script = """
 import os, signal
@@ -209,6 +210,7 @@ with track.Tracker.open(Sweep("an-experiment", (random_cell("none", 128),), "rop
         assert sorted(run.info.status for run in the_runs(client, "sweep")) == ["KILLED", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_four_processes_may_meet_at_a_store_that_is_not_there_yet(store):
     script = """
 import os

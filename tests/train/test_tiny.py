@@ -40,6 +40,7 @@ def test_twice_the_trained_length_breaks_it_and_yarn_repairs_it():
     assert metrics("yarn", 1024, "perplexity")["ppl"] < 1.15 * whole
 
 
+@pytest.mark.slow
 def test_strategies_stand_in_the_order_that_is_published():
     none, linear, ntk, yarn = (
         metrics(s, 2048, "perplexity", limit=2)["ppl"] for s in ("none", "linear", "ntk", "yarn")
@@ -47,6 +48,7 @@ def test_strategies_stand_in_the_order_that_is_published():
     assert none > linear > ntk > yarn
 
 
+@pytest.mark.slow
 def test_it_finds_a_passkey_within_its_trained_length_and_not_beyond():
     assert metrics("none", 512, "passkey")["acc"] > 0.95
     assert metrics("none", 2048, "passkey", limit=1)["acc"] < 0.2

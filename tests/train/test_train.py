@@ -98,6 +98,7 @@ def test_one_seed_gives_one_curve(small):
     assert first.curve != other.curve
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_curve(small, place):
     changes = {"steps": 200, "save_every": 20}
     whole = train(small("whole", **changes))

@@ -78,6 +78,7 @@ def test_a_free_worker_prefers_its_own_model_then_one_nobody_serves():
     assert schedule.next_for(0) is None
 
 
+@pytest.mark.slow
 def test_ray_workers_share_the_cells_and_replace_the_dead(ray_workers, tmp_path):
     marks = {"folder": str(tmp_path)}
     cells = [stub_cell(length=n, seconds=0.05) for n in range(10, 16)]
@@ -94,6 +95,7 @@ def test_ray_workers_share_the_cells_and_replace_the_dead(ray_workers, tmp_path)
     assert not pids & {results[cell].provenance["pid"] for cell in spent}
 
 
+@pytest.mark.slow
 def test_a_thousand_cells_end_as_they_should_and_none_runs_again_after_success(ray_workers, tmp_path):
     """One in a hundred dies (half of them for good), one raises, one takes too long."""
     marks = {"folder": str(tmp_path)}
@@ -110,6 +112,7 @@ def test_a_thousand_cells_end_as_they_should_and_none_runs_again_after_success(r
     assert "cluster.timeout=1" in late.error
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(ray_workers):
     class Unborn:
         def __reduce__(self):
@@ -120,6 +123,7 @@ def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(r
     assert "died as they started" in results[0][1].error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "work"),
     [
@@ -179,6 +183,7 @@ def test_a_cluster_is_sent_code_and_the_embedded_model_and_no_results(tmp_path):
     assert sorted(pool._left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
 
 
+@pytest.mark.slow
 def test_standing_workers_stay_from_one_batch_to_the_next(ray_workers, tmp_path):
     with pool.standing(ray_workers, work) as batch:
         first = list(batch([stub_cell(length=length, seconds=0.2) for length in (32, 64, 128)]))
