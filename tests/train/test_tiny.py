@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 from support import PROJECT
 
 from pipelines.choices.config import Cluster, Device, ModelChoice, Workbench
