@@ -211,7 +211,7 @@ def unknown(composed: DictConfig, key: str) -> Refusal:
     known = [str(name) for name in where if name != "hydra"] if isinstance(where, DictConfig) else []
     close = difflib.get_close_matches(leaf, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return Refusal(f"{key}: no such option; {hint}{parent or 'at the top'} has {', '.join(known) or 'none'}")
+    return Refusal(f"{key}: no such option; {hint}{parent or 'the top level'} has {', '.join(known) or 'none'}")
 
 
 def _names(overrides: Sequence[str]) -> dict[str, set[str]]:
@@ -244,6 +244,16 @@ def _located(overrides: Sequence[str]) -> list[str]:
         if group == "strategy" and ".yaml" in value:
             files = [config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in value.split(",")]
             located.append(f"strategy={','.join(files)}")
+        elif group == "task" and "," in value:
+            for name in value.split(","):
+                if name and name not in names["task"]:
+                    config.named_task(name)
+            located.append(override)
+        elif group == "model" and "," in value and (paths := [path for path in value.split(",") if "/" in path]):
+            raise Refusal(
+                f"model={value}: a folder, file or hub id such as {paths[0]} stands alone; for several in one grid "
+                "write a file for each, like conf/model/smollm2.yaml, and give their names"
+            )
         elif group not in ("model", "task") or "," in value or value in names[group] or not value:
             located.append(override)
         elif group == "task":
@@ -252,6 +262,9 @@ def _located(overrides: Sequence[str]) -> list[str]:
             path = path.resolve()
             name = path.stem if path.suffix == ".gguf" else path.name
             located += ["model=local", f"model.path='{path}'", f"model.name='{name}'"]
+        elif "/" not in value and (close := difflib.get_close_matches(value, names["model"], n=1, cutoff=0.8)):
+            known = ", ".join(sorted(names["model"]))
+            raise Refusal(f"model={value}: unknown model; did you mean {close[0]}? there are {known}, or give a folder")
         else:
             located += ["model=local", f"model.path='{value}'", f"model.name='{value}'"]
     return located

@@ -114,6 +114,12 @@ def strategy_file(path: Path) -> str:
     return name
 
 
+def named_task(name: str) -> None:
+    """Make a task of lm-eval known to Hydra under its own name, as conf/task/lm_eval.yaml is for a single one."""
+    node = {"name": name, "num_fewshot": None}
+    ConfigStore.instance().store(group="task", name=name, node=node, provider="ropewalk")
+
+
 def typed(override: str) -> str:
     """An override as it can be typed again: a strategy out of a file by its path."""
     key, _, name = override.partition("=")

@@ -111,10 +111,14 @@ def sorted_out(choices: Iterable[Workbench]) -> tuple[list[Cell], list[Invalid]]
 
 
 def _label(choice: Workbench) -> str:
-    """As Cell.label, of what was asked for."""
-    strategy = {**choice.strategy, **({} if choice.factor is None else {"factor": choice.factor})}
-    name, task = str(strategy.pop("name")), choice.task["name"]
-    return label(choice.model.name, name, frozen(strategy), choice.length, task)
+    """As Cell.label, of a choice that is no cell: its strategy may be unknown, or its options out of range."""
+    given = dict(choice.strategy)
+    name = str(given.pop("name"))
+    try:
+        given = _strategy_options(name, given, choice.factor)
+    except Refusal:
+        given |= {} if choice.factor is None else {"factor": choice.factor}
+    return label(choice.model.name, name, frozen(given), choice.length, choice.task["name"])
 
 
 def cell_of(choice: Workbench) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 from pipelines.cli import arguments
@@ -31,8 +32,8 @@ def run(options: Options) -> int:
     """Become the MLflow server. Returns only where there is nothing to show."""
     own, ports = arguments.own_keys(options)
     port, *rest = ports or ["5000"]
-    if rest or not port.isdigit():
-        raise Refusal(f"{rest[0] if rest else port}: ropewalk ui takes one port and store=FOLDER")
+    if rest or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise Refusal(f"{rest[0] if rest else port}: ropewalk ui takes one port, from 1 to 65535, and store=FOLDER")
     from pipelines.records.results import Store
     from pipelines.track import tracking_uri
 
@@ -40,6 +41,12 @@ def run(options: Options) -> int:
     uri = tracking_uri(store)
     if uri.startswith("sqlite:") and not (store.root / "mlflow.db").is_file():
         raise Refusal(f"there are no runs in {store.root} yet; start with `ropewalk grid`")
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("127.0.0.1", int(port)))
+    except OSError as error:
+        raise Refusal(f"port {port}: {error.strerror}; give a free one, such as ropewalk ui 5001") from error
     print(f"starting; then open http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     address = ["--host", "127.0.0.1", "--port", port]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address])

@@ -65,7 +65,7 @@ def main(choice: Workbench, options: ExamineOptions) -> int:
     if not only:
         _log(f"recorded: {record.record(result, Store.at(choice.store))}")
     if written:
-        _log(f"corrected: {', '.join(map(str, written))}")
+        _log(f"written: {', '.join(map(str, written))}")
     return result.exit_code
 
 

@@ -202,9 +202,9 @@ def headline(cell: Cell, result: Result) -> str:
 
 
 def _value(cell: Cell, result: Result) -> str:
-    if not result.metrics:
+    if not (measured := _measured(cell, result)):
         return result.status
-    first, *rest = _measured(cell, result)
+    first, *rest = measured
     value = _with_error(result, first)
     value += f" ({', '.join(number(result.metrics[name]) for name in rest)})" if rest else ""
     return value if result.status == "ok" else f"{value} {result.status}"

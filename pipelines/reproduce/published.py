@@ -5,6 +5,7 @@ A row's `values` is one string, so that every digit stays as it was printed: `3.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -252,7 +253,9 @@ def table(name: str) -> PublishedTable:
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise Refusal(f"published={name}: there is none of that name; there are {', '.join(names())}")
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise Refusal(f"published={name}: there is none of that name; {hint}there are {', '.join(names())}")
     try:
         return from_values({"name": name, **schema.read(path)})
     except (ValueError, TypeError) as error:

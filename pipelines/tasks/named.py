@@ -47,9 +47,9 @@ def find(name: str, ours: Iterable[str] = ()) -> Path:
     if name in groups:
         some = f", such as {', '.join(members)}" if members else ""
         raise Refusal(f"task {name} is a group of lm-eval's tasks: name one task{some}; commas make a grid")
-    close = difflib.get_close_matches(name, [*ours, *tasks], n=3, cutoff=0.7) or members
+    close = difflib.get_close_matches(name, list(dict.fromkeys([*ours, *tasks])), n=3, cutoff=0.7) or members
     hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists what there is"
-    raise Refusal(f"unknown task {name}; ours are {' and '.join(ours)}, all others are lm-eval's: {hint}")
+    raise Refusal(f"unknown task {name}; ours are {', '.join(ours)}, all others are lm-eval's: {hint}")
 
 
 @lru_cache(maxsize=1)

@@ -87,7 +87,7 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
     if present is None:
         return Rebuilt(sweep.label, "running, left alone")
     if present == expected and not force:
-        return Rebuilt(sweep.label, f"in MLflow already, {present} cells")
+        return Rebuilt(sweep.label, f"in MLflow already, {present} cell{'' if present == 1 else 's'}")
     try:  # everything is built before anything is deleted
         runs = [[cell_run(cell, result) for cell in sweep.bearing(cell_id)] for cell_id, result in results.items()]
         rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
@@ -103,7 +103,9 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
         tracker.conclude(rows, shown)
     reasons = [run.lost for bearing in runs for run in bearing if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"
-    return Rebuilt(sweep.label, f"recorded, {expected} cells{lost if reasons else ''}", not reasons)
+    return Rebuilt(
+        sweep.label, f"recorded, {expected} cell{'' if expected == 1 else 's'}{lost if reasons else ''}", not reasons
+    )
 
 
 def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool) -> Rebuilt:

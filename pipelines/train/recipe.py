@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -172,6 +173,11 @@ def published(name: str) -> dict[str, Any]:
     """
     path = CONF / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONF.glob("*.yaml")))
-        raise Refusal(f"recipe={name}: there is none of that name; there are {known}, or add {path.name} to conf/train")
+        known = sorted(file.stem for file in CONF.glob("*.yaml"))
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise Refusal(
+            f"recipe={name}: there is none of that name; {hint}there are {', '.join(known)}, "
+            f"or add {path.name} to conf/train"
+        )
     return schema.read(path)

@@ -183,7 +183,11 @@ def space_of(
     kinds = strategies.kinds_of(strategy)
     searched = dict(ranges) or {name: text for name, text in usual.items() if name not in fixed}
     if not searched:
-        have = f"its options: {', '.join(kinds)}; give LOW..HIGH" if kinds else "it has none"
+        have = (
+            f"its options: {', '.join(kinds)}; give LOW..HIGH"
+            if kinds
+            else "it has no options at all, so give another strategy"
+        )
         raise Refusal(f"strategy {strategy} has no option with a usual range left to search; {have}")
     dimensions, curves = [], []
     for name, text in searched.items():

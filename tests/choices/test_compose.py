@@ -97,6 +97,22 @@ def test_a_model_that_is_no_name_is_a_path_or_a_hub_id(tmp_path):
         assert (choice.model.path, choice.model.name) == (path, name)
 
 
+def test_tasks_of_lm_eval_make_a_grid_and_are_the_cells_that_each_is_alone():
+    both = expand(["task=perplexity,wikitext,gsm8k", "length=64"])
+    alone = expand(["task=gsm8k", "length=64"])
+    assert [choice.task["name"] for choice in both] == ["perplexity", "wikitext", "gsm8k"]
+    assert both[2].task == alone[0].task
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [("model=tiny,models/tiny", "models/tiny stands alone"), ("model=smolm2", "did you mean smollm2?")],
+)
+def test_a_model_that_cannot_be_meant_is_refused_before_it_is_looked_for(override, sentence):
+    with pytest.raises(Refusal, match=sentence.replace("?", r"\?")):
+        expand([override, "length=64"])
+
+
 def test_a_task_that_is_no_name_is_one_of_lm_evals():
     assert expand([*SMALL, "task=passkey"])[0].task["name"] == "passkey"
     assert expand([*SMALL, "task=wikitext"])[0].task["name"] == "wikitext"

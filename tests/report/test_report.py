@@ -32,6 +32,12 @@ def rows(task="perplexity", **values):
     return pairs
 
 
+def test_a_result_without_any_headline_shows_its_status():
+    [(cell, result)] = [pair for pair in rows(none=(10.0, 54.0)) if pair[0].length == 512]
+    [shown] = tables.tables([(cell, replace(result, metrics={"another": 1.0}))])
+    assert shown.rows == [["none", "ok"]]
+
+
 def test_a_table_has_a_row_a_strategy_and_a_column_a_length():
     [shown] = tables.tables(rows(none=(10.0, 54.0), yarn=(10.0, None)))
     title, header, body = shown.title, shown.header, shown.rows

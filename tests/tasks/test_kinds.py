@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from support import PROJECT
 
 from pipelines.records.cells import Refusal
@@ -67,8 +68,18 @@ def test_no_other_room_switches_on_the_name_of_a_task(room):
 
 def test_every_own_task_can_be_chosen_and_scored():
     for name, task in registry.OWN.items():
-        assert (PROJECT / "conf" / "task" / f"{name}.yaml").is_file()
-        assert (Path(registry.__file__).parent / f"{task.yaml(task.options)}.yaml").is_file()
+        conf = PROJECT / "conf" / "task" / f"{name}.yaml"
+        assert conf.is_file(), f"write {conf.relative_to(PROJECT)}: name, and each option with its default # meaning"
+        chosen = {option: value for option, value in yaml.safe_load(conf.read_text()).items() if option != "name"}
+        defaults = {
+            option: list(value) if isinstance(value, tuple) else value for option, value in task.options.items()
+        }
+        assert chosen == defaults, f"{conf.relative_to(PROJECT)} and the options of {name}.py differ"
+        scored = Path(registry.__file__).parent / f"{task.yaml(task.options)}.yaml"
+        assert scored.is_file(), f"write {scored.relative_to(PROJECT)}: include, task, process_results, metric_list"
+        text = scored.read_text()
+        assert f"!function pipelines.tasks.{name}.measure" in text, f"{scored.name}: process_results is {name}.measure"
+        assert f"version: {task.version}\n" in text, f"{scored.name}: metadata.version is {task.version}, the class's"
         assert set(task.hashed) <= set(task.options)
     assert registry.kind("wikitext") is named.KIND
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -333,6 +334,16 @@ def test_the_ui_without_results_says_what_to_do_first(tmp_path, capsys):
     assert run(["ui", "5001", "5002"]) == 2
     assert run(["ui", "--help"]) == 0 and "PORT" in capsys.readouterr().out
     assert issubclass(Refusal, ValueError)
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "taken"])
+def test_the_ui_refuses_a_port_that_it_cannot_have(store, client, capsys, port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = str(other.getsockname()[1])
+        assert run(["ui", taken if port == "taken" else port, f"store={store.root}"]) == 2
+    assert ("in use" if port == "taken" else "1 to 65535") in capsys.readouterr().err
 
 
 def test_only_a_driver_imports_mlflow():
