@@ -138,7 +138,7 @@ def cell_of(choice: Workbench) -> Cell:
 
 
 def cell_for(
-    planned: Planned, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
+    planned: PlanChoice, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
 ) -> Cell:
     """Plans of a model and a task (its name and options) as a cell.
 
@@ -166,7 +166,7 @@ def cell_for(
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanChoice:
     """What a choice of model, strategy and length comes to, whatever is measured with it."""
 
     model: Model
@@ -181,7 +181,7 @@ class Planned:
         return strategy_label(self.strategy, self.options)
 
 
-def planned_of(choice: Workbench) -> Planned:
+def planned_of(choice: Workbench) -> PlanChoice:
     """The plans of one choice, computed from the model's config alone.
 
     Raises:
@@ -199,7 +199,7 @@ def planned_of(choice: Workbench) -> Planned:
         raise
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
-    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
+    return PlanChoice(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
 @lru_cache(maxsize=64)

@@ -113,7 +113,7 @@ def test_a_cell_whose_model_or_strategy_is_another_by_now_is_refused(store, caps
         (["model=models/tiny", "length=1024", "--to", "transformers", "out=models/tiny"], "the model itself, which"),
         (["model=random", "strategy=yarn", "length=1024", "--to", "vllm", "out=models/tiny"], "something else than"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_command_line_is_refused_in_a_sentence(store, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(PROJECT)
     assert run(["export", *arguments]) == 2
@@ -141,14 +141,27 @@ def logits(model, length):
 @pytest.mark.parametrize("strategy", ["yarn", "ntk", "dynamic_ntk", "resonance", "truncated"])
 def test_an_exported_folder_gives_our_logits(store, random_folder, tmp_path, strategy, engine):
     length, out = 640, tmp_path / "out"
-    choice = chosen("model=local", f"model.path={random_folder}", "model.name=t", f"strategy={strategy}",
-                    f"length={length}")  # fmt: skip
+    choice = chosen(
+        "model=local", f"model.path={random_folder}", "model.name=t", f"strategy={strategy}", f"length={length}"
+    )
     model = AutoModelForCausalLM.from_pretrained(random_folder, dtype=torch.float32).eval()
     with patched(model, cell_of(choice).plans):
         ours = logits(model, length)
     for _ in range(2):  # and once more over the first
-        assert run(["export", f"model={random_folder}", f"strategy={strategy}", f"length={length}", "--to", engine,
-                    f"out={out}"]) == 0  # fmt: skip
+        assert (
+            run(
+                [
+                    "export",
+                    f"model={random_folder}",
+                    f"strategy={strategy}",
+                    f"length={length}",
+                    "--to",
+                    engine,
+                    f"out={out}",
+                ]
+            )
+            == 0
+        )
     served = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(served, length), ours, atol=1e-5, rtol=0)
     assert (logits(model, length) - ours).abs().max() > 1e-3
@@ -198,16 +211,24 @@ def gguf_file(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("gguf") / "small.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    for name, value in (("block_count", 1), ("context_length", 512), ("embedding_length", 64),
-                        ("attention.head_count", 2), ("rope.dimension_count", 32)):  # fmt: skip
+    for name, value in (
+        ("block_count", 1),
+        ("context_length", 512),
+        ("embedding_length", 64),
+        ("attention.head_count", 2),
+        ("rope.dimension_count", 32),
+    ):
         writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.rope.freq_base", 10_000.0)
     writer.add_string("llama.rope.scaling.type", "linear")
     writer.add_float32("llama.rope.scaling.factor", 2.0)
     writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
     weights = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-    writer.add_tensor("token_embd.weight", gguf.quantize(weights, gguf.GGMLQuantizationType.Q8_0),
-                      raw_dtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+    writer.add_tensor(
+        "token_embd.weight",
+        gguf.quantize(weights, gguf.GGMLQuantizationType.Q8_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+    )
     writer.add_tensor("rope_freqs.weight", np.full(16, 3.0, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -221,8 +242,10 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
     import gguf
 
     out = tmp_path / "out"
-    assert run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp",
-                f"out={out}"]) == 0  # fmt: skip
+    assert (
+        run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp", f"out={out}"])
+        == 0
+    )
     told = capsys.readouterr().out
     assert "in the place of llama.rope.scaling.type" in told and "rope_freqs.weight of small.gguf" in told
     (copy,) = out.glob("*.gguf")
@@ -245,8 +268,14 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
 
 
 def test_a_hub_models_config_is_written_alone(store, capsys, tmp_path, monkeypatch):
-    config = {"model_type": "llama", "head_dim": 32, "hidden_size": 64, "num_attention_heads": 2, "rope_theta": 1e4,
-              "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "head_dim": 32,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 512,
+    }
     described = (Model("owner/name", "owner/name", "main", fingerprint="owner/name@1"), config)
     monkeypatch.setattr(find, "describe", lambda model: described)
     out = tmp_path / "out"
@@ -264,6 +293,12 @@ def test_words_need_no_torch(tmp_path):
         "code = run(['export', 'model=models/tiny', 'strategy=yarn', 'length=2048', '--to', 'all']); "
         "print(code, [name for name in ('torch', 'transformers', 'ray', 'lm_eval') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True,
-                         env={**os.environ, "ROPEWALK_STORE": str(tmp_path)})  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=True,
+        env={**os.environ, "ROPEWALK_STORE": str(tmp_path)},
+    )
     assert ran.stdout.splitlines()[-1] == "0 []"

@@ -28,8 +28,11 @@ def told(capsys, *arguments):
 def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsys):
     found = told(capsys, "strategy=none,yarn", "length=512,1024")
     assert [(one["strategy"], one["length"]) for one in found] == [
-        ("none", 512), ("none", 1024), ("yarn", 512), ("yarn", 1024),
-    ]  # fmt: skip
+        ("none", 512),
+        ("none", 1024),
+        ("yarn", 512),
+        ("yarn", 1024),
+    ]
     yarn, native = plan("yarn", RANDOM, 1024), RANDOM.native(2)
     last = found[-1]
     assert last["attention_factor"] == yarn.attention_factor
@@ -58,8 +61,10 @@ def test_lists_and_single_layers_arrive(capsys):
     assert found["name"] == "factors factors=[1, ... 4.5: 8 numbers]"
     found = told(capsys, "strategy=per_layer", "strategy.layers={0: 2, 1: {factor: 4}}", "factor=8", "length=512")
     assert [(one["layers"], one["largest_stretch"]) for one in found] == [
-        ("all", pytest.approx(8)), ("all[0]", pytest.approx(2)), ("all[1]", pytest.approx(4)),
-    ]  # fmt: skip
+        ("all", pytest.approx(8)),
+        ("all[0]", pytest.approx(2)),
+        ("all[1]", pytest.approx(4)),
+    ]
 
 
 def test_a_zero_frequency_has_no_wavelength_in_json(capsys):

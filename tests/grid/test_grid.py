@@ -69,8 +69,10 @@ def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
     for cell in cells:
         assert cell.data.metrics["perplexity/ppl"] > 1 and cell.data.metrics["perplexity/ppl_stderr"] > 0
         assert {a.path for a in client.list_artifacts(cell.info.run_id)} == {
-            "patched_config.json", "inv_freq.json", "result.json",
-        }  # fmt: skip
+            "patched_config.json",
+            "inv_freq.json",
+            "result.json",
+        }
         assert cell.inputs.dataset_inputs[0].dataset.digest
     yarn = next(c for c in cells if (c.data.params["strategy"], c.data.params["length"]) == ("yarn", "384"))
     patched = json.loads(Path(client.download_artifacts(yarn.info.run_id, "patched_config.json")).read_text())

@@ -89,9 +89,13 @@ def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
         "print([name for name in heavy if name in sys.modules], code)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=True,
         env={"PATH": str(Path(sys.executable).parent), "ROPEWALK_STORE": str(tmp_path), "HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert "40 cells: " in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[] 0"
 
