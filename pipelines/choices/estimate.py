@@ -159,11 +159,11 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, CellWork], dict[str, str]]:
                 seen[key] = _work(cell)
             except Refusal as reason:
                 seen[key] = str(reason)
-        found = seen[key]
-        if isinstance(found, str):
-            refused[cell.id] = found
+        counted = seen[key]
+        if isinstance(counted, str):
+            refused[cell.id] = counted
         else:
-            work[cell.id] = found
+            work[cell.id] = counted
     return work, refused
 
 
@@ -238,7 +238,7 @@ def largest(shape: Shape, cell: Cell, room: int) -> int:
 
 @lru_cache(maxsize=2)
 def capacity(device: str) -> int | None:
-    """Bytes of this machine's memory, or of its smallest GPU; None where that cannot be told, as of a cluster."""
+    """Bytes of this machine's memory, or of its smallest GPU; None where that is not known, as of a cluster."""
     if "RAY_ADDRESS" in os.environ:
         return None
     if device == "cuda":
@@ -249,8 +249,8 @@ def capacity(device: str) -> int | None:
     except (ValueError, OSError, AttributeError):
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.is_file() else "max"
-    return min(machine, int(told)) if told.isdigit() else machine
+    entry = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, int(entry)) if entry.isdigit() else machine
 
 
 def _seconds(
@@ -297,9 +297,9 @@ def growth(length: float) -> float:
 
 def total(values: Iterable[Number | None]) -> Number | None:
     """The sum; None where any of it is not known."""
-    told = list(values)
-    known = [value for value in told if value is not None]
-    return sum(known) if len(known) == len(told) else None
+    terms = list(values)
+    known = [value for value in terms if value is not None]
+    return sum(known) if len(known) == len(terms) else None
 
 
 def sentence(todo: Sequence[Cell], store: Store) -> str:

@@ -120,7 +120,7 @@ def _listed(cells: Sequence[Cell]) -> list[str]:
         own |= {"model": cell.model.fingerprint, **{f"task.{name}": value for name, value in cell.task.options}}
         own |= {f"version.{name}": value for name, value in cell.versions}
         settings.append({name: "null" if value is None else option_text(value) for name, value in own.items()})
-    names = {name for one in settings for name in one}
+    names = {name for own in settings for name in own}
     lines = []
     for cell, own in zip(cells, settings, strict=True):
         rivals = [other for rival, other in zip(cells, settings, strict=True) if rival.label == cell.label]

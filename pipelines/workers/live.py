@@ -76,7 +76,7 @@ def score(
     tokenizer.model_max_length = sys.maxsize
     choice = {"name": task.name, **registry.options_of(task, limit)}
     dtype, device = str(model.dtype).removeprefix("torch."), model.device.type
-    cells = [cell_for(one, choice, limit=limit, seed=seed, dtype=dtype, device=device) for one in plans]
+    cells = [cell_for(plan, choice, limit=limit, seed=seed, dtype=dtype, device=device) for plan in plans]
     todo = sorted(distinct(cells), key=lambda cell: -cell.length)
     results: dict[str, Result] = {}
     with _evaluating(model):
