@@ -51,7 +51,7 @@ def measured(store, *overrides):
     return cell
 
 
-def test_a_cell_is_found_by_its_id_the_beginning_of_it_and_its_name(store, capsys):
+def test_a_cell_is_selected_by_its_id_a_prefix_of_it_or_its_label(store, capsys):
     cell = measured(store, "model=random", "strategy=yarn", "factor=8", "length=1024")
     measured(store, "model=random", "strategy=linear", "length=1024")
     outputs = set()
@@ -182,7 +182,7 @@ def test_a_random_model_is_exported_with_its_weights(store, tmp_path):
     torch.testing.assert_close(logits(served, 512), ours, atol=1e-5, rtol=0)
 
 
-def test_every_engine_at_once_tells_what_cannot_be_said(store, capsys):
+def test_every_engine_at_once_lists_what_is_not_supported(store, capsys):
     asked = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
     assert run([*asked, "all"]) == 0
     told = capsys.readouterr().out

@@ -91,7 +91,9 @@ def test_equal_plans_are_computed_once_and_shown_for_each(finished):
 def test_a_second_launch_computes_nothing(finished, monkeypatch):
     store, _ = finished
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
-    monkeypatch.setattr(pool, "run", lambda cells, workers, work=None: iter(()) if not cells else pytest.fail("ran"))
+    monkeypatch.setattr(
+        pool, "run", lambda cells, workers, evaluator=None: iter(()) if not cells else pytest.fail("ran")
+    )
     with terminal.console.capture() as told:
         assert run(["grid", *GRID]) == 0
     assert "4 finished before, 0 to run" in told.get()
@@ -110,8 +112,8 @@ def test_what_ran_before_does_not_change_a_number(store):
     assert len(seen[0]) == 3 and seen[0] == seen[1]
 
 
-def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatch):
-    def one_fails(cells, workers, work=None):
+def test_a_failed_cell_is_reported_with_its_log_and_stops_no_other(store, monkeypatch):
+    def one_fails(cells, workers, evaluator=None):
         for number, cell in enumerate(cells):
             if number:
                 yield cell, Result(cell.id, "ok", metrics={"ppl": 3.0}, cost={"seconds": 1.0})
@@ -131,7 +133,7 @@ def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatc
 
 
 def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, monkeypatch):
-    def stopped(cells, workers, work=None):
+    def stopped(cells, workers, evaluator=None):
         raise KeyboardInterrupt
         yield
 
@@ -141,7 +143,7 @@ def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, m
     assert "4 to run" in told.get() and "browser" not in told.get() and "results:" not in told.get()
 
 
-def test_tables_are_made_once(finished, monkeypatch):
+def test_tables_are_written_once(finished, monkeypatch):
     from pipelines.report import tables
 
     store, _ = finished
@@ -178,7 +180,7 @@ def test_a_stock_launcher_runs_the_same_grid(store):
     assert len(cells) == 2
 
 
-def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monkeypatch):
+def test_the_time_left_comes_from_the_cells_and_not_from_the_start_of_workers(monkeypatch):
     cells = [stub_cell(length=length) for length in (1024, 1023, 1022)]  # of nearly the same work
     progress, started = launch._Progress(cells), 1000.0
     progress.start = started
@@ -190,7 +192,7 @@ def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monk
     assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
 
 
-def test_no_time_is_told_while_no_cell_has_told_its_own():
+def test_no_time_is_shown_before_a_cell_has_finished():
     cells = [stub_cell(length=length) for length in (1024, 1023)]
     with terminal.console.capture() as told:
         launch._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))

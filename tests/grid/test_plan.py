@@ -70,7 +70,7 @@ def test_one_bad_cell_does_not_hide_the_others(store):
     assert not store.root.exists()
 
 
-def test_a_cell_that_does_not_fit_is_foretold(store, monkeypatch):
+def test_a_cell_that_does_not_fit_is_announced_before_the_run(store, monkeypatch):
     monkeypatch.setattr("pipelines.choices.estimate.capacity", lambda device: 1_300_000_000)
     with terminal.console.capture() as captured:
         assert run(["plan", *SMALL, "model.shape.hidden_size=4096", "length=384"]) == 0
@@ -124,7 +124,9 @@ def test_a_grid_says_before_it_runs_what_it_will_take(store, monkeypatch):
     from pipelines.workers import pool
 
     monkeypatch.setattr(
-        pool, "run", lambda cells, workers, work=None: ((c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells)
+        pool,
+        "run",
+        lambda cells, workers, evaluator=None: ((c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells),
     )
     with terminal.console.capture() as captured:
         assert run(["grid", *SMALL, "length=384"]) == 0
