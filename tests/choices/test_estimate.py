@@ -95,9 +95,9 @@ LLAMA2_7B = Shape(4096, 11008, 32, 32, 4096, 4096, 32000, False)
 )
 def test_memory_is_what_was_measured(shape, dtype, length, rows, gib):
     """Peak allocations of decoder and chunked head, random weights, one H100, torch 2.11, transformers 5.17."""
-    told = estimate.peak(shape, cell(dtype=dtype, device="cuda"), length, rows * length)
+    result = estimate.peak(shape, cell(dtype=dtype, device="cuda"), length, rows * length)
     # A GPU in float32 has no fused attention for grouped queries: memory grows with the square of the length.
-    assert told / 2**30 == pytest.approx(gib, rel=0.2 if gib < 1 else 0.06)
+    assert result / 2**30 == pytest.approx(gib, rel=0.2 if gib < 1 else 0.06)
 
 
 def test_a_config_without_a_width_or_with_experts_has_no_estimate():
@@ -106,11 +106,11 @@ def test_a_config_without_a_width_or_with_experts_has_no_estimate():
 
 
 def test_the_largest_length_fits_and_a_longer_one_does_not():
-    asked, room = cell(dtype="bfloat16", device="cuda"), 80 * 2**30
-    longest = estimate.largest(LLAMA3_8B, asked, room)
-    assert estimate.peak(LLAMA3_8B, asked, longest, longest) <= room
-    assert estimate.peak(LLAMA3_8B, asked, longest * 1.02, longest * 1.02) > room
-    assert estimate.largest(LLAMA3_8B, asked, 2**30) == 0
+    request, room = cell(dtype="bfloat16", device="cuda"), 80 * 2**30
+    longest = estimate.largest(LLAMA3_8B, request, room)
+    assert estimate.peak(LLAMA3_8B, request, longest, longest) <= room
+    assert estimate.peak(LLAMA3_8B, request, longest * 1.02, longest * 1.02) > room
+    assert estimate.largest(LLAMA3_8B, request, 2**30) == 0
 
 
 @pytest.mark.parametrize("model", [TINY, RANDOM], ids=lambda model: model.name)

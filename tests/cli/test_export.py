@@ -72,9 +72,9 @@ def test_an_unknown_cell_is_refused_with_the_last_ones(store, capsys):
     failed = replace(cells[0], seed=7)
     store.save(failed, Result(failed.id, "failed", error="no"))
     assert run(["export", "zzz", "--to", "vllm"]) == 2
-    told = capsys.readouterr().err
-    assert "there is no finished cell 'zzz'" in told and failed.id not in told
-    assert all(f"{cell.id}  {cell.label}" in told for cell in cells)
+    output = capsys.readouterr().err
+    assert "there is no finished cell 'zzz'" in output and failed.id not in output
+    assert all(f"{cell.id}  {cell.label}" in output for cell in cells)
     assert run(["export", "random: yarn @1024 perplexity", "--to", "vllm"]) == 0
     other = replace(cells[0], limit=3)
     store.save(other, Result(other.id, "ok"))
@@ -183,25 +183,25 @@ def test_a_random_model_is_exported_with_its_weights(store, tmp_path):
 
 
 def test_every_engine_at_once_lists_what_is_not_supported(store, capsys):
-    asked = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
-    assert run([*asked, "all"]) == 0
-    told = capsys.readouterr().out
-    assert "exllama: not possible. ExLlamaV2 does not support an attention factor of 1.13863" in told
+    request = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
+    assert run([*request, "all"]) == 0
+    output = capsys.readouterr().out
+    assert "exllama: not possible. ExLlamaV2 does not support an attention factor of 1.13863" in output
     root = store.root / "exports" / "tiny_yarn_2048"
     assert {folder.name for folder in root.iterdir()} == set(ENGINES) - {"exllama"}
-    line = next(line for line in told.splitlines() if "vllm serve" in line).strip()
+    line = next(line for line in output.splitlines() if "vllm serve" in line).strip()
     words = shlex.split(line)
     assert Path(words[2]).resolve() == PROJECT / "models" / "tiny"
     assert json.loads(words[4])["rope_parameters"]["factor"] == 4.0
-    assert run([*asked, "exllama"]) == 2 and run([*asked, "exllama,vllm"]) == 1
+    assert run([*request, "exllama"]) == 2 and run([*request, "exllama,vllm"]) == 1
     assert run(["export", "model=models/tiny", "strategy=self_extend", "length=2048", "--to", "all"]) == 2
     assert "closest supported alternative is a frequency strategy, such as yarn" in capsys.readouterr().out
 
 
 def test_a_list_needs_a_gguf_file_for_llama_cpp(store, capsys):
     assert run(["export", "model=models/tiny", "strategy=truncated", "length=1024", "--to", "llama.cpp"]) == 2
-    told = capsys.readouterr().out
-    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the closest" in told
+    output = capsys.readouterr().out
+    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the closest" in output
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +246,10 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
         run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp", f"out={out}"])
         == 0
     )
-    told = capsys.readouterr().out
-    assert "in the place of llama.rope.scaling.type" in told and "rope_freqs.weight of small.gguf" in told
+    output = capsys.readouterr().out
+    assert "in the place of llama.rope.scaling.type" in output and "rope_freqs.weight of small.gguf" in output
     (copy,) = out.glob("*.gguf")
-    assert f"llama-server -m {copy} -c 2048" in told
+    assert f"llama-server -m {copy} -c 2048" in output
     found, before = gguf.GGUFReader(copy), gguf.GGUFReader(gguf_file)
     tensors = {tensor.name: tensor for tensor in found.tensors}
     assert (tensors["token_embd.weight"].data == before.tensors[0].data).all()
@@ -279,11 +279,11 @@ def test_a_hub_models_config_is_written_alone(store, capsys, tmp_path, monkeypat
     described = (Model("owner/name", "owner/name", "main", fingerprint="owner/name@1"), config)
     monkeypatch.setattr(find, "describe", lambda model: described)
     out = tmp_path / "out"
-    asked = ["export", "model=owner/name", "strategy=yarn", "length=2048", f"out={out}", "--to"]
-    assert run([*asked, "transformers"]) == 0
+    request = ["export", "model=owner/name", "strategy=yarn", "length=2048", f"out={out}", "--to"]
+    assert run([*request, "transformers"]) == 0
     assert json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
     assert f'from_pretrained("owner/name", config=AutoConfig.from_pretrained("{out}"))' in capsys.readouterr().out
-    assert run([*asked, "vllm"]) == 0
+    assert run([*request, "vllm"]) == 0
     assert "vllm serve owner/name --hf-overrides" in capsys.readouterr().out
 
 

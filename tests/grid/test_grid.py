@@ -34,10 +34,10 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     patch.setenv("ROPEWALK_STORE", str(root))
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
     patch.undo()
-    return Store(root), told.get()
+    return Store(root), output.get()
 
 
 def runs(store, kind):
@@ -49,11 +49,11 @@ def runs(store, kind):
 
 
 def test_a_grid_ends_in_a_table_and_the_way_to_the_ui(finished):
-    store, told = finished
-    assert "6 cells: 2 duplicates (same plan and text), 0 finished before, 4 to run" in told
-    assert "strategy" in told and "yarn" in told and "384" in told
-    assert told.count("ok ") >= 4 and "left" in told
-    assert "ropewalk ui" in told and told.splitlines()[-1] == f"results: {store.root}"
+    store, output = finished
+    assert "6 cells: 2 duplicates (same plan and text), 0 finished before, 4 to run" in output
+    assert "strategy" in output and "yarn" in output and "384" in output
+    assert output.count("ok ") >= 4 and "left" in output
+    assert "ropewalk ui" in output and output.splitlines()[-1] == f"results: {store.root}"
 
 
 def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
@@ -94,18 +94,18 @@ def test_a_second_launch_computes_nothing(finished, monkeypatch):
     monkeypatch.setattr(
         pool, "run", lambda cells, workers, evaluator=None: iter(()) if not cells else pytest.fail("ran")
     )
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
-    assert "4 finished before, 0 to run" in told.get()
+    assert "4 finished before, 0 to run" in output.get()
 
 
 def test_what_ran_before_does_not_change_a_number(store):
     lengths = (512, 320, 448)
-    asked = [*SMALL, "strategy=dynamic_ntk", "strategy.rule=transformers", "factor=2", "force=true"]
+    request = [*SMALL, "strategy=dynamic_ntk", "strategy.rule=transformers", "factor=2", "force=true"]
     seen = []
     for order in (lengths, lengths[::-1]):
         for length in order:
-            assert run(["grid", *asked, f"length={length}"]) == 0
+            assert run(["grid", *request, f"length={length}"]) == 0
         seen.append(
             {p.parent.name: json.loads(p.read_text())["result"]["metrics"] for p in store.root.glob("cells/*/*")}
         )
@@ -121,15 +121,15 @@ def test_a_failed_cell_is_reported_with_its_log_and_stops_no_other(store, monkey
                 yield cell, Result(cell.id, "failed", error="Traceback\n  ...\nRuntimeError: broken pipe")
 
     monkeypatch.setattr(pool, "run", one_fails)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 1
-    assert "RuntimeError: broken pipe" in told.get() and "error.txt" in told.get()
-    assert "5 ok, 1 failed." in told.get()
+    assert "RuntimeError: broken pipe" in output.get() and "error.txt" in output.get()
+    assert "5 ok, 1 failed." in output.get()
     monkeypatch.undo()
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
-    assert "1 to run" in told.get()
+    assert "1 to run" in output.get()
 
 
 def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, monkeypatch):
@@ -138,9 +138,9 @@ def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, m
         yield
 
     monkeypatch.setattr(pool, "run", stopped)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 130
-    assert "4 to run" in told.get() and "browser" not in told.get() and "results:" not in told.get()
+    assert "4 to run" in output.get() and "browser" not in output.get() and "results:" not in output.get()
 
 
 def test_tables_are_written_once(finished, monkeypatch):
@@ -192,8 +192,8 @@ def test_the_time_left_comes_from_the_cells_and_not_from_the_start_of_workers(mo
     assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
 
 
-def test_no_time_is_shown_before_a_cell_has_finished():
+def test_no_time_left_is_shown_before_a_cell_has_succeeded():
     cells = [stub_cell(length=length) for length in (1024, 1023)]
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         launch._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
-    assert "1/2  failed" in told.get() and "left" not in told.get()
+    assert "1/2  failed" in output.get() and "left" not in output.get()

@@ -471,7 +471,7 @@ def test_a_request_of_the_harness_that_does_not_fit_is_refused(lm, by_name):
         scores(lm, a_task("colours"), 8)
 
 
-def test_every_task_of_the_harness_has_a_yaml_that_matches():
+def test_tasks_of_the_harness_are_located_by_their_yaml():
     assert named.find("wikitext").name == "wikitext.yaml"
     assert named.find("niah_single_1").parent.name == "ruler"
     found, groups = named._index()
