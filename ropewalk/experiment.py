@@ -55,7 +55,7 @@ def score(
     Raises:
         Refusal: something cannot be measured; nothing has run then.
     """
-    from pipelines.choices.sweep import Planned
+    from pipelines.choices.sweep import PlanChoice
     from pipelines.report import tables
     from pipelines.workers import live
 
@@ -84,7 +84,7 @@ def score(
         live.score(
             model,
             tokenizer,
-            [Planned(described.model, geometries, p.strategy, frozen(p.options), p.length, p.plans) for p in plans],
+            [PlanChoice(described.model, geometries, p.strategy, frozen(p.options), p.length, p.plans) for p in plans],
             Task(task, frozen(task_options)),
             limit=limit,
             seed=seed,

@@ -19,12 +19,21 @@ PROJECT = Path(__file__).resolve().parent.parent
 # imported by the command line and the public names alone.
 ROOMS = [
     "rope",
-    "pipelines.records", "pipelines.models", "pipelines.tasks", "pipelines.choices", "pipelines.workers",
-    "pipelines.report", "pipelines.track",
-    "pipelines.grid", "pipelines.doctor", "pipelines.tune", "pipelines.reproduce", "pipelines.train",
+    "pipelines.records",
+    "pipelines.models",
+    "pipelines.tasks",
+    "pipelines.choices",
+    "pipelines.workers",
+    "pipelines.report",
+    "pipelines.track",
+    "pipelines.grid",
+    "pipelines.doctor",
+    "pipelines.tune",
+    "pipelines.reproduce",
+    "pipelines.train",
     "pipelines.cli",
     "ropewalk",
-]  # fmt: skip
+]
 WINGS = {"pipelines.grid", "pipelines.doctor", "pipelines.tune", "pipelines.reproduce", "pipelines.train"}
 FLOORS = 9
 
@@ -47,20 +56,33 @@ OWNERS = {
     "pandas": {"pipelines.report", "ropewalk.results"},
     "psutil": {"pipelines.track.database"},
     "ray": {"pipelines.workers.pool"},
-    "rich": {"pipelines.report", "pipelines.track.launch", "pipelines.grid", "pipelines.doctor",
-        "pipelines.reproduce", "pipelines.cli",
+    "rich": {
+        "pipelines.report",
+        "pipelines.track.launch",
+        "pipelines.grid",
+        "pipelines.doctor",
+        "pipelines.reproduce",
+        "pipelines.cli",
     },
     "scipy": {"pipelines.report.statistics"},
     "tokenizers": {"pipelines.models", "pipelines.train.corpus"},
     "torch": {
-        "rope.attention", "rope.fused", "rope.patch", "rope.rotation", "pipelines.models.load",
-        "pipelines.tasks.scorer", "pipelines.workers.evaluate", "pipelines.workers.live", "pipelines.doctor",
-        "pipelines.train", "ropewalk.plans",
+        "rope.attention",
+        "rope.fused",
+        "rope.patch",
+        "rope.rotation",
+        "pipelines.models.load",
+        "pipelines.tasks.scorer",
+        "pipelines.workers.evaluate",
+        "pipelines.workers.live",
+        "pipelines.doctor",
+        "pipelines.train",
+        "ropewalk.plans",
     },
     "transformers": {"rope.attention", "pipelines.models.load", "pipelines.train.train"},
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
     "yaml": {"pipelines.choices", "pipelines.doctor.rules", "pipelines.train.recipe"},
-}  # fmt: skip
+}
 
 FILES = sorted(p for folder in ("rope", "pipelines", "ropewalk") for p in (PROJECT / folder).rglob("*.py"))
 CODE_LINES = 300

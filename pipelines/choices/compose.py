@@ -184,12 +184,12 @@ def _unreached(key: str, composed: Sequence[DictConfig], names: dict[str, set[st
     """The sentence for an option that none of the configs has."""
     head, _, option = key.partition(".")
     group = next(group for group in OPTIONED if head == group or head in names[group])
-    chosen = {str(one.hydra.runtime.choices[group]): one for one in composed}
+    chosen = {str(config.hydra.runtime.choices[group]): config for config in composed}
     if head != group and head not in chosen:
         return Refusal(f"{key}: {group} {head} is not among those given: {', '.join(chosen)}")
     if head != group or len(chosen) == 1:
         return unknown(chosen.get(head, composed[0]), f"{group}.{option}")
-    known = [name for one in chosen.values() for name in one[group] if name != "name"]
+    known = [name for config in chosen.values() for name in config[group] if name != "name"]
     close = difflib.get_close_matches(option, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return Refusal(f"{key}: no {group} of those given has this option ({', '.join(chosen)}){hint}")

@@ -97,7 +97,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Work:
+class CellWork:
     """What a cell takes. forwards, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
 
     A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
@@ -147,10 +147,10 @@ class Load:
     fits: int | None
 
 
-def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
+def survey(cells: Iterable[Cell]) -> tuple[dict[str, CellWork], dict[str, str]]:
     """Each cell's work by its id; and of those whose text or task refuses them, the reason."""
-    work, refused = dict[str, Work](), dict[str, str]()
-    seen: dict[Any, Work | str] = {}
+    work, refused = dict[str, CellWork](), dict[str, str]()
+    seen: dict[Any, CellWork | str] = {}
     # Task by task: the text that one encodes is still remembered for the next length.
     for cell in sorted(cells, key=lambda cell: (cell.model.name, cell.task.name, cell.length)):
         key = (cell.model, cell.task, cell.length, cell.limit)
@@ -159,22 +159,22 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, Work], dict[str, str]]:
                 seen[key] = _work(cell)
             except Refusal as reason:
                 seen[key] = str(reason)
-        found = seen[key]
-        if isinstance(found, str):
-            refused[cell.id] = found
+        counted = seen[key]
+        if isinstance(counted, str):
+            refused[cell.id] = counted
         else:
-            work[cell.id] = found
+            work[cell.id] = counted
     return work, refused
 
 
-def _work(cell: Cell) -> Work:
+def _work(cell: Cell) -> CellWork:
     tokenizer = find.plain_tokenizer(cell.model)
     forwards = registry.forwards(cell.task, tokenizer, length=cell.length, limit=cell.limit)
     rows = max(1, min(forwards or 1, BATCH_TOKENS // cell.length))
-    return Work(forwards, None if forwards is None else forwards * cell.length, rows * cell.length)
+    return CellWork(forwards, None if forwards is None else forwards * cell.length, rows * cell.length)
 
 
-def loads(cells: Sequence[Cell], work: Mapping[str, Work], store: Store) -> list[Load]:
+def loads(cells: Sequence[Cell], work: Mapping[str, CellWork], store: Store) -> list[Load]:
     """One load for each model, dtype and device class of these cells."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
@@ -183,7 +183,7 @@ def loads(cells: Sequence[Cell], work: Mapping[str, Work], store: Store) -> list
     return [_load(group, work, measured) for group in groups.values()]
 
 
-def _load(cells: Sequence[Cell], work: Mapping[str, Work], measured: Sequence[tuple[Any, Any]]) -> Load:
+def _load(cells: Sequence[Cell], work: Mapping[str, CellWork], measured: Sequence[tuple[Any, Any]]) -> Load:
     first = cells[0]
     _, config, _ = geometry_for(first.model)
     shape = Shape.of(config)
@@ -238,7 +238,7 @@ def largest(shape: Shape, cell: Cell, room: int) -> int:
 
 @lru_cache(maxsize=2)
 def capacity(device: str) -> int | None:
-    """Bytes of this machine's memory, or of its smallest GPU; None where that cannot be told, as of a cluster."""
+    """Bytes of this machine's memory, or of its smallest GPU; None where that is not known, as of a cluster."""
     if "RAY_ADDRESS" in os.environ:
         return None
     if device == "cuda":
@@ -249,12 +249,12 @@ def capacity(device: str) -> int | None:
     except (ValueError, OSError, AttributeError):
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.is_file() else "max"
-    return min(machine, int(told)) if told.isdigit() else machine
+    entry = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, int(entry)) if entry.isdigit() else machine
 
 
 def _seconds(
-    cell: Cell, work: Work, shape: Shape | None, measured: Sequence[tuple[Any, Any]]
+    cell: Cell, work: CellWork, shape: Shape | None, measured: Sequence[tuple[Any, Any]]
 ) -> tuple[float | None, str]:
     if work.tokens is None:
         return None, f"task {cell.task.name} without a limit: how many forwards it takes is not known before it runs"
@@ -297,9 +297,9 @@ def growth(length: float) -> float:
 
 def total(values: Iterable[Number | None]) -> Number | None:
     """The sum; None where any of it is not known."""
-    told = list(values)
-    known = [value for value in told if value is not None]
-    return sum(known) if len(known) == len(told) else None
+    terms = list(values)
+    known = [value for value in terms if value is not None]
+    return sum(known) if len(known) == len(terms) else None
 
 
 def sentence(todo: Sequence[Cell], store: Store) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.choices.sweep import Planned
+from pipelines.choices.sweep import PlanChoice
 from pipelines.records.cells import thawed
 from rope import theory
 from rope.geometry import ALL_LAYERS, Geometry, Plan, layers_of
@@ -60,12 +60,12 @@ class Outlook:
         return f"{self.name}{layers} @{self.length:,}"
 
 
-def outlooks_of(planned: Planned) -> list[Outlook]:
+def outlooks_of(planned: PlanChoice) -> list[Outlook]:
     """What is said of every plan of one choice: one for each layer type, and for layers with plans of their own."""
     return [_outlook(planned, layers, plan, planned.geometries[layers_of(layers)[0]]) for layers, plan in planned.plans]
 
 
-def _outlook(planned: Planned, layers: str, plan: Plan, geometry: Geometry) -> Outlook:
+def _outlook(planned: PlanChoice, layers: str, plan: Plan, geometry: Geometry) -> Outlook:
     trained = geometry.trained_length
     # within a bounded window no distance is longer than those of training
     length = min(planned.length, trained) if bounded(layers) else planned.length

@@ -22,9 +22,9 @@ from rope.geometry import Geometry, Plans, layers_of
 
 @dataclass(frozen=True)
 class Sweep:
-    """One launch of a grid: its cells in the order they were asked for. Equal cells stand in it as often as asked.
+    """One launch of a grid: its cells in the order requested, duplicates included.
 
-    command: what was typed; commands: for each cell what asks for it alone.
+    command: what was typed; commands: for each cell the command for that cell alone.
     code: version of the code that launched it (provenance.code).
     """
 
@@ -44,8 +44,8 @@ class Sweep:
 
     @property
     def id(self) -> str:
-        told = [self.created, self.command, *(cell.id for cell in self.cells)]
-        return f"{self.created[:19].replace(':', '')}-{digest_of(told)[:6]}"
+        parts = [self.created, self.command, *(cell.id for cell in self.cells)]
+        return f"{self.created[:19].replace(':', '')}-{digest_of(parts)[:6]}"
 
     @property
     def label(self) -> str:
@@ -55,7 +55,7 @@ class Sweep:
         return f"{model}: {strategy} @{length}: {task}"[:200]
 
     def bearing(self, cell_id: str) -> list[Cell]:
-        """The ways in which the sweep asked for one cell: yarn and none at the trained length are two."""
+        """The choices that give one cell: yarn and none at the trained length are two."""
         return list({(c.strategy, c.options): c for c in self.cells if c.id == cell_id}.values())
 
     def spec(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def cell_of(choice: Workbench) -> Cell:
 
 
 def cell_for(
-    planned: Planned, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
+    planned: PlanChoice, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
 ) -> Cell:
     """Plans of a model and a task (its name and options) as a cell.
 
@@ -170,7 +170,7 @@ def cell_for(
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanChoice:
     """What a choice of model, strategy and length comes to, whatever is measured with it."""
 
     model: Model
@@ -185,7 +185,7 @@ class Planned:
         return strategy_label(self.strategy, self.options)
 
 
-def planned_of(choice: Workbench) -> Planned:
+def planned_of(choice: Workbench) -> PlanChoice:
     """The plans of one choice, computed from the model's config alone.
 
     Raises:
@@ -203,19 +203,19 @@ def planned_of(choice: Workbench) -> Planned:
         raise
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
-    return Planned(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
+    return PlanChoice(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
 @lru_cache(maxsize=64)
-def geometry_for(asked: Model) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
+def geometry_for(requested: Model) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
     """A model with its fingerprint, its config as plain data, and its geometry by layer type.
 
     Raises:
         Refusal: the model is not there, or has no rotary embedding that we can read.
     """
-    model, config = find.describe(asked)
+    model, config = find.describe(requested)
     try:
-        return model, config, geometry_of(config, asked.trained_length)
+        return model, config, geometry_of(config, requested.trained_length)
     except ValueError as error:
         raise Refusal(f"model {model.name}: {error}") from error
 
@@ -279,15 +279,15 @@ def full_options(cell: Cell) -> dict[str, Any]:
     return {**strategies.options_of(cell.strategy), **dict(cell.options)}
 
 
-def device_of(asked: Device) -> str:
-    """The device class that a choice comes to here. Refusal: a GPU is asked for and none is visible."""
-    if asked is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
+def device_of(requested: Device) -> str:
+    """The device class that a choice comes to here. Refusal: a GPU is requested and none is visible."""
+    if requested is Device.cuda and "RAY_ADDRESS" not in os.environ and not visible_gpus():
         raise Refusal(
             "cluster.device=cuda: no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
             "name a Ray cluster in RAY_ADDRESS, or give cluster=cpu"
         )
-    if asked is not Device.auto:
-        return str(asked.value)
+    if requested is not Device.auto:
+        return str(requested.value)
     return "cuda" if visible_gpus() else "cpu"
 
 
@@ -299,8 +299,8 @@ def visible_gpus() -> int:
     return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
 
 
-def dtype_of(asked: Dtype, device: str) -> str:
+def dtype_of(requested: Dtype, device: str) -> str:
     """The dtype that a choice comes to on a device class."""
-    if asked is not Dtype.auto:
-        return str(asked.value)
+    if requested is not Dtype.auto:
+        return str(requested.value)
     return "bfloat16" if device == "cuda" else "float32"

@@ -191,8 +191,8 @@ class _Completer:
         key, sign, value = prefix.partition("=")
         if sign:
             before = value.rpartition(",")
-            found = meanings.values(key) if self.composed and key in meanings.GROUPS else self._published(key)
-            return [f"{key}={before[0]}{before[1]}{name}" for name in found]
+            values = meanings.values(key) if self.composed and key in meanings.GROUPS else self._published(key)
+            return [f"{key}={before[0]}{before[1]}{name}" for name in values]
         names = [key.name for key in self.keys]
         if self.composed:
             names += [*meanings.GROUPS, *(key.name for key in meanings.top_keys())]

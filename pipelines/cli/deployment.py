@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from pipelines.choices.config import Workbench
-from pipelines.choices.sweep import Planned, geometry_for, planned_of
+from pipelines.choices.sweep import PlanChoice, geometry_for, planned_of
 from pipelines.models import copies, find, header, load
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, option_text
@@ -78,7 +78,7 @@ def main(request: ExportRequest) -> int:
     return 2 if unsupported == len(request.engines) else int(bool(unsupported) and not request.all_engines)
 
 
-def _measured(name: str, store: Store) -> tuple[Planned, str]:
+def _measured(name: str, store: Store) -> tuple[PlanChoice, str]:
     """What a finished cell ran, and its id; refused where its strategy gives other frequencies by now."""
     cell = _cell(name, store)
     model, _, geometries = geometry_for(cell.model)
@@ -93,7 +93,7 @@ def _measured(name: str, store: Store) -> tuple[Planned, str]:
         raise Refusal(
             f"cell {cell.id} was measured with an older {cell.strategy}, whose frequencies differ; run it again"
         )
-    return Planned(model, geometries, cell.strategy, cell.options, cell.length, cell.plans), cell.id
+    return PlanChoice(model, geometries, cell.strategy, cell.options, cell.length, cell.plans), cell.id
 
 
 def _cell(name: str, store: Store) -> Cell:
@@ -120,7 +120,7 @@ def _listed(cells: Sequence[Cell]) -> list[str]:
         own |= {"model": cell.model.fingerprint, **{f"task.{name}": value for name, value in cell.task.options}}
         own |= {f"version.{name}": value for name, value in cell.versions}
         settings.append({name: "null" if value is None else option_text(value) for name, value in own.items()})
-    names = {name for one in settings for name in one}
+    names = {name for own in settings for name in own}
     lines = []
     for cell, own in zip(cells, settings, strict=True):
         rivals = [other for rival, other in zip(cells, settings, strict=True) if rival.label == cell.label]
@@ -129,7 +129,7 @@ def _listed(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _deployment(planned: Planned, engine: str) -> Deployment:
+def _deployment(planned: PlanChoice, engine: str) -> Deployment:
     _, config, _ = geometry_for(planned.model)
     options, source = dict(planned.options), find.locate(planned.model)
     try:
@@ -146,7 +146,7 @@ def _deployment(planned: Planned, engine: str) -> Deployment:
     return deployment
 
 
-def write(planned: Planned, deployment: Deployment, folder: Path) -> list[str]:
+def write(planned: PlanChoice, deployment: Deployment, folder: Path) -> list[str]:
     """Write one deployment's files into a folder; returns the lines that describe it.
 
     Raises:
@@ -176,7 +176,7 @@ def write(planned: Planned, deployment: Deployment, folder: Path) -> list[str]:
     return [*lines, command, *(f"note: {note}" for note in deployment.notes)]
 
 
-def _gguf(planned: Planned, deployment: Deployment, source: find.ModelFiles, folder: Path) -> tuple[list[str], str]:
+def _gguf(planned: PlanChoice, deployment: Deployment, source: find.ModelFiles, folder: Path) -> tuple[list[str], str]:
     """A copy of the GGUF file with the strategy in it, where there is one to copy; its lines, and the command line."""
     start = PROGRAMS[deployment.engine]
     if source.gguf is None:
@@ -193,7 +193,9 @@ def _gguf(planned: Planned, deployment: Deployment, source: find.ModelFiles, fol
     return lines, deployment.command(*start, str(file), written=True)
 
 
-def _config(planned: Planned, deployment: Deployment, source: find.ModelFiles, folder: Path) -> tuple[list[str], str]:
+def _config(
+    planned: PlanChoice, deployment: Deployment, source: find.ModelFiles, folder: Path
+) -> tuple[list[str], str]:
     """For engines that read config.json: the model as it is where arguments suffice, else a folder with another."""
     start = PROGRAMS.get(deployment.engine)
     original = str(source.folder.resolve() if source.folder else source.hub or "")
@@ -209,7 +211,7 @@ def _config(planned: Planned, deployment: Deployment, source: find.ModelFiles, f
     return [line], deployment.command(*start, original or str(folder), written=True) if start else loading
 
 
-def _whole(planned: Planned, engine: str, source: find.ModelFiles, folder: Path) -> None:
+def _whole(planned: PlanChoice, engine: str, source: find.ModelFiles, folder: Path) -> None:
     """A folder that holds the whole model, and the config.json in which the engine finds the strategy."""
     if source.shape is None:
         origin = Path(load.materialise(planned.model))

@@ -144,9 +144,9 @@ def _check_rope() -> None:
     spec = find_spec("rope")
     ours = SITE / "rope" / "__init__.py"
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != ours:
-        found = spec.origin if spec else "nothing"
+        origin = spec.origin if spec else "nothing"
         sys.exit(
-            _refuse(f"the package `rope` here is {found}, not ours ({ours}): uninstall the other, or run from a clone")
+            _refuse(f"the package `rope` here is {origin}, not ours ({ours}): uninstall the other, or run from a clone")
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipelines.choices.outlook import Outlook, outlooks_of
-from pipelines.choices.sweep import Planned
+from pipelines.choices.sweep import PlanChoice
 from pipelines.doctor import advice, behaviour, cliff, files, keys, lineage, numeric, profile, rules, values
 from pipelines.doctor.advice import Advice
 from pipelines.doctor.files import Files
@@ -125,6 +125,6 @@ def _advise(result: Examination, trained: int) -> Examination:
     outlooks: list[Outlook] = []
     for strategy in ("none", "yarn") if target > trained else ("none",):
         planned = plans(strategy, geometries, target)
-        outlooks += outlooks_of(Planned(request.model, geometries, strategy, (), target, planned))
+        outlooks += outlooks_of(PlanChoice(request.model, geometries, strategy, (), target, planned))
     advised = advice.advise(result.files, request.model, target, holds, request.dtype, request.device, request.text)
     return replace(result, outlooks=tuple(outlooks), advice=advised)

@@ -24,7 +24,7 @@ from pipelines.track.launch import counted
 class Preview:
     """A grid before it runs.
 
-    cells: combinations that were asked for, invalid ones among them. duplicates: those with the plan and text of
+    cells: requested combinations, invalid ones included. duplicates: those with the same plan and text as
     another; only the first of equal cells is in done or todo. loads: what the cells to run take, by model.
     workers: that share the time.
     """

@@ -56,8 +56,8 @@ def pairs_split(part: str, **scaling: Any) -> float:
     """How many pairs a plan keeps, mixes and divides by the whole factor."""
     native, plan = _plan(**{**scaling, "strategy": "none", "factor": None}), _plan(**scaling)
     stretched = theory.stretches(native, plan)
-    kept, divided = int((stretched == 1).sum()), int((abs(stretched - scaling["factor"]) < 1e-9).sum())
-    return float({"kept": kept, "mixed": len(stretched) - kept - divided, "divided": divided}[part])
+    unscaled, divided = int((stretched == 1).sum()), int((abs(stretched - scaling["factor"]) < 1e-9).sum())
+    return float({"kept": unscaled, "mixed": len(stretched) - unscaled - divided, "divided": divided}[part])
 
 
 def equivalent_factor(theta: float, base: float = 10_000.0, head_dim: int = 128) -> float:

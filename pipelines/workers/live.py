@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.choices.sweep import Planned, cell_for
+from pipelines.choices.sweep import PlanChoice, cell_for
 from pipelines.records.cells import Cell, Model, Refusal, Result, Task, distinct
 from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
@@ -25,7 +25,7 @@ SAMPLES = 4096
 """Numbers of every tensor that go into a model's fingerprint."""
 
 
-def describe(model: Any) -> Planned:
+def describe(model: Any) -> PlanChoice:
     """A live model with its geometry, under the strategy `none` at its trained length.
 
     Raises:
@@ -47,13 +47,13 @@ def describe(model: Any) -> Planned:
     name = Path(path).name if Path(path).is_dir() else path
     record = Model(name, path, trained_length=trained, fingerprint=_fingerprint(model))
     natives = tuple((layers, geometry.native(trained)) for layers, geometry in geometries.items())
-    return Planned(record, geometries, "none", (), trained, natives)
+    return PlanChoice(record, geometries, "none", (), trained, natives)
 
 
 def score(
     model: Any,
     tokenizer: Any,
-    plans: Sequence[Planned],
+    plans: Sequence[PlanChoice],
     task: Task,
     *,
     limit: int | None,
@@ -76,7 +76,7 @@ def score(
     tokenizer.model_max_length = sys.maxsize
     choice = {"name": task.name, **registry.options_of(task, limit)}
     dtype, device = str(model.dtype).removeprefix("torch."), model.device.type
-    cells = [cell_for(one, choice, limit=limit, seed=seed, dtype=dtype, device=device) for one in plans]
+    cells = [cell_for(plan, choice, limit=limit, seed=seed, dtype=dtype, device=device) for plan in plans]
     todo = sorted(distinct(cells), key=lambda cell: -cell.length)
     results: dict[str, Result] = {}
     with _evaluating(model):

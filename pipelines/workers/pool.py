@@ -71,19 +71,19 @@ class Workers:
         return alone and "RAY_ADDRESS" not in os.environ
 
 
-def run(cells: Sequence[Cell], workers: Workers, work: Evaluator | None = None) -> CellResults:
+def run(cells: Sequence[Cell], workers: Workers, evaluator: Evaluator | None = None) -> CellResults:
     """Yield every cell with its result, in the order of finishing.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the cells that were running are finished and yielded; after another, or
             SIGTERM, at once.
     """
-    with standing(workers, work) as batch:
+    with standing(workers, evaluator) as batch:
         yield from batch(cells)
 
 
 @contextmanager
-def standing(workers: Workers, work: Evaluator | None = None) -> Iterator[Callable[[Sequence[Cell]], CellResults]]:
+def standing(workers: Workers, evaluator: Evaluator | None = None) -> Iterator[Callable[[Sequence[Cell]], CellResults]]:
     """`run` for batches of cells that come one after another: its workers, and their models, stay in between."""
     pools: list[_Pool] = []
 
@@ -92,10 +92,10 @@ def standing(workers: Workers, work: Evaluator | None = None) -> Iterator[Callab
             return
         with _interruptible() as interrupted:
             if workers.in_process:
-                yield from _here(cells, work or _evaluate, interrupted)
+                yield from _here(cells, evaluator or _evaluate, interrupted)
             else:
                 if not pools:
-                    pools.append(_Pool(_connected(workers), workers, work or _evaluate))
+                    pools.append(_Pool(_connected(workers), workers, evaluator or _evaluate))
                 yield from _on_ray(cells, pools[0], interrupted)
             if interrupted.is_set():
                 raise KeyboardInterrupt
@@ -107,12 +107,12 @@ def standing(workers: Workers, work: Evaluator | None = None) -> Iterator[Callab
             pool.close()
 
 
-def _here(cells: Sequence[Cell], work: Evaluator, interrupted: threading.Event) -> CellResults:
+def _here(cells: Sequence[Cell], evaluator: Evaluator, interrupted: threading.Event) -> CellResults:
     for queue in _queues(cells).values():
         for cell in queue:
             if interrupted.is_set():
                 return
-            yield cell, next(iter(work([cell])))
+            yield cell, next(iter(evaluator([cell])))
 
 
 def _evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
@@ -206,11 +206,11 @@ class _Landing:
 class _Pool:
     """The actors, and what each has in hand."""
 
-    def __init__(self, ray: Any, workers: Workers, work: Evaluator) -> None:
+    def __init__(self, ray: Any, workers: Workers, evaluator: Evaluator) -> None:
         self.ray, self.workers, self.schedule = ray, workers, _Schedule({})
         gpus = workers.gpus if workers.device == "cuda" else 0
         actor = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_restarts=0)(_Worker)
-        self.start: Callable[[], Any] = partial(actor.remote, work)
+        self.start: Callable[[], Any] = partial(actor.remote, evaluator)
         self.actors: dict[int, Any] = {}
         self.flying: dict[Any, _Flight] = {}
         self.attempts = Counter[str]()
@@ -332,14 +332,14 @@ def _say_what_lacks(ray: Any, pool: _Pool) -> None:
 class _Worker:
     """An actor: its process keeps the model loaded from cell to cell."""
 
-    def __init__(self, work: Evaluator) -> None:
-        self.work = work
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
 
     def ready(self) -> None:
         """Answers once the process runs."""
 
     def run(self, cell: Cell) -> Result:
-        return next(iter(self.work([cell])))
+        return next(iter(self.evaluator([cell])))
 
 
 def _connected(workers: Workers) -> Any:

@@ -34,10 +34,10 @@ def by_parts(
 ) -> Plan:
     """NTK-by-parts: fast pairs keep their frequency, slow pairs are interpolated, a ramp in between.
 
-    kept[i] * inv_freq[i] + (1 - kept[i]) * inv_freq[i] / factor
-    rotations: kept[i] = clip((r[i] - beta_slow) / (beta_fast - beta_slow), 0, 1),
+    unscaled[i] * inv_freq[i] + (1 - unscaled[i]) * inv_freq[i] / factor
+    rotations: unscaled[i] = clip((r[i] - beta_slow) / (beta_fast - beta_slow), 0, 1),
                r[i] = trained_length * inv_freq[i] / (2 pi)
-    index:     kept[i] = 1 - clip((i - low) / (high - low), 0, 1), low and high the pairs of beta_fast and beta_slow,
+    index:     unscaled[i] = 1 - clip((i - low) / (high - low), 0, 1), low, high the pairs of beta_fast, beta_slow,
                on plain frequencies the pair of beta: d ln(trained_length / (2 pi beta)) / (2 ln base)
 
     Args:
@@ -63,10 +63,10 @@ def by_parts(
     stretched = stretch(geometry, length, factor)
     native = geometry.native(length)
     if ramp == "rotations":
-        kept = _kept_by_rotations(geometry, native, beta_fast, beta_slow)
+        unscaled = _unscaled_by_rotations(geometry, native, beta_fast, beta_slow)
     else:
-        kept = _kept_by_index(geometry, native, beta_fast, beta_slow, truncate)
-    return scaled(native, kept + (1 - kept) / stretched, stretched)
+        unscaled = _unscaled_by_index(geometry, native, beta_fast, beta_slow, truncate)
+    return scaled(native, unscaled + (1 - unscaled) / stretched, stretched)
 
 
 @strategy(
@@ -186,14 +186,14 @@ def llama3(
     )
 
 
-def _kept_by_rotations(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float) -> Array:
+def _unscaled_by_rotations(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float) -> Array:
     rotations = geometry.trained_length * np.array(native.inv_freq) / (2 * math.pi)
     if beta_fast == beta_slow:  # a step instead of a ramp; Llama 4 declares both bounds as 1
         return np.asarray(rotations >= beta_fast, dtype=np.float64)
     return np.asarray(np.clip((rotations - beta_slow) / (beta_fast - beta_slow), 0.0, 1.0))
 
 
-def _kept_by_index(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float, truncate: bool) -> Array:
+def _unscaled_by_index(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float, truncate: bool) -> Array:
     low, high = correction_range(geometry, native, beta_fast, beta_slow, truncate)
     if low == high:
         high += 0.001  # the published code's guard against a ramp of no width

@@ -58,9 +58,14 @@ def test_every_strategy_is_listed_with_a_line_and_every_engine_is_known():
 def test_a_plan_is_the_same_from_a_model_a_config_and_a_geometry(model):
     plans = [
         ropewalk.plan("yarn", given, 1024, beta_fast=16)
-        for given in (model, model.config, model.config.to_dict(), ropewalk.geometry_of(model),
-            ropewalk.geometry_of(model)["all"])
-    ]  # fmt: skip
+        for given in (
+            model,
+            model.config,
+            model.config.to_dict(),
+            ropewalk.geometry_of(model),
+            ropewalk.geometry_of(model)["all"],
+        )
+    ]
     assert all(plan == plans[0] for plan in plans) and len(set(plans)) == 1
     assert plans[0].plans == strategies.plans("yarn", ropewalk.geometry_of(model), 1024, beta_fast=16)
     assert plans[0].options == {"beta_fast": 16} and plans[0].length == 1024

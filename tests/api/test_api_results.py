@@ -65,8 +65,9 @@ def test_strategies_are_compared_with_a_baseline_over_the_same_documents(results
     assert ropewalk.compare(list(results)).equals(frame)
     against_yarn = ropewalk.compare(results, baseline="yarn")
     assert sorted(zip(against_yarn["strategy"], against_yarn["difference"], strict=True)) == [
-        ("none", pytest.approx(1.5)), ("ntk", pytest.approx(0.5)),
-    ]  # fmt: skip
+        ("none", pytest.approx(1.5)),
+        ("ntk", pytest.approx(0.5)),
+    ]
     with pytest.raises(ropewalk.Refusal, match="none, yarn, ntk"):
         results.compare("linear")
 

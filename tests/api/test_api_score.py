@@ -24,10 +24,26 @@ def tiny():
 
 def numbers(results):
     return [
-        (c.model.name, c.strategy, c.options, c.length, c.task, c.plans, c.data, c.versions, c.dtype, c.device,
-            r.status, r.metrics, r.series, r.documents, r.digest, r.cost["tokens"])
+        (
+            c.model.name,
+            c.strategy,
+            c.options,
+            c.length,
+            c.task,
+            c.plans,
+            c.data,
+            c.versions,
+            c.dtype,
+            c.device,
+            r.status,
+            r.metrics,
+            r.series,
+            r.documents,
+            r.digest,
+            r.cost["tokens"],
+        )
         for c, r in results
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slow
@@ -36,9 +52,15 @@ def test_the_numbers_are_those_of_the_grid(tiny, tmp_path, monkeypatch):
     choices = {"limit": 1, "task": "perplexity", "seed": 3}
     scored = ropewalk.score(*tiny, ["none", "yarn"], [512, 640], text="stdlib", **choices)
     ran = ropewalk.grid(
-        "task.text=stdlib", model="tiny", strategy=["none", "yarn"], length=[512, 640], cluster="cpu", store=tmp_path,
-        quiet=True, **choices,
-    )  # fmt: skip
+        "task.text=stdlib",
+        model="tiny",
+        strategy=["none", "yarn"],
+        length=[512, 640],
+        cluster="cpu",
+        store=tmp_path,
+        quiet=True,
+        **choices,
+    )
     assert len(ran) == 4 and numbers(scored) == numbers(ran)
     assert ropewalk.load_results(tmp_path) == ran
 
@@ -85,8 +107,11 @@ def test_the_documents_lengths_and_plans_are_those_asked_for(model, tokenizer):
     plan = ropewalk.plan("linear", model, 320, factor=4)
     results = ropewalk.score(model, tokenizer, [("yarn", {"beta_fast": 16}), plan], limit=1, **TEXT)
     assert [(c.strategy_label, c.length) for c, _ in results] == [
-        ("yarn beta_fast=16", 256), ("yarn beta_fast=16", 512), ("yarn beta_fast=16", 1024), ("linear factor=4", 320),
-    ]  # fmt: skip
+        ("yarn beta_fast=16", 256),
+        ("yarn beta_fast=16", 512),
+        ("yarn beta_fast=16", 1024),
+        ("linear factor=4", 320),
+    ]
     assert results[3][0].plans == plan.plans and results[3][1].documents[0]["tokens"] == 320
 
 

@@ -142,7 +142,7 @@ def test_a_plan_is_computed_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_what_is_wrong_with_the_strategy_is_said_before_a_model_is_missed():
+def test_an_invalid_strategy_is_reported_before_a_missing_model():
     [choice] = expand(["model=./no/such/model", "strategy=yarn", "factor=0.5", "length=64"])
     with pytest.raises(Refusal, match=r"factor=0\.5"):
         sweep.planned_of(choice)

@@ -58,12 +58,12 @@ def test_every_choice_composes(hydra_conf, choice):
 
 @pytest.mark.parametrize("name", files("experiment"))
 def test_what_an_experiment_sets_survives_composition(hydra_conf, name):
-    asked = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    request = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
     full = compose("config", overrides=["length=64", f"experiment={name}"], return_hydra_config=True)
-    for key, value in asked.items():
+    for key, value in request.items():
         if key not in ("defaults", "hydra"):
             assert full[key] == value
-    assert full.hydra.sweeper.params == asked.hydra.sweeper.params
+    assert full.hydra.sweeper.params == request.hydra.sweeper.params
 
 
 def test_hub_models_are_pinned_to_a_commit(hydra_conf):

@@ -9,7 +9,7 @@ import pytest
 from support import CELL
 
 from pipelines.choices import estimate
-from pipelines.choices.estimate import Shape, Speed, Work
+from pipelines.choices.estimate import CellWork, Shape, Speed
 from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal, Result, Task, frozen
 from pipelines.records.results import Store
@@ -21,14 +21,27 @@ RANDOM = Model(
     "random",
     "random",
     shape=frozen(
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 256}
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
     ),
-)  # fmt: skip
+)
 LLAMA3_8B = Shape.of(
-    {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
-)  # fmt: skip
+    {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }
+)
 PERPLEXITY = Task("perplexity", frozen({"text": "pydoc", "bos": None, "last": 256, "buckets": 16}))
 
 
@@ -79,12 +92,12 @@ LLAMA2_7B = Shape(4096, 11008, 32, 32, 4096, 4096, 32000, False)
         (EMBEDDED, "float32", 8192, 2, 4.940),
         (EMBEDDED, "float32", 32768, 1, 40.33),
     ],
-)  # fmt: skip
+)
 def test_memory_is_what_was_measured(shape, dtype, length, rows, gib):
     """Peak allocations of decoder and chunked head, random weights, one H100, torch 2.11, transformers 5.17."""
-    told = estimate.peak(shape, cell(dtype=dtype, device="cuda"), length, rows * length)
+    result = estimate.peak(shape, cell(dtype=dtype, device="cuda"), length, rows * length)
     # A GPU in float32 has no fused attention for grouped queries: memory grows with the square of the length.
-    assert told / 2**30 == pytest.approx(gib, rel=0.2 if gib < 1 else 0.06)
+    assert result / 2**30 == pytest.approx(gib, rel=0.2 if gib < 1 else 0.06)
 
 
 def test_a_config_without_a_width_or_with_experts_has_no_estimate():
@@ -93,11 +106,11 @@ def test_a_config_without_a_width_or_with_experts_has_no_estimate():
 
 
 def test_the_largest_length_fits_and_a_longer_one_does_not():
-    asked, room = cell(dtype="bfloat16", device="cuda"), 80 * 2**30
-    longest = estimate.largest(LLAMA3_8B, asked, room)
-    assert estimate.peak(LLAMA3_8B, asked, longest, longest) <= room
-    assert estimate.peak(LLAMA3_8B, asked, longest * 1.02, longest * 1.02) > room
-    assert estimate.largest(LLAMA3_8B, asked, 2**30) == 0
+    request, room = cell(dtype="bfloat16", device="cuda"), 80 * 2**30
+    longest = estimate.largest(LLAMA3_8B, request, room)
+    assert estimate.peak(LLAMA3_8B, request, longest, longest) <= room
+    assert estimate.peak(LLAMA3_8B, request, longest * 1.02, longest * 1.02) > room
+    assert estimate.largest(LLAMA3_8B, request, 2**30) == 0
 
 
 @pytest.mark.parametrize("model", [TINY, RANDOM], ids=lambda model: model.name)
@@ -111,9 +124,13 @@ def test_the_plain_tokenizer_says_what_transformers_says(model):
 
 @pytest.mark.parametrize(
     ("task", "length", "limit"),
-    [(PERPLEXITY, 4096, None), (PERPLEXITY, 512, 3), (Task("passkey", frozen({"keys": 3})), 512, None),
-     (Task("passkey", frozen({"keys": 3})), 512, 1)],
-)  # fmt: skip
+    [
+        (PERPLEXITY, 4096, None),
+        (PERPLEXITY, 512, 3),
+        (Task("passkey", frozen({"keys": 3})), 512, None),
+        (Task("passkey", frozen({"keys": 3})), 512, 1),
+    ],
+)
 def test_documents_are_counted_as_they_are_built(task, length, limit):
     described, _ = find.describe(TINY)
     tokenizer = load.tokenizer(described)
@@ -142,7 +159,7 @@ def test_what_cannot_be_counted_is_not():
 def test_a_survey_says_which_cells_the_text_refuses_and_counts_the_others():
     good, bad = cell(), cell(length=10_000_000)
     work, refused = estimate.survey([good, bad, replace(good, seed=3)])
-    assert work[good.id] == Work(2, 1024, 1024) and len(work) == 2
+    assert work[good.id] == CellWork(2, 1024, 1024) and len(work) == 2
     assert list(refused) == [bad.id] and "10,000,000 are needed" in refused[bad.id]
     # Documents meet in one forward up to the scorer's 16,384 tokens.
     assert estimate.survey([many := cell(limit=100)])[0][many.id].at_once == 16384

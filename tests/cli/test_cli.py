@@ -16,7 +16,7 @@ from pipelines.cli.main import RESUMED, VERBS, run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "output"),
     [
         (["grid", "model=random", "strategy=yran", "length=64"], ["yran", "yarn"]),
         (["grid", "model=random", "strategy=yarn", "strategy.beta_fst=3", "length=64"], ["beta_fst"]),
@@ -37,10 +37,10 @@ from pipelines.cli.main import RESUMED, VERBS, run
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) and value[0] == "grid" else None,
 )
-def test_bad_input_is_refused_in_a_sentence_with_exit_code_2(arguments, told, tmp_path):
+def test_bad_input_is_refused_in_a_sentence_with_exit_code_2(arguments, output, tmp_path):
     ran = ropewalk(*arguments, ROPEWALK_STORE=str(tmp_path / "store"))
     assert ran.returncode == 2, ran.stdout + ran.stderr
-    for words in told:
+    for words in output:
         assert words in ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "store").exists(), "something was written for a grid that was refused"

@@ -51,7 +51,7 @@ def measured(store, *overrides):
     return cell
 
 
-def test_a_cell_is_found_by_its_id_the_beginning_of_it_and_its_name(store, capsys):
+def test_a_cell_is_selected_by_its_id_a_prefix_of_it_or_its_label(store, capsys):
     cell = measured(store, "model=random", "strategy=yarn", "factor=8", "length=1024")
     measured(store, "model=random", "strategy=linear", "length=1024")
     outputs = set()
@@ -72,9 +72,9 @@ def test_an_unknown_cell_is_refused_with_the_last_ones(store, capsys):
     failed = replace(cells[0], seed=7)
     store.save(failed, Result(failed.id, "failed", error="no"))
     assert run(["export", "zzz", "--to", "vllm"]) == 2
-    told = capsys.readouterr().err
-    assert "there is no finished cell 'zzz'" in told and failed.id not in told
-    assert all(f"{cell.id}  {cell.label}" in told for cell in cells)
+    output = capsys.readouterr().err
+    assert "there is no finished cell 'zzz'" in output and failed.id not in output
+    assert all(f"{cell.id}  {cell.label}" in output for cell in cells)
     assert run(["export", "random: yarn @1024 perplexity", "--to", "vllm"]) == 0
     other = replace(cells[0], limit=3)
     store.save(other, Result(other.id, "ok"))
@@ -113,7 +113,7 @@ def test_a_cell_whose_model_or_strategy_is_another_by_now_is_refused(store, caps
         (["model=models/tiny", "length=1024", "--to", "transformers", "out=models/tiny"], "the model itself, which"),
         (["model=random", "strategy=yarn", "length=1024", "--to", "vllm", "out=models/tiny"], "something else than"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_command_line_is_refused_in_a_sentence(store, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(PROJECT)
     assert run(["export", *arguments]) == 2
@@ -141,14 +141,27 @@ def logits(model, length):
 @pytest.mark.parametrize("strategy", ["yarn", "ntk", "dynamic_ntk", "resonance", "truncated"])
 def test_an_exported_folder_gives_our_logits(store, random_folder, tmp_path, strategy, engine):
     length, out = 640, tmp_path / "out"
-    choice = chosen("model=local", f"model.path={random_folder}", "model.name=t", f"strategy={strategy}",
-                    f"length={length}")  # fmt: skip
+    choice = chosen(
+        "model=local", f"model.path={random_folder}", "model.name=t", f"strategy={strategy}", f"length={length}"
+    )
     model = AutoModelForCausalLM.from_pretrained(random_folder, dtype=torch.float32).eval()
     with patched(model, cell_of(choice).plans):
         ours = logits(model, length)
     for _ in range(2):  # and once more over the first
-        assert run(["export", f"model={random_folder}", f"strategy={strategy}", f"length={length}", "--to", engine,
-                    f"out={out}"]) == 0  # fmt: skip
+        assert (
+            run(
+                [
+                    "export",
+                    f"model={random_folder}",
+                    f"strategy={strategy}",
+                    f"length={length}",
+                    "--to",
+                    engine,
+                    f"out={out}",
+                ]
+            )
+            == 0
+        )
     served = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(served, length), ours, atol=1e-5, rtol=0)
     assert (logits(model, length) - ours).abs().max() > 1e-3
@@ -169,26 +182,26 @@ def test_a_random_model_is_exported_with_its_weights(store, tmp_path):
     torch.testing.assert_close(logits(served, 512), ours, atol=1e-5, rtol=0)
 
 
-def test_every_engine_at_once_tells_what_cannot_be_said(store, capsys):
-    asked = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
-    assert run([*asked, "all"]) == 0
-    told = capsys.readouterr().out
-    assert "exllama: not possible. ExLlamaV2 does not support an attention factor of 1.13863" in told
+def test_every_engine_at_once_lists_what_is_not_supported(store, capsys):
+    request = ["export", "model=models/tiny", "strategy=yarn", "length=2048", "--to"]
+    assert run([*request, "all"]) == 0
+    output = capsys.readouterr().out
+    assert "exllama: not possible. ExLlamaV2 does not support an attention factor of 1.13863" in output
     root = store.root / "exports" / "tiny_yarn_2048"
     assert {folder.name for folder in root.iterdir()} == set(ENGINES) - {"exllama"}
-    line = next(line for line in told.splitlines() if "vllm serve" in line).strip()
+    line = next(line for line in output.splitlines() if "vllm serve" in line).strip()
     words = shlex.split(line)
     assert Path(words[2]).resolve() == PROJECT / "models" / "tiny"
     assert json.loads(words[4])["rope_parameters"]["factor"] == 4.0
-    assert run([*asked, "exllama"]) == 2 and run([*asked, "exllama,vllm"]) == 1
+    assert run([*request, "exllama"]) == 2 and run([*request, "exllama,vllm"]) == 1
     assert run(["export", "model=models/tiny", "strategy=self_extend", "length=2048", "--to", "all"]) == 2
     assert "closest supported alternative is a frequency strategy, such as yarn" in capsys.readouterr().out
 
 
 def test_a_list_needs_a_gguf_file_for_llama_cpp(store, capsys):
     assert run(["export", "model=models/tiny", "strategy=truncated", "length=1024", "--to", "llama.cpp"]) == 2
-    told = capsys.readouterr().out
-    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the closest" in told
+    output = capsys.readouterr().out
+    assert "within a GGUF file, and tiny is none: give model=FILE.gguf; the closest" in output
 
 
 @pytest.fixture(scope="module")
@@ -198,16 +211,24 @@ def gguf_file(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("gguf") / "small.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    for name, value in (("block_count", 1), ("context_length", 512), ("embedding_length", 64),
-                        ("attention.head_count", 2), ("rope.dimension_count", 32)):  # fmt: skip
+    for name, value in (
+        ("block_count", 1),
+        ("context_length", 512),
+        ("embedding_length", 64),
+        ("attention.head_count", 2),
+        ("rope.dimension_count", 32),
+    ):
         writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.rope.freq_base", 10_000.0)
     writer.add_string("llama.rope.scaling.type", "linear")
     writer.add_float32("llama.rope.scaling.factor", 2.0)
     writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
     weights = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-    writer.add_tensor("token_embd.weight", gguf.quantize(weights, gguf.GGMLQuantizationType.Q8_0),
-                      raw_dtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+    writer.add_tensor(
+        "token_embd.weight",
+        gguf.quantize(weights, gguf.GGMLQuantizationType.Q8_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+    )
     writer.add_tensor("rope_freqs.weight", np.full(16, 3.0, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -221,12 +242,14 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
     import gguf
 
     out = tmp_path / "out"
-    assert run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp",
-                f"out={out}"]) == 0  # fmt: skip
-    told = capsys.readouterr().out
-    assert "in the place of llama.rope.scaling.type" in told and "rope_freqs.weight of small.gguf" in told
+    assert (
+        run(["export", f"model={gguf_file}", f"strategy={strategy}", "length=2048", "--to", "llama.cpp", f"out={out}"])
+        == 0
+    )
+    output = capsys.readouterr().out
+    assert "in the place of llama.rope.scaling.type" in output and "rope_freqs.weight of small.gguf" in output
     (copy,) = out.glob("*.gguf")
-    assert f"llama-server -m {copy} -c 2048" in told
+    assert f"llama-server -m {copy} -c 2048" in output
     found, before = gguf.GGUFReader(copy), gguf.GGUFReader(gguf_file)
     tensors = {tensor.name: tensor for tensor in found.tensors}
     assert (tensors["token_embd.weight"].data == before.tensors[0].data).all()
@@ -245,16 +268,22 @@ def test_a_gguf_copy_says_the_plan_on_top_of_the_files_own_scaling(store, capsys
 
 
 def test_a_hub_models_config_is_written_alone(store, capsys, tmp_path, monkeypatch):
-    config = {"model_type": "llama", "head_dim": 32, "hidden_size": 64, "num_attention_heads": 2, "rope_theta": 1e4,
-              "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "head_dim": 32,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 512,
+    }
     described = (Model("owner/name", "owner/name", "main", fingerprint="owner/name@1"), config)
     monkeypatch.setattr(find, "describe", lambda model: described)
     out = tmp_path / "out"
-    asked = ["export", "model=owner/name", "strategy=yarn", "length=2048", f"out={out}", "--to"]
-    assert run([*asked, "transformers"]) == 0
+    request = ["export", "model=owner/name", "strategy=yarn", "length=2048", f"out={out}", "--to"]
+    assert run([*request, "transformers"]) == 0
     assert json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
     assert f'from_pretrained("owner/name", config=AutoConfig.from_pretrained("{out}"))' in capsys.readouterr().out
-    assert run([*asked, "vllm"]) == 0
+    assert run([*request, "vllm"]) == 0
     assert "vllm serve owner/name --hf-overrides" in capsys.readouterr().out
 
 
@@ -264,6 +293,12 @@ def test_words_need_no_torch(tmp_path):
         "code = run(['export', 'model=models/tiny', 'strategy=yarn', 'length=2048', '--to', 'all']); "
         "print(code, [name for name in ('torch', 'transformers', 'ray', 'lm_eval') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True,
-                         env={**os.environ, "ROPEWALK_STORE": str(tmp_path)})  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=True,
+        env={**os.environ, "ROPEWALK_STORE": str(tmp_path)},
+    )
     assert ran.stdout.splitlines()[-1] == "0 []"

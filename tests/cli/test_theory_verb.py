@@ -1,4 +1,4 @@
-"""`ropewalk theory`: the same numbers as rope.theory's, for every combination asked for, and nothing heavy loaded."""
+"""`ropewalk theory`: the same numbers as rope.theory's, for every requested combination, and nothing heavy loaded."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ RANDOM = Geometry(16, 10_000.0, 256)
 """What model=random is: 64 dimensions in 4 heads."""
 
 
-def told(capsys, *arguments):
+def records(capsys, *arguments):
     """What the verb prints as JSON."""
     assert run(["theory", "model=random", "--json", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsys):
-    found = told(capsys, "strategy=none,yarn", "length=512,1024")
-    assert [(one["strategy"], one["length"]) for one in found] == [
-        ("none", 512), ("none", 1024), ("yarn", 512), ("yarn", 1024),
-    ]  # fmt: skip
+    result = records(capsys, "strategy=none,yarn", "length=512,1024")
+    assert [(one["strategy"], one["length"]) for one in result] == [
+        ("none", 512),
+        ("none", 1024),
+        ("yarn", 512),
+        ("yarn", 1024),
+    ]
     yarn, native = plan("yarn", RANDOM, 1024), RANDOM.native(2)
-    last = found[-1]
+    last = result[-1]
     assert last["attention_factor"] == yarn.attention_factor
     assert [row["inv_freq"] for row in last["table"]] == list(yarn.inv_freq)
     assert [row["wavelength"] for row in last["table"]] == theory.wavelengths(yarn).tolist()
@@ -42,30 +45,32 @@ def test_commas_compare_plans_and_the_numbers_are_those_of_the_mathematics(capsy
 
 
 def test_options_and_factor_arrive(capsys):
-    (found,) = told(capsys, "strategy=yarn", "strategy.beta_fast=16", "factor=8", "length=512")
-    assert found["options"] == {"beta_fast": 16, "factor": 8.0} and found["largest_stretch"] == pytest.approx(8)
-    (found,) = told(capsys, "strategy=dynamic_yarn", "strategy.options={beta_fast: 16}", "length=512")
+    (result,) = records(capsys, "strategy=yarn", "strategy.beta_fast=16", "factor=8", "length=512")
+    assert result["options"] == {"beta_fast": 16, "factor": 8.0} and result["largest_stretch"] == pytest.approx(8)
+    (result,) = records(capsys, "strategy=dynamic_yarn", "strategy.options={beta_fast: 16}", "length=512")
     expected = plan("yarn", RANDOM, 512, beta_fast=16)
-    assert [row["inv_freq"] for row in found["table"]] == list(expected.inv_freq)
-    assert found["options"] == {"over": "yarn", "options": {"beta_fast": 16}}
-    assert found["name"] == "dynamic options={beta_fast: 16} over=yarn"
+    assert [row["inv_freq"] for row in result["table"]] == list(expected.inv_freq)
+    assert result["options"] == {"over": "yarn", "options": {"beta_fast": 16}}
+    assert result["name"] == "dynamic options={beta_fast: 16} over=yarn"
 
 
 def test_lists_and_single_layers_arrive(capsys):
     divisors = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]
-    (found,) = told(capsys, "strategy=factors", f"strategy.factors={divisors}", "length=512")
-    assert [row["stretch"] for row in found["table"]] == pytest.approx(divisors)
-    assert found["name"] == "factors factors=[1, ... 4.5: 8 numbers]"
-    found = told(capsys, "strategy=per_layer", "strategy.layers={0: 2, 1: {factor: 4}}", "factor=8", "length=512")
-    assert [(one["layers"], one["largest_stretch"]) for one in found] == [
-        ("all", pytest.approx(8)), ("all[0]", pytest.approx(2)), ("all[1]", pytest.approx(4)),
-    ]  # fmt: skip
+    (result,) = records(capsys, "strategy=factors", f"strategy.factors={divisors}", "length=512")
+    assert [row["stretch"] for row in result["table"]] == pytest.approx(divisors)
+    assert result["name"] == "factors factors=[1, ... 4.5: 8 numbers]"
+    result = records(capsys, "strategy=per_layer", "strategy.layers={0: 2, 1: {factor: 4}}", "factor=8", "length=512")
+    assert [(one["layers"], one["largest_stretch"]) for one in result] == [
+        ("all", pytest.approx(8)),
+        ("all[0]", pytest.approx(2)),
+        ("all[1]", pytest.approx(4)),
+    ]
 
 
 def test_a_zero_frequency_has_no_wavelength_in_json(capsys):
-    (found,) = told(capsys, "strategy=proportional", "length=512")
-    assert found["largest_stretch"] is None and found["table"][-1]["wavelength"] is None
-    assert found["equivalent_base"] is None and found["table"][0]["wavelength"] == 2 * math.pi
+    (result,) = records(capsys, "strategy=proportional", "length=512")
+    assert result["largest_stretch"] is None and result["table"][-1]["wavelength"] is None
+    assert result["equivalent_base"] is None and result["table"][0]["wavelength"] == 2 * math.pi
 
 
 def test_tables_and_a_figure_are_for_people(capsys, tmp_path):

@@ -34,10 +34,10 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     patch.setenv("ROPEWALK_STORE", str(root))
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
     patch.undo()
-    return Store(root), told.get()
+    return Store(root), output.get()
 
 
 def runs(store, kind):
@@ -49,11 +49,11 @@ def runs(store, kind):
 
 
 def test_a_grid_ends_in_a_table_and_the_way_to_the_ui(finished):
-    store, told = finished
-    assert "6 cells: 2 duplicates (same plan and text), 0 finished before, 4 to run" in told
-    assert "strategy" in told and "yarn" in told and "384" in told
-    assert told.count("ok ") >= 4 and "left" in told
-    assert "ropewalk ui" in told and told.splitlines()[-1] == f"results: {store.root}"
+    store, output = finished
+    assert "6 cells: 2 duplicates (same plan and text), 0 finished before, 4 to run" in output
+    assert "strategy" in output and "yarn" in output and "384" in output
+    assert output.count("ok ") >= 4 and "left" in output
+    assert "ropewalk ui" in output and output.splitlines()[-1] == f"results: {store.root}"
 
 
 def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
@@ -69,8 +69,10 @@ def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
     for cell in cells:
         assert cell.data.metrics["perplexity/ppl"] > 1 and cell.data.metrics["perplexity/ppl_stderr"] > 0
         assert {a.path for a in client.list_artifacts(cell.info.run_id)} == {
-            "patched_config.json", "inv_freq.json", "result.json",
-        }  # fmt: skip
+            "patched_config.json",
+            "inv_freq.json",
+            "result.json",
+        }
         assert cell.inputs.dataset_inputs[0].dataset.digest
     yarn = next(c for c in cells if (c.data.params["strategy"], c.data.params["length"]) == ("yarn", "384"))
     patched = json.loads(Path(client.download_artifacts(yarn.info.run_id, "patched_config.json")).read_text())
@@ -89,27 +91,29 @@ def test_equal_plans_are_computed_once_and_shown_for_each(finished):
 def test_a_second_launch_computes_nothing(finished, monkeypatch):
     store, _ = finished
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
-    monkeypatch.setattr(pool, "run", lambda cells, workers, work=None: iter(()) if not cells else pytest.fail("ran"))
-    with terminal.console.capture() as told:
+    monkeypatch.setattr(
+        pool, "run", lambda cells, workers, evaluator=None: iter(()) if not cells else pytest.fail("ran")
+    )
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
-    assert "4 finished before, 0 to run" in told.get()
+    assert "4 finished before, 0 to run" in output.get()
 
 
 def test_what_ran_before_does_not_change_a_number(store):
     lengths = (512, 320, 448)
-    asked = [*SMALL, "strategy=dynamic_ntk", "strategy.rule=transformers", "factor=2", "force=true"]
+    request = [*SMALL, "strategy=dynamic_ntk", "strategy.rule=transformers", "factor=2", "force=true"]
     seen = []
     for order in (lengths, lengths[::-1]):
         for length in order:
-            assert run(["grid", *asked, f"length={length}"]) == 0
+            assert run(["grid", *request, f"length={length}"]) == 0
         seen.append(
             {p.parent.name: json.loads(p.read_text())["result"]["metrics"] for p in store.root.glob("cells/*/*")}
         )
     assert len(seen[0]) == 3 and seen[0] == seen[1]
 
 
-def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatch):
-    def one_fails(cells, workers, work=None):
+def test_a_failed_cell_is_reported_with_its_log_and_stops_no_other(store, monkeypatch):
+    def one_fails(cells, workers, evaluator=None):
         for number, cell in enumerate(cells):
             if number:
                 yield cell, Result(cell.id, "ok", metrics={"ppl": 3.0}, cost={"seconds": 1.0})
@@ -117,29 +121,29 @@ def test_a_failed_cell_is_told_with_its_log_and_costs_no_other(store, monkeypatc
                 yield cell, Result(cell.id, "failed", error="Traceback\n  ...\nRuntimeError: broken pipe")
 
     monkeypatch.setattr(pool, "run", one_fails)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 1
-    assert "RuntimeError: broken pipe" in told.get() and "error.txt" in told.get()
-    assert "5 ok, 1 failed." in told.get()
+    assert "RuntimeError: broken pipe" in output.get() and "error.txt" in output.get()
+    assert "5 ok, 1 failed." in output.get()
     monkeypatch.undo()
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
-    assert "1 to run" in told.get()
+    assert "1 to run" in output.get()
 
 
 def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, monkeypatch):
-    def stopped(cells, workers, work=None):
+    def stopped(cells, workers, evaluator=None):
         raise KeyboardInterrupt
         yield
 
     monkeypatch.setattr(pool, "run", stopped)
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 130
-    assert "4 to run" in told.get() and "browser" not in told.get() and "results:" not in told.get()
+    assert "4 to run" in output.get() and "browser" not in output.get() and "results:" not in output.get()
 
 
-def test_tables_are_made_once(finished, monkeypatch):
+def test_tables_are_written_once(finished, monkeypatch):
     from pipelines.report import tables
 
     store, _ = finished
@@ -176,7 +180,7 @@ def test_a_stock_launcher_runs_the_same_grid(store):
     assert len(cells) == 2
 
 
-def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monkeypatch):
+def test_the_time_left_comes_from_the_cells_and_not_from_the_start_of_workers(monkeypatch):
     cells = [stub_cell(length=length) for length in (1024, 1023, 1022)]  # of nearly the same work
     progress, started = launch._Progress(cells), 1000.0
     progress.start = started
@@ -188,8 +192,8 @@ def test_the_time_left_is_told_by_the_cells_and_not_by_the_start_of_workers(monk
     assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
 
 
-def test_no_time_is_told_while_no_cell_has_told_its_own():
+def test_no_time_left_is_shown_before_a_cell_has_succeeded():
     cells = [stub_cell(length=length) for length in (1024, 1023)]
-    with terminal.console.capture() as told:
+    with terminal.console.capture() as output:
         launch._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
-    assert "1/2  failed" in told.get() and "left" not in told.get()
+    assert "1/2  failed" in output.get() and "left" not in output.get()

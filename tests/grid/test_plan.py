@@ -41,10 +41,10 @@ def finish(cells):
 
 
 def test_a_plan_counts_and_writes_nothing(store, capsys):
-    code, told = planned(capsys, "strategy=none,linear,yarn", "length=256,384")
-    assert code == 0 and (told["asked"], told["equal"], len(told["done"]), len(told["todo"])) == (6, 2, 0, 4)
-    assert told["passes"] == 8 and told["invalid"] == [] and told["seconds"] > 0
-    [model] = told["models"]
+    code, output = planned(capsys, "strategy=none,linear,yarn", "length=256,384")
+    assert code == 0 and (output["asked"], output["equal"], len(output["done"]), len(output["todo"])) == (6, 2, 0, 4)
+    assert output["passes"] == 8 and output["invalid"] == [] and output["seconds"] > 0
+    [model] = output["models"]
     assert model["tokens"] == 2 * (256 + 3 * 384) and model["basis"].startswith("a guess")
     assert model["weight_bytes"] < model["peak_bytes"] < model["room_bytes"] and model["fits"] > 384
     assert not store.root.exists()
@@ -52,25 +52,25 @@ def test_a_plan_counts_and_writes_nothing(store, capsys):
 
 def test_a_plan_knows_what_is_done_and_how_long_it_took(store, capsys):
     finish(launcher.preview([*SMALL, "length=256,384"]).todo[:1])
-    _, told = planned(capsys, "length=256,384")
-    assert len(told["done"]) == 1 and len(told["todo"]) == 1
-    assert told["models"][0]["basis"] == "measured: 1 earlier cell"
-    _, told = planned(capsys, "length=256,384", "force=true")
-    assert len(told["todo"]) == 2
+    _, output = planned(capsys, "length=256,384")
+    assert len(output["done"]) == 1 and len(output["todo"]) == 1
+    assert output["models"][0]["basis"] == "measured: 1 earlier cell"
+    _, output = planned(capsys, "length=256,384", "force=true")
+    assert len(output["todo"]) == 2
 
 
 def test_one_bad_cell_does_not_hide_the_others(store):
     with terminal.console.capture() as captured:
         code = run(["plan", *SMALL, "strategy=none,linear", "length=1,256,100000000", "task=perplexity"])
-    told = " ".join(captured.get().split())
-    assert code == 2 and "6 cells: " in told and "4 invalid" in told
-    assert "invalid random: none @1 perplexity length=1: give a whole number of at least 2" in told
-    assert "random: linear @1 " in told and "100,000,000 are needed" in told
-    assert "1 to run" in told  # none and linear at the trained length are one cell
+    output = " ".join(captured.get().split())
+    assert code == 2 and "6 cells: " in output and "4 invalid" in output
+    assert "invalid random: none @1 perplexity length=1: give a whole number of at least 2" in output
+    assert "random: linear @1 " in output and "100,000,000 are needed" in output
+    assert "1 to run" in output  # none and linear at the trained length are one cell
     assert not store.root.exists()
 
 
-def test_a_cell_that_does_not_fit_is_foretold(store, monkeypatch):
+def test_a_cell_that_does_not_fit_is_announced_before_the_run(store, monkeypatch):
     monkeypatch.setattr("pipelines.choices.estimate.capacity", lambda device: 1_300_000_000)
     with terminal.console.capture() as captured:
         assert run(["plan", *SMALL, "model.shape.hidden_size=4096", "length=384"]) == 0
@@ -89,9 +89,13 @@ def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
         "print([name for name in heavy if name in sys.modules], code)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=True,
         env={"PATH": str(Path(sys.executable).parent), "ROPEWALK_STORE": str(tmp_path), "HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert "40 cells: " in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[] 0"
 
@@ -100,9 +104,9 @@ def test_four_hundred_finished_cells_are_read_once_and_composed_by_group(store, 
     """Counted, not timed: a config composed by Hydra takes 100 ms and a result's checksum 1."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    asked = ["strategy=none,linear,ntk,by_parts,yarn", f"length={','.join(map(str, range(260, 1060, 20)))}"]
-    asked += ["task=perplexity,passkey"]
-    finish(launcher.preview([*SMALL, *asked]).todo)
+    request = ["strategy=none,linear,ntk,by_parts,yarn", f"length={','.join(map(str, range(260, 1060, 20)))}"]
+    request += ["task=perplexity,passkey"]
+    finish(launcher.preview([*SMALL, *request]).todo)
     read, composed = Counter(), []
     really_read, compose = results._read, ConfigLoaderImpl.load_sweep_config
     monkeypatch.setattr(results, "_read", lambda path: read.update([path]) or really_read(path))
@@ -110,7 +114,7 @@ def test_four_hundred_finished_cells_are_read_once_and_composed_by_group(store, 
         ConfigLoaderImpl, "load_sweep_config", lambda *args, **kw: composed.append(1) or compose(*args, **kw)
     )
     with terminal.console.capture() as captured:
-        assert run(["plan", *SMALL, *asked]) == 0
+        assert run(["plan", *SMALL, *request]) == 0
     assert "400 cells: 0 duplicates (same plan and text), 400 finished before, 0 to run" in captured.get()
     assert len(read) == 400 and max(read.values()) == 1
     assert len(composed) == 10  # one for each strategy and task
@@ -120,7 +124,9 @@ def test_a_grid_says_before_it_runs_what_it_will_take(store, monkeypatch):
     from pipelines.workers import pool
 
     monkeypatch.setattr(
-        pool, "run", lambda cells, workers, work=None: ((c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells)
+        pool,
+        "run",
+        lambda cells, workers, evaluator=None: ((c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells),
     )
     with terminal.console.capture() as captured:
         assert run(["grid", *SMALL, "length=384"]) == 0

@@ -89,7 +89,7 @@ def test_bytes_survive_the_byte_tokenizer():
 
 
 @pytest.mark.parametrize("untied", [False, True])
-def test_a_gguf_header_speaks_the_words_of_a_config(tmp_path, untied):
+def test_a_gguf_header_is_read_into_the_keys_of_a_config(tmp_path, untied):
     import gguf
 
     path = tmp_path / "small.gguf"

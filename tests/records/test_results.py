@@ -31,7 +31,7 @@ def test_what_is_saved_is_recalled(tmp_path):
     assert store.recall([CELL.id]) == {CELL.id: RESULT}
 
 
-def test_a_failure_is_kept_with_its_log_and_tried_again(tmp_path):
+def test_a_failure_is_stored_with_its_log_and_tried_again(tmp_path):
     store = Store(tmp_path)
     store.save(CELL, Result(CELL.id, "failed", error="Traceback\nValueError: x"))
     assert store.recall([CELL.id]) == {}
@@ -79,7 +79,7 @@ def test_a_number_that_is_none_is_refused(tmp_path):
         Store(tmp_path).save(CELL, Result(CELL.id, "ok", metrics={"ppl": math.nan}))
 
 
-def test_the_folder_is_the_one_asked_for(tmp_path, monkeypatch):
+def test_the_store_is_the_requested_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ROPEWALK_STORE", str(tmp_path / "by_environment"))
     assert Store.at(str(tmp_path / "given")).root == tmp_path / "given"
     assert Store.at(None).root == tmp_path / "by_environment"

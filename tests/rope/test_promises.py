@@ -106,7 +106,7 @@ def test_every_strategy_keeps_its_promises(name):
     check()
 
 
-def test_every_promise_is_made_by_some_strategy():
+def test_every_promise_applies_to_some_strategy():
     assert set().union(*PROMISES.values()) == set(Promise)
 
 

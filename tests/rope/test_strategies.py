@@ -176,7 +176,7 @@ def test_yarn_attention_options_take_precedence_as_in_transformers():
     )
 
 
-def test_a_factor_of_one_is_never_given_but_found_by_length():
+def test_a_factor_of_1_is_refused_as_an_option_but_allowed_from_the_length():
     assert plan("yarn", SMALL, 4096) == plan("none", SMALL, 4096)
     with pytest.raises(ValueError, match=r"factor=1\.0: give a finite number above 1; None takes length / trained"):
         plan("yarn", SMALL, 4096, factor=1.0)
@@ -201,7 +201,7 @@ def test_an_index_ramp_takes_a_native_pair_that_rises_for_one_that_stays():
     np.testing.assert_allclose(change(1, 0.05, 0.4, 0.02, 0.01, 0.005), change(1, 0.05, 0.05, 0.02, 0.01, 0.005))
 
 
-def test_a_pair_that_stands_still_stays_so():
+def test_a_pair_of_zero_frequency_stays_so():
     geometry = Geometry(8, 10_000.0, 64, natives=((64, Plan((1.0, 0.1, 0.0, 0.0))),))
     for name in SCALING:
         assert plan(name, geometry, 256).inv_freq[2:] == (0.0, 0.0) < plan(name, geometry, 256).inv_freq[:2]

@@ -109,7 +109,7 @@ def test_the_worst_score_is_that_of_guessing_or_of_no_hit():
     assert passkey.KIND.worst(257) == 0.0
 
 
-def test_more_observations_are_asked_for_in_the_words_of_the_task():
+def test_more_observations_are_requested_by_the_options_of_the_task():
     assert perplexity.KIND.larger(9) == "limit=9"
     assert passkey.KIND.larger(9) == "task.keys=9 limit=9", "one limit alone takes no more keys than there are"
 

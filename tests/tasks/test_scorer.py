@@ -82,7 +82,7 @@ def test_rolling_log_likelihoods_are_those_of_the_stock_model(lm, model, tokeniz
     assert [len(value.tokens) for value in ours] == [len(string) for string in STRINGS]
 
 
-def test_greedy_says_whether_the_model_would_have_said_the_same(lm, model):
+def test_greedy_is_whether_the_model_would_generate_the_same_text(lm, model):
     context = ids_of(20)
     with torch.no_grad():
         best = model.generate(torch.tensor([context]), max_new_tokens=6, do_sample=False, pad_token_id=257)[0].tolist()
@@ -143,7 +143,7 @@ def test_half_precision_logits_are_normalised_and_summed_in_float(tiny_folder, t
 # ------------------------------------------------------------------------------------------------ memory and batches
 
 
-def test_logits_are_never_held_for_more_rows_than_asked(lm, model):
+def test_logits_are_never_held_for_more_rows_than_requested(lm, model):
     rows = []
     lm.head_rows = 32
     hook = model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape))
@@ -269,7 +269,7 @@ def test_too_little_to_score_is_refused(lm):
 # -------------------------------------------------------------------------------------------------------------- BOS
 
 
-def test_bos_is_put_where_asked_and_else_where_the_tokenizer_puts_it(model, tokenizer):
+def test_bos_is_added_on_request_and_otherwise_where_the_tokenizer_adds_it(model, tokenizer):
     def begins(bos):
         return LongLM(model, tokenizer, max_length=256, bos=bos).tok_encode("ab")[:1] == [256]
 

@@ -344,7 +344,7 @@ def test_consistency_is_the_share_of_keys_answered_alike_at_every_depth():
     assert passkey.consistency([[True], [False]]) is None and passkey.consistency([]) is None
 
 
-def test_consistency_leaves_out_keys_not_asked_at_every_depth(copier):
+def test_consistency_leaves_out_keys_not_scored_at_every_depth(copier):
     assert "consistency" not in scores(copier, a_task("passkey", depths=(0.5,)), 600).metrics
     assert scores(copier, a_task("passkey"), 600, limit=1).metrics["consistency"] == 1
 
@@ -378,7 +378,7 @@ def test_what_cannot_be_run_is_refused_before_any_model(tokenizer, monkeypatch, 
         registry.prepare(task, tokenizer, length=length, limit=limit, seed=0)
 
 
-def test_the_least_length_told_is_enough_and_one_less_is_not(tokenizer):
+def test_the_least_length_in_the_message_is_enough_and_one_token_less_is_not(tokenizer):
     with pytest.raises(Refusal) as refused:
         registry.prepare(a_task("passkey"), tokenizer, length=10, limit=None, seed=0)
     least = int(re.search(r"length=(\d+) or more", str(refused.value))[1])
@@ -387,7 +387,7 @@ def test_the_least_length_told_is_enough_and_one_less_is_not(tokenizer):
         registry.prepare(a_task("passkey"), tokenizer, length=least - 1, limit=None, seed=0)
 
 
-def test_missing_packages_are_told_with_the_extra_that_brings_them(tokenizer, monkeypatch):
+def test_missing_packages_are_reported_with_the_extra_that_installs_them(tokenizer, monkeypatch):
     monkeypatch.setattr(named, "RULER_PACKAGES", ("a_package_that_is_not_there",))
     with pytest.raises(Refusal, match=r"needs packages .* \(a_package_that_is_not_there\): `uv sync --extra ruler`"):
         registry.prepare(a_task("niah_single_1"), tokenizer, length=4096, limit=None, seed=0)
@@ -471,7 +471,7 @@ def test_a_request_of_the_harness_that_does_not_fit_is_refused(lm, by_name):
         scores(lm, a_task("colours"), 8)
 
 
-def test_every_task_of_the_harness_is_found_by_its_yaml():
+def test_tasks_of_the_harness_are_located_by_their_yaml():
     assert named.find("wikitext").name == "wikitext.yaml"
     assert named.find("niah_single_1").parent.name == "ruler"
     found, groups = named._index()

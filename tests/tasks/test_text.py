@@ -139,12 +139,12 @@ def test_a_data_set_is_named_by_owner_name_config_split_and_field(source, parts)
 
 
 @pytest.mark.parametrize("source", ["hub:", "hub:pg19", "hub:a/b/c/d", "hub:a/b@", "hub:a/b@x@y", "hub:a//c"])
-def test_a_malformed_data_set_is_told_its_grammar(source):
+def test_a_malformed_data_set_is_refused_with_the_expected_grammar(source):
     with pytest.raises(Refusal, match=r"hub:OWNER/NAME\[/CONFIG\]"):
         text.parse(source)
 
 
-def test_a_data_set_that_is_not_as_asked_is_refused(data_set):
+def test_a_data_set_that_does_not_match_the_request_is_refused(data_set):
     with pytest.raises(Refusal, match="there is no folder"):
         text.digest(f"hub:{data_set}/nowhere")
     with pytest.raises(Refusal, match=r"no text in field n; its fields of text: text, other"):
@@ -164,7 +164,7 @@ def test_text_that_is_not_there_is_refused(tmp_path):
             text.digest(str(source))
 
 
-def test_text_too_short_is_told_what_it_holds_and_what_is_needed(folder):
+def test_text_that_is_too_short_is_refused_with_its_size_and_the_size_needed(folder):
     with pytest.raises(Refusal, match=r"holds 30 tokens and 31 are needed .* choose a shorter length"):
         text.windows(str(folder / "in" / "c.py"), letters, 31)
     with pytest.raises(Refusal, match=r"has 3 documents, the longest of 30 tokens and 31 are needed"):
