@@ -407,7 +407,7 @@ def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, t
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["published=yarn_table9"], "there is none of that name; there are abf_factors"),
+        (["published=yarn_table9"], "did you mean yarn_table6? there are abf_factors"),
         (["published=yarn_table2", "columns=5"], "columns=5: yarn_table2 has 8192, 32768"),
         (["published=yarn_table2", "--transfer", "model=tiny"], "states no claims; those that do: dynamic_ntk"),
     ],
