@@ -1,7 +1,8 @@
 """Which RoPE scaling keeps a language model useful beyond its trained length, and what to deploy.
 
 Plans: a strategy (`STRATEGIES`) turns what a model was trained with (`geometry_of`) into the rotary frequencies for a
-length of context (`plan`); `patched` and `apply` put them into a live model, `export` says them to an engine.
+length of context (`plan`); `patched` and `apply` put them into a live model, `export` turns them into an engine's
+settings.
 
     plan = ropewalk.plan("yarn", model, 16384)
     with ropewalk.patched(model, plan):
@@ -15,8 +16,8 @@ what was measured before. All return `Results`, a sequence of (`Cell`, `Result`)
     print(results)
     results.compare()
 
-What cannot be done is refused before it begins, with a ValueError (of measurements: `Refusal`) whose sentence says what
-to give instead. docs/python.md walks through all of it. Importing this loads neither torch nor transformers.
+What cannot be done is refused before it begins, with a ValueError (`Refusal` where something is measured) whose sentence
+says what to give instead. docs/python.md walks through all of it. Importing this loads neither torch nor transformers.
 """
 
 from pipelines.records.cells import Cell, Refusal, Result

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Results(Sequence[tuple[Cell, Result]]):
-    """Cells with their results, in the order they were asked for.
+    """Cells with their results, in the order in which they were requested.
 
     A sequence of (Cell, Result): iterate over it, index it, slice it, add two. print(results) shows the tables.
     """

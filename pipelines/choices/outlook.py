@@ -26,8 +26,8 @@ SEARCHED = 2**20
 class Outlook:
     """What is said of one plan.
 
-    pairs: rotated pairs. round_trained, round_now: those that come round within the trained length, as trained and
-    under the plan. unseen: share of the angles taken that training never took. first_negative: the first distance at
+    pairs: rotated pairs. round_trained, round_now: those that complete a turn within the trained length, as trained and
+    under the plan. unseen: share of out-of-distribution angles. first_negative: the first distance at
     which the long-range sum is negative, None where it is not within FAR lengths. smallest_base: of two digits, with
     which plain frequencies would keep it positive over the length; None where it was not searched.
     angle_error: radians by which an angle at the length may be off, by format of its arithmetic.

@@ -39,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Key:
-    """One KEY=VALUE. type: "" where it is not told; default: as YAML writes it, "" where a value must be given."""
+    """One KEY=VALUE. type: "" where none is declared; default: as YAML writes it, "" where a value must be given."""
 
     name: str
     type: str

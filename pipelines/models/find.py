@@ -116,7 +116,7 @@ def gguf_header(path: Path) -> Header:
 
 
 def gguf_config(gguf: Header) -> dict[str, Any]:
-    """What a GGUF header says of positions and of sizes, in the words of a Hugging Face config; no scaling."""
+    """What a GGUF header says of positions and of sizes, under the keys of a Hugging Face config; no scaling."""
     named = {
         "hidden_size": "embedding_length",
         "num_hidden_layers": "block_count",

@@ -244,7 +244,7 @@ USUAL: Mapping[str, Callable[[_Place], str]] = {
 
 
 def usual_ranges(strategy: str, geometry: Geometry, length: int) -> dict[str, str]:
-    """The range of every option of a strategy that has a usual one, in the words of the command line."""
+    """The range of every option of a strategy that has a usual one, as the command line takes it."""
     factor = max(1.0, length / geometry.trained_length)
     rotated = geometry.rotated
     formula = geometry.base * factor ** (rotated / max(2, rotated - 2))

@@ -133,7 +133,7 @@ def _provenance(cell: Cell, lm: LongLM) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _keeping_libc() -> ctypes.CDLL | None:
-    """glibc, told to keep what a forward frees for the next one; None where the system has another C library.
+    """glibc, set to keep what a forward frees for the next one; None where the system has another C library.
 
     By default it hands every large tensor back to the system and asks for zeroed pages anew: a tenth of a cell's time.
     """
