@@ -16,8 +16,8 @@ what was measured before. All return `Results`, a sequence of (`Cell`, `Result`)
     print(results)
     results.compare()
 
-What cannot be done is refused before it begins, with a ValueError (`Refusal` where something is measured) whose sentence
-says what to give instead. docs/python.md walks through all of it. Importing this loads neither torch nor transformers.
+What cannot be done is refused before it begins, with a ValueError (`Refusal` where something is measured) that says
+what to give instead. docs/python.md walks through all of it. Importing this loads neither torch nor transformers.
 """
 
 from pipelines.records.cells import Cell, Refusal, Result
