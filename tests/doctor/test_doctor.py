@@ -402,6 +402,7 @@ def examined(tmp_path_factory):
     return ran.returncode, json.loads(ran.stdout), store
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_no_error_and_breaks_where_its_training_ended(examined):
     code, result, _ = examined
     findings = {finding["id"]: finding for finding in result["findings"]}
@@ -414,6 +415,7 @@ def test_the_embedded_model_has_no_error_and_breaks_where_its_training_ended(exa
     assert result["theory"][0]["round_trained"] == 16 and result["theory"][0]["unseen"] > 0.2
 
 
+@pytest.mark.slow
 def test_an_examination_is_a_run_with_its_figures(examined):
     from pipelines import track
     from pipelines.records.results import Store
@@ -427,6 +429,7 @@ def test_an_examination_is_a_run_with_its_figures(examined):
     assert files == {"figures/tiny_nll_by_position.png", "figures/tiny_inv_freq.png"}
 
 
+@pytest.mark.slow
 def test_the_advice_is_by_its_formulas_and_its_commands_plan(examined, capsys):
     advice = examined[1]["advice"]
     candidates = {candidate["strategy"]: candidate for candidate in advice["candidates"]}

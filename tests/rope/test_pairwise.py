@@ -485,6 +485,7 @@ def test_blocks_counted_from_the_ends_of_rows_are_those_of_the_mask(queries, len
                     assert pairs.all() and pairs.shape[1] == 128
 
 
+@pytest.mark.slow
 def test_the_kernel_is_compiled_twice_for_all_lengths_and_once_more_a_model(monkeypatch):
     graphs = []
 
