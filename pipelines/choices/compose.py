@@ -25,6 +25,7 @@ from pipelines.choices import config
 from pipelines.choices.config import Workbench
 from pipelines.records.cells import Refusal
 from pipelines.records.places import CONF
+from pipelines.records.refusal import suggestion
 
 OPTIONED = ("strategy", "task")
 """Groups whose values have options of their own."""
@@ -209,8 +210,7 @@ def unknown(composed: DictConfig, key: str) -> Refusal:
     parent, _, leaf = key.rpartition(".")
     where = OmegaConf.select(composed, parent) if parent else composed
     known = [str(name) for name in where if name != "hydra"] if isinstance(where, DictConfig) else []
-    close = difflib.get_close_matches(leaf, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = suggestion(leaf, known)
     return Refusal(f"{key}: no such option; {hint}{parent or 'the top level'} has {', '.join(known) or 'none'}")
 
 
@@ -262,9 +262,9 @@ def _located(overrides: Sequence[str]) -> list[str]:
             path = path.resolve()
             name = path.stem if path.suffix == ".gguf" else path.name
             located += ["model=local", f"model.path='{path}'", f"model.name='{name}'"]
-        elif "/" not in value and (close := difflib.get_close_matches(value, names["model"], n=1, cutoff=0.8)):
+        elif "/" not in value and (hint := suggestion(value, names["model"], cutoff=0.8)):
             known = ", ".join(sorted(names["model"]))
-            raise Refusal(f"model={value}: unknown model; did you mean {close[0]}? there are {known}, or give a folder")
+            raise Refusal(f"model={value}: unknown model; {hint}there are {known}, or give a folder")
         else:
             located += ["model=local", f"model.path='{value}'", f"model.name='{value}'"]
     return located
@@ -274,8 +274,7 @@ def _sentence(error: BaseException) -> str:
     """What Hydra refused, with what it would have taken in its place; without its stack and its internals."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        close = difflib.get_close_matches(name, error.options, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestion(name, error.options)
         return f"{group}={name}: unknown {group}; {hint}there are {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this cannot be read; give KEY=VALUE, and quote what has spaces or commas in it"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pipelines.cli import meanings
 from pipelines.cli.meanings import Key
-from pipelines.records.refusal import Refusal
+from pipelines.records.refusal import Refusal, suggestion
 
 Options = argparse.Namespace
 """What a verb's `run` gets: its options; words: what is no option; command: the whole line as typed."""
@@ -150,8 +150,7 @@ def refuse_option(options: Options, word: str) -> NoReturn:
     if word.startswith("--shell-completion"):
         raise Refusal("--shell-completion comes without a verb: ropewalk --shell-completion bash")
     names = [n for action in options.parser._actions for n in action.option_strings if n.startswith("--")]
-    close = difflib.get_close_matches(word.partition("=")[0], names, n=1, cutoff=0.7)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = suggestion(word.partition("=")[0], names, cutoff=0.7)
     raise Refusal(f"{options.parser.prog} has no option {word}; {hint}it has {', '.join(names)}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Verbs
 from pipelines.cli.meanings import Key
-from pipelines.records.refusal import Refusal
+from pipelines.records.refusal import Refusal, suggestion
 
 DESCRIPTION = """
 Why a model fails beyond its trained length, what in it is set wrongly, and what to try. It reads the files, inspects
@@ -79,7 +78,6 @@ def _rules(given: Sequence[str]) -> tuple[str, ...]:
     names = [name for part in given for name in part.split(",") if name]
     for name in names:
         if name.lower() not in known:
-            close = difflib.get_close_matches(name, known.values(), n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = suggestion(name, known.values())
             raise Refusal(f"--only {name}: no such rule or stage; {hint}`ropewalk doctor --rules` lists them")
     return tuple(known[name.lower()] for name in names)

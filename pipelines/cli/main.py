@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import difflib
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from pipelines.cli import arguments, doctor, export, grid, plan, reproduce, sync, theory, train, tune, ui
 from pipelines.records.places import SITE
-from pipelines.records.refusal import Refusal
+from pipelines.records.refusal import Refusal, suggestion
 
 VERBS = {
     "grid": grid,
@@ -95,8 +94,7 @@ def _run(words: list[str]) -> int:
     if not verb.startswith("-") and verb not in VERBS:
         if verb == "help":
             return _run([*words[1:], "--help"])
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestion(verb, VERBS)
         return _refuse(f"there is no command {verb!r}; {hint}there are {', '.join(VERBS)} (ropewalk --help)")
     if "--version" in words:
         from pipelines.records.provenance import version

@@ -1,5 +1,20 @@
-"""The error of every refusal. On its own, as it must load nothing: help and completion import it."""
+"""The error of every refusal, and its hint. On its own, as it must load little: help and completion import it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class Refusal(ValueError):
     """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it."""
+
+
+def suggestion(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean yarn? ` of the known name that is closest; "" where none is close.
+
+    >>> suggestion("yrn", ["none", "yarn"]), suggestion("abc", ["none"])
+    ('did you mean yarn? ', '')
+    """
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}? " if close else ""

@@ -5,7 +5,6 @@ A row's `values` is one string, so that every digit stays as it was printed: `3.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 from pipelines.choices import schema
 from pipelines.records.cells import Refusal, Task, frozen
 from pipelines.records.places import CONF
+from pipelines.records.refusal import suggestion
 from pipelines.reproduce import derived
 from pipelines.tasks import registry
 from rope import strategies
@@ -253,8 +253,7 @@ def table(name: str) -> PublishedTable:
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestion(name, names())
         raise Refusal(f"published={name}: there is none of that name; {hint}there are {', '.join(names())}")
     try:
         return from_values({"name": name, **schema.read(path)})

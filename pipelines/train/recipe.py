@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from pipelines.choices import schema
 from pipelines.records import places
 from pipelines.records.cells import Refusal, digest_of
+from pipelines.records.refusal import suggestion
 
 CONF = places.CONF / "train"
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -174,8 +174,7 @@ def published(name: str) -> dict[str, Any]:
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in CONF.glob("*.yaml"))
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestion(name, known)
         raise Refusal(
             f"recipe={name}: there is none of that name; {hint}there are {', '.join(known)}, "
             f"or add {path.name} to conf/train"

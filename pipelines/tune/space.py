@@ -6,7 +6,6 @@ On a command line a range is LOW..HIGH, and alternatives are A,B. A range that b
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.records.cells import Refusal
+from pipelines.records.refusal import suggestion
 from rope import strategies, theory
 from rope.geometry import Geometry
 
@@ -289,8 +289,7 @@ def _kind(strategy: str, name: str, fixed: Mapping[str, Any], usual: Mapping[str
     head, _, leaf = name.partition(".")
     kinds = strategies.kinds_of(strategy)
     if head not in kinds:
-        close = difflib.get_close_matches(head, list(kinds), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestion(head, kinds)
         raise Refusal(f"strategy.{name}: {strategy} has no option {head}; {hint}{_allowed(kinds, usual)}")
     if kinds[head] != "mapping":
         if leaf:
