@@ -36,11 +36,16 @@ def run(options: Options) -> int:
         raise Refusal(f"{rest[0] if rest else port}: ropewalk ui takes one port, from 1 to 65535, and store=FOLDER")
     from pipelines.records.results import Store
     from pipelines.track import tracking_uri
+    from pipelines.track.database import unreadable
 
     store = Store.at(own.get("store"))
     uri = tracking_uri(store)
     if uri.startswith("sqlite:") and not (store.root / "mlflow.db").is_file():
         raise Refusal(f"there are no runs in {store.root} yet; start with `ropewalk grid`")
+    if uri.startswith("sqlite:") and (reason := unreadable(store.root / "mlflow.db")):
+        raise Refusal(
+            f"{store.root / 'mlflow.db'} cannot be read ({reason}); `ropewalk sync` makes it anew from results"
+        )
     try:
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

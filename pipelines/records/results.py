@@ -1,22 +1,36 @@
 """Results and sweeps on disk: mlruns/cells/<id>/result.json and mlruns/sweeps/<id>/sweep.json. Everything else can be
 rebuilt from them.
 
-Written atomically and checksummed: a file is whole or it is not there.
+Written atomically and checksummed: a file is whole or it is not there. A file that is damaged, of another cell, or of a
+later version counts as not there, and is set aside when its cell is computed again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.records.cells import Cell, Result, digest_of
+from pipelines.records.cells import Cell, Refusal, Result, digest_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+UNRECORDED = "unrecorded"
+"""An empty file beside a sweep.json: MLflow does not have all of the sweep."""
+
+SCHEMA = 1
+"""Of all files below; files without a number are of version 1 too."""
+
+
+class Unreadable(ValueError):
+    """A file that is there and says nothing that can be believed; the sentence says why."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +41,18 @@ class Store:
 
     @classmethod
     def at(cls, folder: str | None = None) -> Store:
+        """The store of this name, else that of ROPEWALK_STORE, else ./mlruns.
+
+        Raises:
+            Refusal: it lies where MLflow mistakes parts of the path for escapes, or is a file.
+        """
         given = folder or os.environ.get("ROPEWALK_STORE")
-        return cls(Path(given).resolve() if given else Path.cwd() / "mlruns")
+        root = Path(given).expanduser().resolve() if given else Path.cwd() / "mlruns"
+        if wrong := [sign for sign in "%?" if sign in str(root)]:
+            raise Refusal(f"store={root}: MLflow keeps no runs below a path with a {wrong[0]}; give another folder")
+        if root.exists() and not root.is_dir():
+            raise Refusal(f"store={root} is a file; give a folder, which is created where it is not there")
+        return cls(root)
 
     def cell(self, cell_id: str) -> Path:
         return self.root / "cells" / cell_id
@@ -39,21 +63,25 @@ class Store:
         return {cell_id: result for cell_id, result in results.items() if result is not None and result.finished}
 
     def read(self, cell_id: str) -> Result | None:
-        """A cell's result, or None where there is none that is whole."""
-        body = _read(self.cell(cell_id) / "result.json")
-        return None if body is None else _result(body)
+        """A cell's result, or None where there is none that is whole and its own."""
+        row = _believed(self.cell(cell_id) / "result.json", _cell_and_result)
+        return None if row is None else row[1]
 
     def newest(self, count: int) -> Iterator[tuple[dict[str, Any], Result]]:
         """The `count` latest finished cells, as (Cell.spec, Result), newest first."""
-        files = sorted(self.root.glob("cells/*/result.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        files = sorted(self.root.glob("cells/*/result.json"), key=lambda file: file.lstat().st_mtime, reverse=True)
         for file in files[:count]:
-            body = _read(file)
-            if body is not None and (result := _result(body)).finished:
-                yield body["cell"], result
+            row = _believed(file, _cell_and_result)
+            if row is not None and row[1].finished:
+                yield row
 
     def save(self, cell: Cell, result: Result) -> Path:
-        """Write a result with its cell; a failure's traceback also as error.txt. Returns its file."""
+        """Write a result with its cell; a failure's traceback also as error.txt. Returns its file.
+
+        What was there before and cannot be believed is kept beside it, as result.json.corrupt-1 and so on.
+        """
         folder = self.cell(result.cell_id)
+        _set_aside(folder / "result.json", _cell_and_result)
         if result.error:
             _write(folder / "error.txt", result.error)
         else:
@@ -64,8 +92,20 @@ class Store:
 
     def save_sweep(self, sweep_id: str, sweep: dict[str, Any]) -> Path:
         path = self.root / "sweeps" / sweep_id / "sweep.json"
+        _set_aside(path, _body)
         _write_checked(path, sweep)
         return path
+
+    def mark_unrecorded(self, sweep_id: str) -> None:
+        """Note that MLflow lacks a sweep, or has it in part."""
+        _write(self.root / "sweeps" / sweep_id / UNRECORDED, "")
+
+    def mark_recorded(self, sweep_id: str) -> None:
+        (self.root / "sweeps" / sweep_id / UNRECORDED).unlink(missing_ok=True)
+
+    def unrecorded(self) -> list[str]:
+        """The ids of the sweeps that are marked so."""
+        return sorted(path.parent.name for path in self.root.glob(f"sweeps/*/{UNRECORDED}"))
 
     def study(self, study_id: str) -> Path:
         """The folder of a search."""
@@ -79,24 +119,33 @@ class Store:
     def studies(self) -> Iterator[dict[str, Any]]:
         """Every finished search, by id."""
         for path in sorted(self.root.glob("tune/*/study.json")):
-            if (study := _read(path)) is not None:
+            if (study := _believed(path, _body)) is not None:
                 yield study
 
     def sweeps(self) -> Iterator[dict[str, Any]]:
         """Every sweep whose file is whole, oldest first."""
         for path in sorted(self.root.glob("sweeps/*/sweep.json")):
-            if (sweep := _read(path)) is not None:
+            if (sweep := _believed(path, _body)) is not None:
                 yield sweep
 
 
-def _result(body: dict[str, Any]) -> Result:
-    """The result in a result.json, whose series JSON turned from pairs into lists."""
-    series = {name: [tuple(point) for point in row] for name, row in body["result"]["series"].items()}
-    return Result(**{**body["result"], "series": series})
+def _cell_and_result(path: Path) -> tuple[dict[str, Any], Result]:
+    """(Cell.spec, Result) of a result.json, which must be of the cell whose folder it lies in."""
+    body = _body(path)
+    try:
+        spec, fields = body["cell"], body["result"]
+        owners = {spec["id"], fields["cell_id"]}
+        series = {name: [tuple(point) for point in row] for name, row in fields["series"].items()}
+        result = Result(**{**fields, "series": series})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Unreadable(f"it is no result of this version: {error!r}") from error
+    if owners != {path.parent.name}:
+        raise Unreadable(f"it is of cell {' and '.join(sorted(map(str, owners)))}")
+    return spec, result
 
 
 def _write_checked(path: Path, body: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps(body, allow_nan=False))
+    plain = json.loads(json.dumps({"schema": SCHEMA, **body}, allow_nan=False))
     _write(path, json.dumps({"checksum": digest_of(plain), **plain}, indent=1))
 
 
@@ -110,14 +159,50 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _body(path: Path) -> dict[str, Any]:
+    """What a file of ours holds, without its checksum and version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is damaged, no file, or of a later version.
+    """
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unreadable(f"it is damaged ({type(error).__name__})") from error
+    if not isinstance(body, dict) or digest_of(_without(body, "checksum")) != body.get("checksum"):
+        raise Unreadable("it is damaged (its checksum does not match)")
+    version = body.get("schema", 1)
+    if not isinstance(version, int) or version > SCHEMA:
+        raise Unreadable(f"a later version of ropewalk wrote it (schema {version}; this one reads up to {SCHEMA})")
+    return _without(body, "checksum", "schema")
+
+
+def _without(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key not in names}
+
+
+def _believed(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What a file says; None, with a warning, where it is there and cannot be believed."""
+    try:
+        return read(path)
     except FileNotFoundError:
         return None
-    except ValueError:
-        body = {}
-    if digest_of({key: value for key, value in body.items() if key != "checksum"}) != body.get("checksum"):
-        log.warning("%s is damaged (its checksum does not match) and counts as not there", path)
+    except Unreadable as reason:
+        log.warning("%s counts as not there: %s", path, reason)
         return None
-    return body
+
+
+def _set_aside(path: Path, read: Callable[[Path], Any]) -> None:
+    """Rename a file, or whatever is in its place, that cannot be believed."""
+    try:
+        read(path)
+    except FileNotFoundError:
+        return
+    except Unreadable as reason:
+        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
+        path.rename(aside)
+        log.warning("%s is kept as %s: %s", path, aside.name, reason)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
 
-# A log file has no width of its own; a table should not be folded there as on a narrow terminal.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+def plain_console(width: int = 120, file: IO[str] | None = None) -> Console:
+    """A console that prints text as it is: paths, errors and names may hold what rich reads as markup or emoji.
+
+    width: where there is no terminal: a log file has none, and a table should not be folded there as on a narrow one.
+    """
+    own = sys.stdout.isatty() and file is None
+    return Console(file=file, width=None if own else width, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+console = plain_console()
 silent = Console(quiet=True)
 
 

@@ -20,6 +20,7 @@ from pipelines.report.terminal import console
 from pipelines.reproduce import published
 from pipelines.reproduce.published import PublishedTable
 from pipelines.track import launch
+from pipelines.track.recorder import attempt, unrecorded
 from pipelines.workers.compute import pooled
 
 
@@ -60,7 +61,9 @@ class Session:
         kind = "claims" if "model" in params else "values"
         about = {"title": table.title, "source": table.source, "command": self.command, **params}
         metrics = {f"{kind}/{verdict}": float(count) for verdict, count in verdicts.items()}
-        track.record_reproduction(self.store, name, about, metrics, files, {"status": counted(verdicts)})
+        tags = {"status": counted(verdicts)}
+        if reason := attempt(lambda: track.record_reproduction(self.store, name, about, metrics, files, tags)):
+            console.print(unrecorded(reason, "reproducing the table again records them"))
 
 
 def introduce(table: PublishedTable) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import getpass
 import importlib
+import itertools
 import logging
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,12 @@ from filelock import FileLock
 from pipelines.records import provenance
 from pipelines.records.results import Store
 
+log = logging.getLogger(__name__)
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that is gone is noticed in seconds; MLflow's own defaults keep trying for minutes, for every request.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 Metrics = Iterable[tuple[str, float, int]]
 """(name, value, step), ..."""
@@ -30,9 +37,15 @@ BATCH = 800
 """Metrics written at once: MLflow takes 1000 entries a batch, and the parameters go with the first one."""
 
 
+DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
+
+WRECKED = ("file is not a database", "malformed", "already exists", "duplicate column", "no such table")
+"""What sqlite says of a file that is no database, or one whose tables a killed process made in part."""
+
+
 def tracking_uri(store: Store) -> str:
     """The user's own MLFLOW_TRACKING_URI where set, else the database in the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / DATABASE}"
 
 
 def has_own_database() -> bool:
@@ -47,18 +60,72 @@ def warm() -> None:
 
 
 def connect(store: Store) -> Any:
-    """MLflow's client of a store, its database created if need be; runs that a killed process left are closed."""
+    """MLflow's client of a store, its database created if need be; runs that a killed process left are closed.
+
+    A database that sqlite cannot read is kept as mlflow.db.corrupt-1 (2, ...) and a new one created: all that it held
+    can be recorded again from the results (`ropewalk sync`).
+    """
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table that it creates
     store.root.mkdir(parents=True, exist_ok=True)
     with locked(store):
+        if has_own_database():
+            _prepare(store.root / DATABASE)
+            _follow(store)
         client = MlflowClient(tracking_uri(store))
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' AND tags.process LIKE '{_host()}:%'"):
         if not _alive(run.data.tags["process"]):
             client.set_terminated(run.info.run_id, "KILLED")
     return client
+
+
+def _prepare(path: Path) -> None:
+    """A database that can be opened: created beside its place, so that a killed process leaves none in part."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if path.exists() and (reason := unreadable(path)):
+        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
+        path.rename(aside)
+        log.warning(
+            "%s cannot be read (%s): kept as %s; `ropewalk sync` records the results again", path, reason, aside
+        )
+    if path.exists():
+        return
+    for leftover in path.parent.glob(f"{path.name}.new-*"):
+        leftover.unlink()
+    new = path.with_name(f"{path.name}.new-{os.getpid()}")
+    created = SqlAlchemyStore(f"sqlite:///{new}", str(path.parent / ARTIFACTS))
+    created.engine.dispose()
+    new.replace(path)
+
+
+def unreadable(path: Path) -> str:
+    """Why a file is no database of MLflow's; "" where it is one, or is in use by another process."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            versions = list(database.execute("SELECT version_num FROM alembic_version"))
+    except sqlite3.DatabaseError as error:
+        return str(error) if any(part in str(error) for part in WRECKED) else ""
+    # the version is written at the end of every migration, these tables by the first
+    return "" if versions and {"experiments", "runs"} <= tables else "its tables were made in part"
+
+
+def _follow(store: Store) -> None:
+    """Artifacts in the store's own folder, also after it was moved or copied: MLflow keeps absolute paths."""
+    here = str(store.root / ARTIFACTS)
+    with contextlib.closing(sqlite3.connect(store.root / DATABASE, timeout=20)) as database, database:
+        query = "SELECT DISTINCT artifact_location FROM experiments WHERE name != 'Default'"
+        for (there,) in list(database.execute(query)):
+            if there != here and there.endswith(f"/{ARTIFACTS}"):
+                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ?",
+                        (here, len(there) + 1, there, f"{there}/%"),
+                    )
 
 
 def experiment_id(client: Any, name: str, store: Store) -> str:
@@ -69,7 +136,7 @@ def experiment_id(client: Any, name: str, store: Store) -> str:
             return str(experiment.experiment_id)
         # A server of the user's has a place of its own for artifacts.
         local = tracking_uri(store).startswith("sqlite")
-        return str(client.create_experiment(name, artifact_location=str(store.root / "artifacts") if local else None))
+        return str(client.create_experiment(name, artifact_location=str(store.root / ARTIFACTS) if local else None))
 
 
 class Run:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from rich.console import Console
 
@@ -18,6 +19,8 @@ from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables, terminal
 from pipelines.tasks import registry
+from pipelines.track import rebuild
+from pipelines.track.recorder import Recorder, unrecorded
 from pipelines.workers.compute import Run, compute
 
 
@@ -41,22 +44,31 @@ def run(
         console.print(expected)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
-    with track.Tracker.open(sweep, store) as tracker:
-        for cell in cells:
-            if cell.id in done:
-                tracker.record(sweep.bearing(cell.id), done[cell.id], cached=True)
-        progress = _Progress(todo, console)
-        try:
-            for cell, result in compute(todo, store, compute_cells, progress, sweep.command_of, force=True):
-                results[cell.id] = result
-                tracker.record(sweep.bearing(cell.id), result, cached=False)
-        finally:  # what there is after Ctrl-C is worth a table too
-            if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
-                shown = tables.tables(rows)
-                tracker.conclude(rows, shown)
-                tables.show(console, rows, shown, store)
-                console.print(f"results: {store.root}")
+    recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
+    for cell in cells:
+        if cell.id in done:
+            recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=done[cell.id], cached=True))
+    progress, interrupted = _Progress(todo, console), True
+    try:
+        for cell, result in compute(todo, store, compute_cells, progress, sweep.command_of, force=True):
+            results[cell.id] = result
+            recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result, cached=False))
+        interrupted = False
+    finally:  # what there is after Ctrl-C is worth a table too
+        if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
+            shown = tables.tables(rows)
+            recorder.submit(lambda tracker: tracker.conclude(rows, shown))
+            tables.show(console, rows, shown, store)
+            console.print(f"results: {store.root}")
+        recorder.submit(lambda _: rebuild.record_left_over(store))
+        if reason := recorder.close(interrupted=interrupted, say=console.print):
+            store.mark_unrecorded(sweep.id)
+            console.print(unrecorded(reason))
     return rows
+
+
+def _record(tracker: track.Tracker, cells: Sequence[Cell], result: Result, cached: bool) -> None:
+    tracker.record(cells, result, cached=cached)
 
 
 def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
@@ -68,7 +80,7 @@ def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
 
 
 def prepare(cells: Sequence[Cell]) -> None:
-    """Find out before any model loads whether every cell has the text that it needs.
+    """Find out before any model loads whether every cell has the files and the text that it needs.
 
     Raises:
         Refusal: one line for each distinct reason.
@@ -78,6 +90,7 @@ def prepare(cells: Sequence[Cell]) -> None:
     # Task by task: the text that one encodes is still remembered for the next length.
     for model, task, length, limit, seed in sorted(needed, key=lambda row: (row[1].name, row[2])):
         try:
+            load.check(model)
             registry.prepare(task, load.tokenizer(model), length=length, limit=limit, seed=seed)
         except Refusal as reason:
             refused[str(reason)] = None

@@ -72,6 +72,34 @@ def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
         yield _study(client, study, store, force=force)
 
 
+def record_anew(sweep: Sweep, store: Store) -> None:
+    """One sweep as `rebuild` would record it, whatever of it MLflow has.
+
+    Raises:
+        ValueError: it cannot be rebuilt from the results.
+    """
+    rebuilt = _sweep(connect(store), sweep, store, force=True, ours=True)
+    if not rebuilt.complete:
+        raise ValueError(rebuilt.text)
+
+
+def record_left_over(store: Store) -> None:
+    """Record the sweeps that an earlier launch could not, as far as they can be read."""
+    left_over = set(store.unrecorded())
+    for spec in store.sweeps() if left_over else ():
+        try:
+            sweep = Sweep.of(spec)
+        except UNREADABLE:
+            continue
+        if sweep.id in left_over:
+            _sweep(connect(store), sweep, store, force=True)
+
+
+def record_study_anew(study: Mapping[str, Any], store: Store) -> None:
+    """One finished search as `rebuild` would record it, whatever of it MLflow has."""
+    _study(connect(store), study, store, force=True, ours=True)
+
+
 def _pruned(client: Any, on_disk: set[str]) -> Iterator[Rebuilt]:
     for experiment in client.search_experiments():
         for run in search(client, experiment.name, "tags.`ropewalk.kind` = 'sweep'"):
@@ -80,13 +108,15 @@ def _pruned(client: Any, on_disk: set[str]) -> Iterator[Rebuilt]:
                 yield Rebuilt(run.info.run_name, "no longer on disk, deleted")
 
 
-def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
+def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool, ours: bool = False) -> Rebuilt:
+    """ours: a run of it that has not ended is this process's own, and given up."""
     results = {cell.id: result for cell in distinct(sweep.cells) if (result := store.read(cell.id)) is not None}
     expected = sum(len(sweep.bearing(cell_id)) for cell_id in results)
     present = recorded(client, sweep)
-    if present is None:
+    if present is None and not ours:
         return Rebuilt(sweep.label, "running, left alone")
     if present == expected and not force:
+        store.mark_recorded(sweep.id)
         return Rebuilt(sweep.label, f"in MLflow already, {present} cell{'' if present == 1 else 's'}")
     try:  # everything is built before anything is deleted
         runs = [[cell_run(cell, result) for cell in sweep.bearing(cell_id)] for cell_id, result in results.items()]
@@ -101,6 +131,7 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
             cached = str(bearing[0].result.provenance.get("at", "")) < sweep.created
             tracker.write(bearing, cached=cached)
         tracker.conclude(rows, shown)
+    store.mark_recorded(sweep.id)
     reasons = [run.lost for bearing in runs for run in bearing if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"
     return Rebuilt(
@@ -108,9 +139,9 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool) -> Rebuilt:
     )
 
 
-def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool) -> Rebuilt:
+def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool, ours: bool = False) -> Rebuilt:
     label, trials, runs = f"{study['label']}, a search", study["trials"], runs_of(client, study["id"])
-    if any(run.info.status == "RUNNING" for run in runs):
+    if any(run.info.status == "RUNNING" for run in runs) and not ours:
         return Rebuilt(label, "running, left alone")
     if len(runs) == len(trials) + 1 and not force:
         return Rebuilt(label, f"in MLflow already, {len(trials)} trials")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 
 from pipelines.choices import schema
-from pipelines.records import places
+from pipelines.records import paths, places
 from pipelines.records.cells import Refusal, digest_of
 from pipelines.records.refusal import suggestion
 
@@ -141,13 +141,26 @@ def read(arguments: Sequence[str]) -> TrainRecipe:
     values = published(given.pop("recipe", "tiny"))
     for key, value in given.items():
         name, _, option = key.partition(".")
-        plain = yaml.safe_load(value)
+        plain = _plain(key, value)
         if option:
             held = values.get(name, {})
             values[name] = {**(held if isinstance(held, dict) else {"name": held}), option: plain}
         else:
             values[name] = plain
     return from_values(values)
+
+
+def _plain(key: str, value: str) -> Any:
+    """A value of the command line as plain data: of a key that takes text the text itself, which may be a path with
+    anything in it, else YAML."""
+    if get_type_hints(TrainRecipe).get(key) in (str, str | None):
+        return None if value in ("", "null") else paths.uninterpolated(value)
+    if key == "text" and value[:1] != "[":
+        return list(map(paths.uninterpolated, paths.listed(value)))
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise Refusal(f"{key}={value}: this cannot be read; quote what has braces, colons or commas in it") from error
 
 
 def from_values(values: Mapping[str, Any]) -> TrainRecipe:

@@ -22,6 +22,7 @@ from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal
 from pipelines.records.results import Store
 from pipelines.track import Training
+from pipelines.track.recorder import unrecorded
 from pipelines.train import corpus
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, rate
@@ -148,9 +149,9 @@ def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
     """The recipe's checkpoint, float32, with its strategy's plan for its length: in its modules, and in its config.
 
     Raises:
-        Refusal: the checkpoint is not there, or transformers cannot express the plan.
+        Refusal: the checkpoint is not there or not whole, or transformers cannot express the plan.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     checkpoint, config = find.describe(_checkpoint(recipe))
     name = strategies.ALIASES.get(recipe.strategy["name"], recipe.strategy["name"])
@@ -163,13 +164,10 @@ def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
         geometries = geometry_of(config, recipe.trained_length)
         plans = strategies.plans(name, geometries, recipe.length, **options)
         patched = to_transformers(config, name, options, geometries, recipe.length)
-        model = AutoModelForCausalLM.from_pretrained(
-            load.materialise(checkpoint),
-            config=AutoConfig.for_model(patched.pop("model_type"), **patched),
-            dtype=torch.float32,
-        )
+        target = AutoConfig.for_model(patched.pop("model_type"), **patched)
     except (OSError, ValueError, KeyError) as error:
         raise Refusal(f"model {recipe.model}: {error}") from error
+    model = load.complete(checkpoint, torch.float32, target)
     built = dict(patch.read(model))
     for layers, plan in plans:
         # a zero frequency is written as one too low to matter
@@ -180,7 +178,7 @@ def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
 
 
 def _checkpoint(recipe: TrainRecipe) -> Model:
-    return Model(str(recipe.model), str(recipe.model), trained_length=recipe.trained_length)
+    return find.requested(str(recipe.model), str(recipe.model), trained_length=recipe.trained_length)
 
 
 def provenance(device: torch.device) -> dict[str, str]:
@@ -202,6 +200,7 @@ class TrainRecorder:
         self.recipe, self.log, self.out = recipe, log, Path(recipe.out).expanduser()
         self.step, self.validations = log.step, len(log.validations)
         self.training: Training | None = None
+        self.said = False
         if recipe.track:
             params = {**log.recipe, **log.provenance, "corpus": log.corpus["digest"]}
             store = Store.at(recipe.store)
@@ -217,6 +216,7 @@ class TrainRecorder:
             print(f"step {row['step']:.0f}: {validation_text(row)}", flush=True)
         if self.training is not None:
             self.training.log(self._rows())
+        self._say_what_is_lost()
         self.step, self.validations = log.step, len(log.validations)
 
     def close(self, status: str) -> None:
@@ -225,6 +225,12 @@ class TrainRecorder:
         self.log.write(self.out)
         if self.training is not None:
             self.training.close(self.out / LOG, finished=status == "finished")
+        self._say_what_is_lost()
+
+    def _say_what_is_lost(self) -> None:
+        if self.training is not None and self.training.lost and not self.said:
+            print(unrecorded(self.training.lost, f"{self.out / LOG} has all of it"), flush=True)
+            self.said = True
 
     def _rows(self) -> list[tuple[str, float, int]]:
         """What is new since the last call: (metric, value, step), ..."""

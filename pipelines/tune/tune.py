@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from pipelines import track
 from pipelines.choices import schema, sweep
@@ -15,6 +16,8 @@ from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
 from pipelines.report.terminal import console, table
+from pipelines.track import rebuild
+from pipelines.track.recorder import Recorder, unrecorded
 from pipelines.tune import bench, search, verdict
 from pipelines.tune.bench import Bench, StrategyChoice
 from pipelines.tune.search import SearchSettings, Trial
@@ -53,10 +56,22 @@ def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> in
     with pool.standing(workers) as run:
         study = study_of(choice, request, command, run, workers.count or 1)
         console.print(_preview(study))
-        with track.StudyTracker.open(study.bench.store, study.spec()) as tracked:
-            trials = list(_search(study, tracked))
+        store, written = study.bench.store, dict[str, Any]()
+        recorder = Recorder(
+            partial(track.StudyTracker.open, store, study.spec()),
+            lambda: rebuild.record_study_anew(written, store) if written else None,
+        )
+        interrupted = True
+        try:
+            trials = list(_search(study, recorder))
             judged = verdict.judge(study.bench, _best_choice(study, trials), study.defaults, study.short)
-            tracked.conclude(write(study, trials, judged), study.folder)
+            written |= write(study, trials, judged)
+            recorder.submit(lambda tracker: tracker.conclude(written, study.folder))
+            interrupted = False
+        finally:
+            reason = recorder.close(interrupted=interrupted, say=console.print)
+            if reason:
+                console.print(unrecorded(reason))
     _show(study, trials, judged)
     return 1 if any(trial.status == "failed" for trial in trials) else 0
 
@@ -111,7 +126,7 @@ def _preview(study: TuneStudy) -> str:
     )
 
 
-def _search(study: TuneStudy, tracked: track.StudyTracker) -> Iterator[Trial]:
+def _search(study: TuneStudy, recorder: Recorder[track.StudyTracker]) -> Iterator[Trial]:
     """Every trial, shown and recorded as it is settled. The defaults are measured first, on the whole half."""
     workbench, screening = study.bench, study.bench.screening
     for default in study.defaults:
@@ -133,10 +148,14 @@ def _search(study: TuneStudy, tracked: track.StudyTracker) -> Iterator[Trial]:
         complete = [t for t in done if t.status == "complete" and t.value is not None]
         best = min(complete, key=lambda t: (t.value, t.number), default=None)
         console.print(_line(study, trial, done, best))
-        tracked.record(trial.spec(), best.value if best else None)
+        recorder.submit(partial(_record, trial=trial.spec(), best=best.value if best else None))
         yield trial
         if len(done) >= 4 and all(t.status in ("failed", "invalid") for t in done):
             raise Refusal(f"every trial so far was {trial.status}: {trial.error}")
+
+
+def _record(tracker: track.StudyTracker, trial: Mapping[str, Any], best: float | None) -> None:
+    tracker.record(trial, best)
 
 
 def _line(study: TuneStudy, trial: Trial, done: Sequence[Trial], best: Trial | None) -> str:

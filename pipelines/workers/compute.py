@@ -33,11 +33,16 @@ def compute(
         origin = {"code": provenance.code(), "at": datetime.now().astimezone().isoformat()}
         if command_of is not None:
             origin["command"] = command_of(cell)
-        recorded = replace(result, provenance={**result.provenance, **origin})
+        recorded = replace(result, provenance={**result.provenance, **origin}, error=_encodable(result.error))
         store.save(cell, recorded)
         if progress is not None:
             progress(cell, recorded)
         yield cell, recorded
+
+
+def _encodable(text: str | None) -> str | None:
+    """Text that any file and terminal takes: of an error, which may quote half a character of a document."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 def pooled(cells: Sequence[Cell], cluster: Any) -> Iterator[tuple[Cell, Result]]:

@@ -112,7 +112,10 @@ def _here(cells: Sequence[Cell], evaluator: Evaluator, interrupted: threading.Ev
         for cell in queue:
             if interrupted.is_set():
                 return
-            yield cell, next(iter(evaluator([cell])))
+            try:
+                yield cell, next(iter(evaluator([cell])))
+            except SystemExit as error:  # a library's way out is no way out of a grid
+                yield cell, Result(cell.id, "failed", error=f"something in this cell ended the process: {error!r}")
 
 
 def _evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
@@ -129,14 +132,18 @@ def _queues(cells: Sequence[Cell]) -> dict[Model, deque[Cell]]:
     return queues
 
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end the driver at once: from a scheduler, and from a terminal that is closed."""
+
+
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets. The second raises KeyboardInterrupt, as SIGTERM does."""
+    """An event that the first Ctrl-C sets. The second raises KeyboardInterrupt, as SIGTERM and SIGHUP do."""
     interrupted = threading.Event()
     terminal = sys.stderr  # a cell that runs in this process silences sys.stderr for as long as it takes
 
     def handle(number: int, frame: Any) -> None:
-        if interrupted.is_set() or number == signal.SIGTERM:
+        if interrupted.is_set() or number != signal.SIGINT:
             raise KeyboardInterrupt
         interrupted.set()
         print("Finishing running cells; Ctrl-C again aborts", file=terminal, flush=True)
@@ -144,7 +151,7 @@ def _interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # Python gives signals to no other
         yield interrupted
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, *ENDING)}
     try:
         yield interrupted
     finally:
@@ -300,6 +307,8 @@ def _on_ray(cells: Sequence[Cell], pool: _Pool, interrupted: threading.Event) ->
                 error = f"{STARTS} workers in a row died as they started: see the logs of Ray"
                 yield from ((cell, Result(cell.id, "failed", error=error)) for cell in schedule.drain())
                 continue
+        if interrupted.is_set():  # while it was waited for
+            schedule.drain()
         pool.give(worker) if landing.usable else pool.hire(worker)
 
 
@@ -348,6 +357,8 @@ def _connected(workers: Workers) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Seconds: on a busy machine Ray's processes take more than the half minute that it allows them.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     import ray
 
     if ray.is_initialized():
@@ -362,6 +373,7 @@ def _connected(workers: Workers) -> Any:
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
+            _node_ip_address="127.0.0.1",  # all of it listens to this machine alone
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": paths},

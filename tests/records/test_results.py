@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from support import CELL
 
-from pipelines.records.cells import Result
+from pipelines.records.cells import Result, digest_of
 from pipelines.records.results import Store
 
 RESULT = Result(
@@ -53,6 +53,58 @@ def test_a_damaged_result_counts_as_not_there(tmp_path, damage, caplog):
     path.write_text(damage(path.read_text()))
     assert Store(tmp_path).recall([CELL.id]) == {}
     assert "damaged" in caplog.text
+
+
+def unreadable(path):
+    path.unlink()
+    path.mkdir()
+
+
+def newer(path):
+    body = {**{k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}, "schema": 99}
+    path.write_text(json.dumps({**body, "checksum": digest_of(body)}))
+
+
+BROKEN = {
+    "a list": lambda path: path.write_text("[]"),
+    "null": lambda path: path.write_text("null"),
+    "a number": lambda path: path.write_text("7"),
+    "nested too deeply": lambda path: path.write_text("[" * 100_000),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "a folder": unreadable,
+    "of a later version": newer,
+    "without its result": lambda path: path.write_text(json.dumps({"checksum": digest_of({"cell": 1}), "cell": 1})),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_file_that_cannot_be_believed_counts_as_not_there_and_is_kept_aside(tmp_path, how, caplog):
+    store = Store(tmp_path)
+    path = store.save(CELL, RESULT)
+    BROKEN[how](path)
+    assert store.read(CELL.id) is None and list(store.newest(5)) == []
+    assert "counts as not there" in caplog.text
+    assert path.exists()  # reading changes nothing
+    store.save(CELL, RESULT)
+    assert store.read(CELL.id) == RESULT
+    assert [file.name for file in path.parent.glob("*.corrupt-*")] == ["result.json.corrupt-1"]
+
+
+def test_the_results_of_two_cells_that_were_swapped_are_not_believed(tmp_path):
+    store, other = Store(tmp_path), replace(CELL, seed=CELL.seed + 1)
+    files = [store.save(CELL, RESULT), store.save(other, replace(RESULT, cell_id=other.id))]
+    texts = [file.read_text() for file in files]
+    for file, text in zip(files, reversed(texts), strict=True):
+        file.write_text(text)
+    assert store.recall([CELL.id, other.id]) == {}
+
+
+def test_a_result_without_a_version_is_read_as_the_first_one(tmp_path):
+    store = Store(tmp_path)
+    path = store.save(CELL, RESULT)
+    body = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("checksum", "schema")}
+    path.write_text(json.dumps({"checksum": digest_of(body), **body}))
+    assert store.read(CELL.id) == RESULT
 
 
 def test_nothing_half_written_is_left(tmp_path):

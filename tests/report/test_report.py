@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from support import CELL
 from pipelines.choices import sweep
 from pipelines.records import numbers
 from pipelines.records.cells import Result, Task
-from pipelines.report import drawing, tables
+from pipelines.report import drawing, tables, terminal
 from rope.geometry import ALL_LAYERS, Plan
 
 
@@ -175,3 +176,13 @@ def test_every_figure_is_a_png_in_a_folder_of_its_own(tmp_path):
         drawing.beside({"yarn": [(0, 3.5, 3.6), (1, None, 40.0)]}, ["2k", "4k"], "a table", tmp_path / "beside.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+
+
+def test_what_looks_like_markup_or_emoji_is_printed_as_it_is():
+    page = io.StringIO()
+    console = terminal.plain_console(file=page)
+    console.print("ValueError: [/INST] in [a] :smile: [bold]x")
+    terminal.table(console, "a [title]", ["[b]name"], [["[/c] :cat:"]])
+    text = page.getvalue()
+    for foreign in ("[/INST] in [a] :smile: [bold]x", "a [title]", "[b]name", "[/c] :cat:"):
+        assert foreign in text

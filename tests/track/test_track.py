@@ -33,16 +33,6 @@ def store(tmp_path, monkeypatch):
     return Store(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """A database that is there already: making one takes seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def client(store, template):
     from mlflow import MlflowClient

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from support import PROJECT, stub_cell
 
@@ -60,6 +61,20 @@ def test_one_cpu_worker_is_this_process_longest_first():
     results = list(pool.run(cells, pool.Workers("cpu"), work))
     assert [cell.length for cell, _ in results] == [128, 64, 32]
     assert {result.provenance["pid"] for _, result in results} == {os.getpid()}
+
+
+def test_a_library_that_ends_the_process_fails_its_cell_and_no_other():
+    cells = [stub_cell(length=32), stub_cell(length=64, exits=True)]
+
+    def leaving(todo):
+        for cell in todo:
+            if dict(cell.task.options).get("exits"):
+                sys.exit(3)
+            yield from work([cell])
+
+    results = {cell.length: result for cell, result in pool.run(cells, pool.Workers("cpu"), leaving)}
+    assert [results[length].status for length in (32, 64)] == ["ok", "failed"]
+    assert "SystemExit(3)" in results[64].error
 
 
 def test_models_are_not_mixed_in_one_worker():
@@ -193,3 +208,11 @@ def test_standing_workers_stay_from_one_batch_to_the_next(ray_workers, tmp_path)
     assert [result.status for _, result in [*first, *died, *after]] == ["ok"] * 7
     before, later = ({result.provenance["pid"] for _, result in batch} for batch in (first, after))
     assert len(before) == len(later) == 2 and len(before & later) == 1  # the one that died was replaced
+
+
+@pytest.mark.slow
+def test_ray_on_one_machine_listens_to_this_machine_alone(ray_workers, tmp_path):
+    list(pool.run([stub_cell(length=32)], ray_workers, work))
+    family = [process for process in psutil.Process().children(recursive=True)]
+    listening = [c for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert listening and {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
