@@ -6,10 +6,13 @@ Separate from geometry.py, as a declared scaling becomes a native plan by the fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rope import strategies
+from rope import families, strategies
+from rope.blocks import DEFAULT_THETA as DEFAULT_THETA
+from rope.blocks import declared_blocks, family_blocks, first
+from rope.families import Family
 from rope.geometry import ALL_LAYERS, Geometry, Plan, check_integer, check_number
 
 ROTARY_KEYS = (
@@ -28,12 +31,6 @@ ROTARY_KEYS = (
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 """Keys of the number of tokens that the model was trained for; the first with a value counts."""
 
-ROTARY_FAMILIES = frozenset({"llama", "code_llama", "falcon", "RefinedWeb", "RefinedWebModel"})
-"""model_type of rotary models whose older configs have none of the keys above (theta was 10000 in code)."""
-
-DEFAULT_THETA = 10_000.0
-"""Base of a config without one: the default of transformers v4 for the llama family."""
-
 SYNONYMS = {"su": "longrope", "mrope": "default"}
 RUNTIME = frozenset({"dynamic", "ntk"})
 """Declared scalings that act at run time on a checkpoint that was trained without them."""
@@ -44,7 +41,7 @@ class DeclaredScaling:
     """The strategy that rotary parameters amount to, with its options, and the geometry that it acts on."""
 
     strategy: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(hash=False)
     geometry: Geometry
 
     def plan(self, length: int) -> Plan:
@@ -63,13 +60,15 @@ def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geo
 
     Returns:
         A geometry for every layer type that rotates. Declared linear, yarn, llama3, longrope and proportional scalings
-        become its `natives`; a declared dynamic scaling acts at run time, so it is no part of the geometry.
+        become its `natives`; a declared dynamic scaling, which acts at run time, its `running`.
 
     Raises:
         ValueError: no rotary embedding, no length, no head dimension, or a declared scaling that is not known.
     """
     return {
-        layer_type: replace(plain, natives=_natives(parameters, plain, limit))
+        layer_type: replace(
+            plain, natives=_natives(parameters, plain, limit), running=_running(parameters, plain, limit)
+        )
         for layer_type, (parameters, plain, limit) in _rotating_layers(config, trained_length).items()
     }
 
@@ -88,17 +87,25 @@ def declared_scalings(config: Any, trained_length: int | None = None) -> dict[st
 
 def _rotating_layers(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, Any], Geometry, int]]:
     """Of every layer type that rotates: its rotary parameters, its geometry without a scaling, and its length."""
-    text = text_config(config)
-    limit = _first(text, *LENGTH_KEYS)
+    full, known = _completed(config)
+    declared = rope_parameters(config)
+    limit = first(full, *LENGTH_KEYS)
     trained = limit if trained_length is None else trained_length
     if trained is None:
         raise ValueError("the config has no max_position_embeddings: give trained_length, in tokens")
     check_integer("max_position_embeddings" if trained_length is None else "trained_length", trained, least=2)
     layers = {}
-    for layer_type, parameters in rope_parameters(config).items():
+    for layer_type, parameters in declared.items():
         if parameters is not None:
-            head_dim, partial = _head(text, layer_type, parameters)
-            plain = Geometry(head_dim, float(parameters["rope_theta"]), int(trained), partial)
+            head_dim, partial = _head(full, known, layer_type, parameters)
+            base = float(parameters["rope_theta"])
+            if known is not None and known.theta_times and full.get(known.theta_times):
+                base *= full[known.theta_times]
+            if known is not None and known.alpha and parameters["rope_type"] == "dynamic" and parameters.get("alpha"):
+                # HunYuan's dynamic is a fixed, larger base
+                base *= parameters["alpha"] ** (head_dim / (head_dim - 2))
+                parameters = {"rope_type": "default", "rope_theta": base}
+            plain = Geometry(head_dim, base, int(trained), partial)
             layers[layer_type] = (parameters, plain, int(limit or trained))
     if not layers:
         raise ValueError("every layer type of the config is without a rotary embedding; give a model that has one")
@@ -107,12 +114,65 @@ def _rotating_layers(config: Any, trained_length: int | None) -> dict[str, tuple
 
 def text_config(config: Any) -> Mapping[str, Any]:
     """The part of a config that describes the language model, as a mapping."""
-    if not isinstance(config, Mapping):
-        if not hasattr(config, "to_dict"):
-            raise ValueError(f"{config!r} is not a config; give config.json as a mapping, or a config object")
-        config = config.to_dict()
-    nested = config.get("text_config")
-    return text_config(nested) if nested else config
+    return families.language_model(_mapping(config))[0]
+
+
+def with_defaults(config: Any) -> dict[str, Any]:
+    """The same part, under canonical names and with what the family's class assumes where the config is silent.
+
+    layer_types has the type of every layer where the family has any; rope_parameters stay as the config has them.
+    """
+    return _completed(config)[0]
+
+
+def _completed(config: Any) -> tuple[dict[str, Any], Family | None]:
+    text, known = families.language_model(_mapping(config))
+    return families.completed(text, known), known
+
+
+def _mapping(config: Any) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    if not hasattr(config, "to_dict"):
+        raise ValueError(f"{config!r} is not a config; give config.json as a mapping, or a config object")
+    mapping: Mapping[str, Any] = config.to_dict()
+    return mapping
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """A decoder layer that attends.
+
+    number: from 0. layer_type: its key in geometry_of's mapping. rotates: whether its queries and keys are rotated.
+    window: tokens that it sees, its own included; None for all of them.
+    """
+
+    number: int
+    layer_type: str
+    rotates: bool
+    window: int | None
+
+
+def attention_layers(config: Any) -> tuple[AttentionLayer, ...]:
+    """Every decoder layer that attends; () where the config does not say how many there are.
+
+    Raises:
+        ValueError: the config describes no rotary embedding.
+    """
+    full, known = _completed(config)
+    parameters = rope_parameters(config)
+    count = int(full.get("num_hidden_layers") or 0)
+    types = full.get("layer_types")
+    flat = ALL_LAYERS in parameters
+    rotating = families.rotating(full, known, count)
+    layers = []
+    for number, window in enumerate(families.windows(full, known, count)):
+        kind = types[number] if types else ALL_LAYERS
+        if kind not in families.NO_ATTENTION:
+            key = ALL_LAYERS if flat else (known.types or {}).get(kind, kind) if known else kind
+            rotates = rotating[number] and parameters.get(key) is not None
+            layers.append(AttentionLayer(number, key, rotates, window))
+    return tuple(layers)
 
 
 def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
@@ -124,37 +184,34 @@ def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
     Raises:
         ValueError: the config describes no rotary embedding.
     """
-    text = text_config(config)
-    _check_rotary(text)
-    # transformers prefers rope_scaling where a config has both
-    declared: Mapping[str, Any] = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    theta = _first(text, "rope_theta", "rotary_emb_base") or DEFAULT_THETA
-    local = text.get("rope_local_base_freq")
-    nested: dict[str, Mapping[str, Any] | None] | None = None
-    if any(isinstance(value, Mapping) for value in declared.values()):
-        nested = {key: value for key, value in declared.items() if value is None or isinstance(value, Mapping)}
-    elif local or text.get("model_type") == "olmo3":
-        # before v5, Gemma 3 and Olmo 3 gave theta and scaling flat, for the full-attention layers
-        nested = {"full_attention": declared, "sliding_attention": {"rope_theta": local or theta}}
-    if nested is None:
-        return {ALL_LAYERS: _standard(declared, theta, text, text.get("original_max_position_embeddings"))}
-    return {key: None if value is None else _standard(value, theta, text, None) for key, value in nested.items()}
+    full, known = _completed(config)
+    _check_rotary(full, known)
+    blocks = declared_blocks(full) if known is None else family_blocks(full, known)
+    outside = full.get("original_max_position_embeddings") if ALL_LAYERS in blocks else None
+    return {
+        layer_type: None if block is None else _standard(block, full, known, outside)
+        for layer_type, block in blocks.items()
+    }
 
 
 def _standard(
-    declared: Mapping[str, Any], theta: float, text: Mapping[str, Any], outside: int | None
+    declared: Mapping[str, Any], full: Mapping[str, Any], known: Family | None, outside: int | None
 ) -> dict[str, Any]:
     """`outside`: an original length beside the rope parameters, as in Phi-3; to transformers it takes precedence."""
-    parameters = {key: value for key, value in declared.items() if value is not None and key != "type"}
+    parameters = {key: value for key, value in declared.items() if key != "type"}
     rope_type = declared.get("rope_type") or declared.get("type") or "default"
-    parameters["rope_type"] = SYNONYMS.get(rope_type, rope_type)
-    parameters.setdefault("rope_theta", theta)
-    if not text.get("qk_rope_head_dim"):
-        partial = _first(text, "partial_rotary_factor", "rotary_pct")
-        if partial is not None:
-            parameters.setdefault("partial_rotary_factor", partial)
+    parameters["rope_type"] = ((known.types_of_rope or {}) if known else {}).get(
+        rope_type, SYNONYMS.get(rope_type, rope_type)
+    )
+    partial = _share(full, known)
+    if partial is not None:
+        parameters.setdefault("partial_rotary_factor", partial)
+    if known is not None and known.partial is None and parameters["rope_type"] == "default":
+        parameters.pop("partial_rotary_factor", None)  # its plain rotation takes whole heads
+    if known is not None and known.by_type is not None:
+        parameters.pop("truncate", None)  # which transformers reads beside nested blocks only
     if parameters["rope_type"] in ("yarn", "llama3", "longrope"):
-        limit = _first(text, *LENGTH_KEYS)
+        limit = first(full, *LENGTH_KEYS)
         original = outside or parameters.get("original_max_position_embeddings") or limit
         if original is not None:
             parameters["original_max_position_embeddings"] = original
@@ -163,35 +220,55 @@ def _standard(
     return parameters
 
 
-def _head(text: Mapping[str, Any], layer_type: str, parameters: Mapping[str, Any]) -> tuple[int, float]:
+def _share(full: Mapping[str, Any], known: Family | None) -> float | None:
+    """The rotated share of a head that stands beside the rope parameters, or that the family puts into them."""
+    if known is None:
+        return None if full.get("qk_rope_head_dim") else first(full, "partial_rotary_factor", "rotary_pct")
+    size = families.head_dim(full, known)
+    if known.head == "qk_head_dim?" and size:
+        return float(full["qk_rope_head_dim"] / size)
+    for key in known.partial_keys:
+        if full.get(key) is not None and size:
+            return float(full[key] / size if key.endswith("_dim") else full[key])
+    return known.partial if known.partial_keys or known.by_type is None else None
+
+
+def _head(
+    full: Mapping[str, Any], known: Family | None, layer_type: str, parameters: Mapping[str, Any]
+) -> tuple[int, float]:
     """Dimensions per head, and the share of them that is rotated."""
-    # multi-head latent attention rotates a part of its heads, whose size has its own key
-    if text.get("qk_rope_head_dim"):
-        return int(text["qk_rope_head_dim"]), 1.0
-    head_dim = _head_of_layer(text, layer_type) or _first(text, "head_dim", "attention_head_dim", "kv_channels")
+    head_dim = _head_of_layer(full, known, layer_type) or families.head_dim(full, known)
     if not head_dim:
-        hidden, heads = _first(text, "hidden_size", "n_embd"), _first(text, "num_attention_heads", "n_head")
-        if not hidden or not heads:
-            raise ValueError(
-                "the config has neither head_dim nor hidden_size and num_attention_heads: add them, or give the config "
-                "object that transformers makes of it (it knows the family's defaults)"
-            )
-        head_dim = hidden // heads
-    if parameters["rope_type"] == "proportional":
-        return int(head_dim), 1.0  # the other pairs have zero frequency, and count as rotated
-    partial = parameters.get("partial_rotary_factor")
+        raise ValueError(
+            "the config has neither head_dim nor hidden_size and num_attention_heads: add them, or give the config "
+            "object that transformers makes of it (it knows the family's defaults)"
+        )
+    # the other pairs of a proportional rotation have zero frequency, and count as rotated; multi-head latent attention
+    # rotates a part of its heads, whose size has its own key
+    whole = parameters["rope_type"] == "proportional" or (
+        full.get("qk_rope_head_dim") if known is None else known.head == "qk_rope_head_dim" and known.by_type
+    )
+    partial = None if whole else parameters.get("partial_rotary_factor")
+    if partial is None and known is not None and parameters["rope_type"] == "default":
+        partial = known.partial
     if partial is None:
-        partial = text["rotary_dim"] / head_dim if text.get("rotary_dim") else 1.0
+        partial = full["rotary_dim"] / head_dim if known is None and full.get("rotary_dim") and not whole else 1.0
     return int(head_dim), float(partial)
 
 
-def _head_of_layer(text: Mapping[str, Any], layer_type: str) -> Any:
+def _head_of_layer(full: Mapping[str, Any], known: Family | None, layer_type: str) -> Any:
     """Dimensions per head where they differ by layer, as in Gemma 4."""
-    by_layer = text.get("per_layer_config") or {}
-    for layer, kind in enumerate(text.get("layer_types") or ()):
-        if kind == layer_type and str(layer) in by_layer:
-            return by_layer[str(layer)].get("head_dim")
-    return text.get("global_head_dim") if layer_type == "full_attention" else None
+    by_layer = {str(layer): sizes for layer, sizes in (full.get("per_layer_config") or {}).items()}
+    name = "qk_rope_head_dim" if known and known.head == "qk_rope_head_dim" else "head_dim"
+    for layer, kind in enumerate(full.get("layer_types") or ()):
+        if kind == layer_type and by_layer.get(str(layer), {}).get(name):
+            return by_layer[str(layer)][name]
+    if known is None:
+        return full.get("global_head_dim") if layer_type == "full_attention" else None
+    if layer_type in known.heads and "per_layer_config" not in full:
+        key, default = known.heads[layer_type]
+        return full.get(key) or default
+    return None
 
 
 def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tuple[tuple[int, Plan], ...]:
@@ -208,6 +285,12 @@ def _natives(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> tupl
         return tuple((reach, declared.plan(reach)) for reach in (original, max(limit, original + 1)))
     except ValueError as error:
         raise ValueError(f"the declared longrope scaling: {error}") from error
+
+
+def _running(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> DeclaredScaling | None:
+    """The declared scaling that transformers applies at run time, beyond the length that the config says."""
+    dynamic = parameters["rope_type"] in RUNTIME
+    return _declared(parameters, replace(plain, trained_length=limit), limit) if dynamic else None
 
 
 def _declared(parameters: Mapping[str, Any], plain: Geometry, limit: int) -> DeclaredScaling:
@@ -256,17 +339,18 @@ def _declared_longrope(parameters: Mapping[str, Any], before: Geometry, factor: 
     return DeclaredScaling("longrope", options, before)
 
 
-def _check_rotary(text: Mapping[str, Any]) -> None:
-    kind = text.get("position_embedding_type")
-    other = "alibi" if text.get("alibi") else kind if kind not in (None, "rope", "rotary") else None
-    rotary = any(text.get(key) for key in ROTARY_KEYS) or text.get("model_type") in ROTARY_FAMILIES
-    if other is not None or not rotary:
+def _check_rotary(full: Mapping[str, Any], known: Family | None) -> None:
+    name = full.get("model_type") or (known.name if known else "model")
+    if known is not None:
+        reason = families.unrotated(full, known)
+    else:
+        kind = full.get("position_embedding_type")
+        other = "alibi" if full.get("alibi") else kind if kind and not kind.startswith(("rope", "rotary")) else None
+        rotary = any(full.get(key) for key in ROTARY_KEYS)
+        reason = f"its positions are {other}" if other else None
+        reason = reason or (None if rotary else f"it has none of {', '.join(ROTARY_KEYS[:3])}")
+    if reason:
         raise ValueError(
-            f"the config of a {text.get('model_type', 'model')} describes no rotary embedding "
-            f"({f'its positions are {other}' if other else 'it has none of ' + ', '.join(ROTARY_KEYS[:3])}); "
-            "give a rotary model, or add rope_theta if it is one"
+            f"the config of a {name} describes no rotary embedding ({reason}); give a rotary model"
+            + ("" if known else ", or add rope_theta if it is one")
         )
-
-
-def _first(text: Mapping[str, Any], *names: str) -> Any:
-    return next((text[name] for name in names if text.get(name) is not None), None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +122,25 @@ def inverse_frequencies(head_dim: int, base: float) -> Array:
     return np.asarray(float(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
 
 
+class RunTimeScaling(Protocol):
+    """A scaling that a checkpoint's code applies while it runs, by the length of the text.
+
+    strategy, options: what it amounts to, on this geometry.
+    """
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    def plan(self, length: int) -> Plan:
+        """What it comes to for this many tokens."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What the rotary embedding of a checkpoint was trained with; one layer type of it where there are several.
@@ -131,6 +151,8 @@ class Geometry:
     partial: share of head_dim that is rotated; above 0, at most 1.
     natives: the plans it was trained with where its config declares a scaling: ((up to this length, plan), ...),
         ascending, the last for all longer lengths; empty means plain base ** (-2 i / rotated).
+    running: the scaling that its code applies at run time on top of a training without it; None for none. The model
+        left alone runs it, and a strategy takes its place.
 
     Raises ValueError for anything else, saying what to give.
     """
@@ -140,6 +162,7 @@ class Geometry:
     trained_length: int
     partial: float = 1.0
     natives: tuple[tuple[int, Plan], ...] = ()
+    running: RunTimeScaling | None = None
 
     def __post_init__(self) -> None:
         check_integer("head_dim", self.head_dim, least=2)
@@ -181,6 +204,8 @@ class Geometry:
     def native(self, length: int) -> Plan:
         """The plan the checkpoint itself uses at this length: the declared one, else the plain one."""
         check_integer("length", length, least=2)
+        if self.running is not None:
+            return self.running.plan(length)
         if not self.natives:
             return Plan(tuple(inverse_frequencies(self.rotated, self.base).tolist()))
         return next((plan for limit, plan in self.natives if limit >= length), self.natives[-1][1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -137,6 +138,8 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
+    if name != "none" and geometry.running is not None:
+        geometry = replace(geometry, running=None)  # the strategy takes its place
     return STRATEGIES[name](geometry, length, **options)
 
 

@@ -18,9 +18,9 @@ from rope.strategies.scaling import scaled, stretch
     Promise.ATTENTION_KEPT,
 )
 def none(geometry: Geometry, length: int) -> Plan:
-    """The checkpoint as it is: the native plan, whatever the length.
+    """The checkpoint as it is: its native plan.
 
-    inv_freq[i] = base ** (-2 i / d), or what the checkpoint's own config declares
+    inv_freq[i] = base ** (-2 i / d), or what the checkpoint's own config declares, a dynamic scaling at this length
 
     Args:
         geometry: what the checkpoint was trained with.

@@ -106,7 +106,7 @@ def test_tasks_of_lm_eval_make_a_grid_and_are_the_cells_that_each_is_alone():
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
-    [("model=tiny,models/tiny", "models/tiny stands alone"), ("model=smolm2", "did you mean smollm2?")],
+    [("model=tiny,,models/tiny", "a model between commas is empty"), ("model=smolm2", "did you mean smollm2?")],
 )
 def test_a_model_that_cannot_be_meant_is_refused_before_it_is_looked_for(override, sentence):
     with pytest.raises(Refusal, match=sentence.replace("?", r"\?")):

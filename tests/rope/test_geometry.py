@@ -89,13 +89,13 @@ def test_the_first_native_plan_that_reaches_applies_and_the_last_one_beyond():
         ({"rope_theta": 500_000.0, "head_dim": 64}, 64, 500_000.0, 1.0),
         ({"rope_theta": 5e5, "head_dim": None, "rope_scaling": None}, 128, 5e5, 1.0),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 128, 1e6, 1.0),
-        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, 128, 1e6, 0.5),
-        ({"rope_theta": 1e6, "partial_rotary_factor": 0.25}, 128, 1e6, 0.25),
+        ({"model_type": "phi", "rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, 128, 1e6, 0.5),
+        ({"model_type": "phi", "rope_theta": 1e6, "partial_rotary_factor": 0.25}, 128, 1e6, 0.25),
+        ({"rope_theta": 1e6, "partial_rotary_factor": 0.25}, 128, 1e6, 1.0),  # Llama's plain rotation takes whole heads
         ({"model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 20_000}, 128, 20_000.0, 0.25),
         ({"model_type": "minimax_m2", "rope_theta": 5e6, "rotary_dim": 64}, 128, 5e6, 0.5),
         ({"model_type": "deepseek_v3", "rope_theta": 1e4, "qk_rope_head_dim": 64}, 64, 1e4, 1.0),
         ({"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, 128, 1e6, 1.0),
-        ({"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128, 1e6, 1.0),
     ],
 )
 def test_a_config_without_scaling_is_read_whatever_its_version(changes, head_dim, base, partial):
@@ -122,7 +122,8 @@ def test_an_object_with_to_dict_is_read_as_its_mapping():
 
 def test_a_given_trained_length_takes_precedence_over_the_config():
     assert only(LLAMA, trained_length=2048).trained_length == 2048
-    assert only({k: v for k, v in LLAMA.items() if "max" not in k}, trained_length=512).trained_length == 512
+    unknown = {"rope_theta": 1e4, "head_dim": 64}
+    assert only(unknown, trained_length=512).trained_length == 512
 
 
 def test_gemma_3_has_two_geometries_in_its_old_config_and_in_its_new():
@@ -143,7 +144,8 @@ def test_gemma_3_has_two_geometries_in_its_old_config_and_in_its_new():
 
 
 def test_olmo_3_scales_its_full_attention_layers_only():
-    config = LLAMA | {"model_type": "olmo3", "rope_theta": 5e5, "rope_scaling": YARN}
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    config = LLAMA | {"model_type": "olmo3", "rope_theta": 5e5, "rope_scaling": scaling}
     read = geometry_of(config)
     assert read["sliding_attention"] == Geometry(128, 5e5, 4096)
     assert read["full_attention"].native(4096).attention_factor == 0.1 * math.log(4.0) + 1
@@ -221,10 +223,20 @@ def test_a_declared_longrope_has_a_short_and_a_long_native_plan():
     "config, says",
     [
         ({"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_positions": 1024}, "a gpt2 describes no rotary"),
-        (LLAMA | {"model_type": "falcon", "alibi": True}, "its positions are alibi"),
-        (LLAMA | {"rope_theta": 1e4, "position_embedding_type": "nope"}, "its positions are nope"),
-        ({"model_type": "llama", "head_dim": 64}, "no max_position_embeddings: give trained_length"),
-        ({"model_type": "llama", "max_position_embeddings": 64}, "neither head_dim nor hidden_size"),
+        (LLAMA | {"model_type": "falcon", "alibi": True}, "FalconForCausalLM has none with alibi=true"),
+        (LLAMA | {"model_type": "unknown", "alibi": True, "rope_theta": 1e4}, "its positions are alibi"),
+        (
+            LLAMA | {"model_type": "granitemoehybrid", "position_embedding_type": "nope"},
+            "none with position_embedding_",
+        ),
+        (
+            {"model_type": "unknown", "rope_theta": 1e4, "head_dim": 64},
+            "no max_position_embeddings: give trained_length",
+        ),
+        (
+            {"model_type": "unknown", "rope_theta": 1e4, "max_position_embeddings": 64},
+            "neither head_dim nor hidden_size",
+        ),
         (LLAMA | {"max_position_embeddings": 1}, "max_position_embeddings=1: give a whole number of at least 2"),
         (LLAMA | {"rope_scaling": {"type": "spiral"}}, "declares rope_type='spiral'; known are default, linear"),
         (LLAMA | {"rope_scaling": {"type": "linear", "factor": 0.5}}, "declared linear scaling=0.5: give a finite"),
