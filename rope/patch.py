@@ -16,9 +16,13 @@ from torch import nn
 from rope.attention import Undo, comparing, install, install_original, recording, text_config
 from rope.geometry import ALL_LAYERS, Plan, Plans, layers_of
 from rope.pairwise import PLAIN, Pairwise
-
-ROUNDING = 4e-6
-"""Relative distance within which two inverse frequencies are equal, computed in float32 or in float64."""
+from rope.rotary import BUILT, ROUNDING, RotarySlot, check_built, own_numbers, rotary_slots
+from rope.rotary import BuiltOtherwise as BuiltOtherwise
+from rope.rotary import Reading as Reading
+from rope.rotary import RotaryState as RotaryState
+from rope.rotary import computed_otherwise as computed_otherwise
+from rope.rotary import read as read
+from rope.rotary import rotary_states as rotary_states
 
 TRIAL_TOKENS = 32
 """Tokens on which a model's attention is compared with ours before it is replaced."""
@@ -33,13 +37,18 @@ REFUSED = {
 """Rotary modules of transformers whose inv_freq buffer does not mean what a plan says, and why."""
 
 
+Own = tuple[torch.Tensor | None, float | None]
+"""Inverse frequencies and attention factor that a module computed itself and a plan may leave; None for what it may
+not."""
+
+
 @contextmanager
-def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
+def patched(model: nn.Module, plans: Plans, reading: Reading | None = None) -> Iterator[nn.Module]:
     """The model with these plans, as long as the block lasts; afterwards as before, whatever happened inside.
 
-    Inverse frequencies are cast once, from float64 to float32, whatever dtype the model was cast to. Where a plan is
-    what a module was built with, up to the rounding of its float32 arithmetic, the module's own numbers stay: the
-    native plan changes no bit.
+    Where a plan is what a module was built with, up to the rounding of its float32 arithmetic, nothing is written: the
+    native plan changes no bit. Other inverse frequencies are cast once, from float64 to float32, whatever dtype the
+    model was cast to.
 
     Text can be generated inside, with a KV cache or without: both give the same logits, up to rounding. The plans stay
     the same while a text grows. So a dynamic strategy's plan is that for the `length` given to rope.strategies.plans,
@@ -54,6 +63,8 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
         model: any model with transformers' rotary modules (an inv_freq buffer, or one for every layer type).
         plans: ((layers, plan), ...), as rope.strategies.plans returns them. Plans for single layers need a model whose
             attention takes its cosines and sines from one rotary module (position_embeddings), such as Llama.
+        reading: what the model's config was read as. If given, the modules as built are compared with it first, and a
+            native plan of a module that changes at run time is what that module itself computes for this length.
 
     Yields:
         The same model.
@@ -62,15 +73,16 @@ def patched(model: nn.Module, plans: Plans) -> Iterator[nn.Module]:
         ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, a plan for layers
             that the model does not have, or has of another type, or a Pairwise plan for a model whose attention is more
             than rotated products of queries and keys. The model is then as before.
+        BuiltOtherwise: the modules are not what was read (a ValueError too).
     """
-    undo = apply(model, plans)
+    undo = apply(model, plans, reading)
     try:
         yield model
     finally:
         undo()
 
 
-def apply(model: nn.Module, plans: Plans) -> Undo:
+def apply(model: nn.Module, plans: Plans, reading: Reading | None = None) -> Undo:
     """Put plans into the model, for good or until the function that this returns is called.
 
     Everything else is as under `patched`. The model's config keeps its own parameters: to save a model that other
@@ -78,7 +90,7 @@ def apply(model: nn.Module, plans: Plans) -> Undo:
 
     Args:
         model: any model with transformers' rotary modules; changed in place.
-        plans: ((layers, plan), ...), as rope.strategies.plans returns them.
+        plans, reading: as `patched`.
 
     Returns:
         undo(), after which the model is as before. Of several calls, undo the last one first.
@@ -86,11 +98,13 @@ def apply(model: nn.Module, plans: Plans) -> Undo:
     Raises:
         ValueError: as `patched`. The model is then as before.
     """
-    slots = _slots(model)
+    slots, length = rotary_slots(model), None if reading is None else reading.length
+    if reading is not None:
+        check_built(model, slots, reading)
     by_type = {layers: plan for layers, plan in plans if layers_of(layers)[1] is None}
     for slot in slots:
         _check(slot, by_type)
-    overrides = _layer_overrides(model, slots, plans)
+    overrides = _layer_overrides(model, slots, plans, length)
     pairwise = {plan for _, plan in plans if isinstance(plan, Pairwise)}
     if pairwise and len({plan for _, plan in plans}) > 1:
         raise ValueError("a Pairwise plan is for all layers of a model: give the same one for every layer")
@@ -102,8 +116,7 @@ def apply(model: nn.Module, plans: Plans) -> Undo:
             override.active = False
             stack.callback(setattr, override, "active", True)
         for slot in slots:
-            stack.callback(_restore, slot, _state(slot))
-            _write(slot, by_type[slot.layer_type])
+            stack.callback(_put(slot, by_type[slot.layer_type], length))
         for override in overrides:
             handles = [override.slot.module.register_forward_hook(override.compute, with_kwargs=True)]
             for attention in override.attentions:
@@ -112,37 +125,8 @@ def apply(model: nn.Module, plans: Plans) -> Undo:
                 stack.callback(handle.remove)
         stack.callback(install_original(model))
         for plan in pairwise:
-            stack.callback(_replace_attention(model, slots, plan))
+            _replace_attention(model, slots, plan, stack)
         return stack.pop_all().close
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where a model holds one plan: the inverse frequencies of one layer type in one rotary module.
-
-    prefix: "" or "<layer type>_", before the names of all attributes of the slot.
-    """
-
-    module: nn.Module
-    prefix: str
-
-    @property
-    def layer_type(self) -> str:
-        return self.prefix.removesuffix("_") or ALL_LAYERS
-
-    @property
-    def inv_freq(self) -> torch.Tensor:
-        tensor: torch.Tensor = getattr(self.module, f"{self.prefix}inv_freq")
-        return tensor
-
-    @property
-    def attention(self) -> str:
-        return f"{self.prefix}attention_scaling"
-
-    def plan(self) -> Plan:
-        """The plan that it holds now."""
-        inv_freq = tuple(self.inv_freq.detach().to("cpu", torch.float64).tolist())
-        return Plan(inv_freq, float(getattr(self.module, self.attention, 1.0)))
 
 
 @dataclass(eq=False)
@@ -153,8 +137,9 @@ class _LayerOverride:
     are applied on top of this one.
     """
 
-    slot: _Slot
+    slot: RotarySlot
     plan: Plan
+    own: Own
     attentions: list[nn.Module]
     angles: Any = None
     active: bool = True
@@ -164,12 +149,12 @@ class _LayerOverride:
         layer_types = [value for value in (*arguments, *keywords.values()) if isinstance(value, str)]
         if not self.active or (self.slot.prefix and self.slot.layer_type not in layer_types):
             return
-        state = _state(self.slot)
+        state = self.slot.state()
         try:
-            _write(self.slot, self.plan)
+            _write(self.slot, self.plan, self.own)
             self.angles = module.forward(*arguments, **keywords)  # not a call, which would return to this hook
         finally:
-            _restore(self.slot, state)
+            self.slot.restore(state)
 
     def pass_on(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Before an attention's forward: its arguments with the plan's angles."""
@@ -185,7 +170,9 @@ _OVERRIDES: WeakKeyDictionary[nn.Module, list[_LayerOverride]] = WeakKeyDictiona
 """The single layers' plans that a model has at the moment."""
 
 
-def _layer_overrides(model: nn.Module, slots: list[_Slot], plans: Plans) -> list[_LayerOverride]:
+def _layer_overrides(
+    model: nn.Module, slots: list[RotarySlot], plans: Plans, length: int | None
+) -> list[_LayerOverride]:
     """The plans for single layers, with their slots and attention modules; ValueError for a layer that is not there."""
     overrides: list[_LayerOverride] = []
     attentions = _attentions(model)
@@ -211,7 +198,9 @@ def _layer_overrides(model: nn.Module, slots: list[_Slot], plans: Plans) -> list
         chosen = [n for n in numbers if layer_type == ALL_LAYERS or (n < len(types) and types[n] == layer_type)]
         if not chosen:
             raise ValueError(f"{layers}: none of these layers is of the type {layer_type}; give some that are")
-        overrides.append(_LayerOverride(of_type[0], plan, [attentions[number] for number in chosen]))
+        overrides.append(
+            _LayerOverride(of_type[0], plan, _own(of_type[0], plan, length), [attentions[number] for number in chosen])
+        )
     return overrides
 
 
@@ -227,10 +216,10 @@ def _attentions(model: nn.Module) -> dict[int, nn.Module]:
     }
 
 
-def _replace_attention(model: nn.Module, slots: list[_Slot], plan: Pairwise) -> Undo:
+def _replace_attention(model: nn.Module, slots: list[RotarySlot], plan: Pairwise, stack: ExitStack) -> None:
     """Install the plan's attention in a model whose slots hold its frequencies already; ValueError where it cannot be.
 
-    Where the plan has regions, the slots hold zero frequencies afterwards.
+    Where the plan has regions, the slots hold zero frequencies afterwards. stack: gets what undoes it.
     """
     name = type(model).__name__
     with recording(model) as own:
@@ -239,7 +228,8 @@ def _replace_attention(model: nn.Module, slots: list[_Slot], plan: Pairwise) -> 
         raise ValueError(f"{name} does not attend through transformers' interface; give another model")
     if plan.regions:
         for slot in slots:
-            _write(slot, Plan((0.0,) * len(plan.inv_freq)))  # queries and keys reach attention unrotated
+            # queries and keys reach attention unrotated
+            stack.callback(_put(slot, Plan((0.0,) * len(plan.inv_freq)), None))
         with comparing(model, Pairwise(plan.inv_freq, plan.attention_factor, PLAIN), own) as trial:
             _try(model)
         if not trial.difference <= TOLERANCE[own.outputs[0].dtype]:
@@ -248,7 +238,7 @@ def _replace_attention(model: nn.Module, slots: list[_Slot], plan: Pairwise) -> 
                 f"not in every layer (off by {trial.difference:.1%} on {TRIAL_TOKENS} tokens); a Pairwise plan cannot "
                 "replace it: give another model"
             )
-    return install(model, plan)
+    stack.callback(install(model, plan))
 
 
 @torch.no_grad()
@@ -258,86 +248,7 @@ def _try(model: Any) -> None:
     model(input_ids=ids, use_cache=False)
 
 
-@dataclass(frozen=True)
-class RotaryState:
-    """What one rotary module holds for one layer type, even where that is no valid Plan.
-
-    inv_freq: as float64, one per rotated pair. dtype: that of the buffer, such as float32. rows: of a precomputed
-    table of cosines, None where there is none. rope_type: by which the module changes while it runs.
-    """
-
-    module: str
-    layer_type: str
-    inv_freq: tuple[float, ...]
-    dtype: str
-    attention_factor: float
-    rope_type: str
-    rows: int | None = None
-
-
-def rotary_states(model: nn.Module) -> list[RotaryState]:
-    """What every rotary module of the language model holds, module by module.
-
-    Raises:
-        ValueError: no rotary module.
-    """
-    states = []
-    for slot in _slots(model):
-        kind, cosines = getattr(slot.module, "rope_type", "default"), getattr(slot.module, "cos_cached", None)
-        states.append(
-            RotaryState(
-                module=type(slot.module).__name__,
-                layer_type=slot.layer_type,
-                inv_freq=tuple(slot.inv_freq.detach().to("cpu", torch.float64).tolist()),
-                dtype=str(slot.inv_freq.dtype).removeprefix("torch."),
-                attention_factor=float(getattr(slot.module, slot.attention, 1.0)),
-                rope_type=str(kind.get(slot.layer_type, "default") if isinstance(kind, dict) else kind),
-                rows=None if cosines is None else int(cosines.shape[-2]),
-            )
-        )
-    return states
-
-
-def read(model: nn.Module) -> Plans:
-    """The plans that the rotary modules of a model hold now, by layer type, as the float32 numbers they are.
-
-    Plans that single layers have of their own are in no module, and are not read.
-
-    Raises:
-        ValueError: no rotary module, or modules of one layer type that hold different plans.
-    """
-    plans: dict[str, Plan] = {}
-    for slot in _slots(model):
-        plan = slot.plan()
-        if plans.setdefault(slot.layer_type, plan) != plan:
-            raise ValueError(
-                f"the rotary modules of {type(model).__name__} hold different plans for {slot.layer_type}; "
-                "read them one by one, from each module's inv_freq"
-            )
-    return tuple(plans.items())
-
-
-def _slots(model: nn.Module) -> list[_Slot]:
-    slots = [
-        _Slot(module, name.removesuffix("inv_freq"))
-        for module in model.modules()
-        for name in module._buffers
-        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
-    ]
-    # Towers for images and sound have rotary modules too: older ones without a scaling, newer ones with a config of
-    # their own. Only those of the language model are chosen.
-    scaled = [slot for slot in slots if hasattr(slot.module, slot.attention)] or slots
-    text = text_config(model)
-    chosen = [slot for slot in scaled if getattr(slot.module, "config", None) is text] or scaled
-    if not chosen:
-        raise ValueError(
-            f"{type(model).__name__} has no rotary module (no inv_freq buffer in any of its modules); "
-            "give a rotary model of transformers"
-        )
-    return chosen
-
-
-def _check(slot: _Slot, by_type: dict[str, Plan]) -> None:
+def _check(slot: RotarySlot, by_type: dict[str, Plan]) -> None:
     name = type(slot.module).__name__
     if slot.layer_type not in by_type:
         raise ValueError(
@@ -350,9 +261,6 @@ def _check(slot: _Slot, by_type: dict[str, Plan]) -> None:
             f"the plan for {slot.layer_type} has {len(plan.inv_freq)} inverse frequencies and {name} rotates {pairs} "
             "pairs; make the plan from the geometry of this model's own config"
         )
-    reason = "caches its cosines" if hasattr(slot.module, "cos_cached") else REFUSED.get(name)
-    if reason:
-        raise ValueError(f"{name} {reason}, so a plan written into it would be lost; give another model")
     if plan.attention_factor != 1 and not hasattr(slot.module, slot.attention):
         raise ValueError(
             f"{name} has no {slot.attention}, and the plan wants an attention factor of {plan.attention_factor}; "
@@ -360,28 +268,46 @@ def _check(slot: _Slot, by_type: dict[str, Plan]) -> None:
         )
 
 
-def _state(slot: _Slot) -> dict[str, Any]:
-    names = ("rope_type", slot.attention)
-    state = {name: getattr(slot.module, name) for name in names if hasattr(slot.module, name)}
-    return state | {f"{slot.prefix}inv_freq": slot.inv_freq}
+def _own(slot: RotarySlot, plan: Plan, length: int | None) -> Own:
+    """The module's own numbers that are the plan's, up to rounding; None for those that are not."""
+    own, factor = own_numbers(slot, length)
+    meant = torch.tensor(plan.inv_freq, dtype=torch.float64)
+    same = own.dtype == torch.float32 and torch.allclose(own.detach().cpu().double(), meant, ROUNDING, 0.0)
+    return (own if same else None), (factor if math.isclose(factor, plan.attention_factor, rel_tol=ROUNDING) else None)
 
 
-def _restore(slot: _Slot, state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        setattr(slot.module, name, value)
+def _put(slot: RotarySlot, plan: Plan, length: int | None) -> Undo:
+    """Put a plan into a slot, and remember what was built; where that is the plan, nothing of it is replaced."""
+    under, own = slot.under, _own(slot, plan, length)
+    if under is None and None not in own and not slot.changes_at_run_time:
+        return lambda: None
+    reason = "caches its cosines" if hasattr(slot.module, "cos_cached") else REFUSED.get(slot.name)
+    if reason:
+        raise ValueError(f"{slot.name} {reason}, so a plan written into it would be lost; give another model")
+    state = slot.state()
+    _write(slot, plan, own)
+    plans_before = vars(slot.module).get(BUILT, {})
+    setattr(slot.module, BUILT, plans_before | {slot.prefix: (under[0] if under else state, slot.inv_freq)})
+
+    def undo() -> None:
+        slot.restore(state)
+        if plans_before:
+            setattr(slot.module, BUILT, plans_before)
+        else:
+            delattr(slot.module, BUILT)
+
+    return undo
 
 
-def _write(slot: _Slot, plan: Plan) -> None:
-    built = getattr(slot.module, f"{slot.prefix}original_inv_freq", slot.inv_freq)
-    inv_freq = torch.tensor(plan.inv_freq, dtype=torch.float64)
-    unchanged = built.dtype == torch.float32 and torch.allclose(built.detach().cpu().double(), inv_freq, ROUNDING, 0.0)
-    values = built if unchanged else inv_freq.to(torch.float32)
+def _write(slot: RotarySlot, plan: Plan, own: Own) -> None:
+    """The plan into the slot, or in its place those of the module's own numbers whose rounding it is."""
+    values, factor = own
+    if values is None:
+        values = torch.tensor(plan.inv_freq, dtype=torch.float64).to(torch.float32)
     setattr(slot.module, f"{slot.prefix}inv_freq", values.to(slot.inv_freq.device))
-    attention = getattr(slot.module, slot.attention, None)
-    if attention is not None and not math.isclose(attention, plan.attention_factor, rel_tol=ROUNDING):
-        setattr(slot.module, slot.attention, plan.attention_factor)
+    if hasattr(slot.module, slot.attention):
+        setattr(slot.module, slot.attention, plan.attention_factor if factor is None else factor)
     module: Any = slot.module
-    if isinstance(getattr(module, "rope_type", None), dict):
-        module.rope_type = module.rope_type | {slot.layer_type: "default"}
-    elif hasattr(module, "rope_type"):
-        module.rope_type = "default"
+    if slot.changes_at_run_time:
+        is_dict = isinstance(module.rope_type, dict)
+        module.rope_type = module.rope_type | {slot.layer_type: "default"} if is_dict else "default"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
 from pipelines.records.cells import Cell, Refusal, Result, Task, frozen
+from pipelines.records.paths import written
 from ropewalk.plans import StrategyPlan, plan
 from ropewalk.results import Results
 
@@ -34,7 +34,8 @@ def score(
         ropewalk.score(model, tokenizer, ["none", "yarn", ("ntk", {"factor": 8})], [4096, 16384], limit=8)
 
     The model, in any dtype and on any device, is afterwards as it was before. Strategies act on what its config
-    declares, whatever plan its rotary modules hold at the moment. Nothing is written to disk.
+    declares, whatever plan of ours it is under; a model whose rotary modules were set by hand, or cast to half
+    precision, is refused with both numbers. Under `none` nothing is written into it, and nothing to disk.
 
     Args:
         model: a causal language model of transformers.
@@ -182,6 +183,4 @@ def _value(value: Any) -> str:
         return "{" + ",".join(f"{name}:{_value(entry)}" for name, entry in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_value, value)) + "]"
-    if isinstance(value, str) and not re.fullmatch(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_./][\w./:@+-]*", value):
-        return "'" + value.replace("'", "\\'") + "'"
-    return str(value)
+    return written(value) if isinstance(value, str) else str(value)

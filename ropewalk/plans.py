@@ -123,13 +123,13 @@ def patched(model: Model, plan: StrategyPlan) -> Iterator[Model]:
     it: its keys were rotated under another plan.
 
     Raises:
-        ValueError: the plan does not suit the model (another number of pairs or layers), or the model's attention
-            cannot take it. The model is then as before.
+        ValueError: the model's rotary modules are not what the plan was made for (set by hand, or of another config:
+            the sentence has both numbers), or the model's attention cannot take it. The model is then as before.
     """
     from rope import patch
 
     _check(plan)
-    with patch.patched(model, plan.plans):
+    with patch.patched(model, plan.plans, patch.Reading(plan.geometries, plan.length)):
         _BLOCKS[model] = _BLOCKS.get(model, 0) + 1
         try:
             yield model
@@ -154,7 +154,7 @@ def apply(model: Model, plan: StrategyPlan | None) -> Model:
         from rope import patch
 
         _check(plan)
-        model.__dict__[_APPLIED] = _Applied(patch.apply(model, plan.plans))
+        model.__dict__[_APPLIED] = _Applied(patch.apply(model, plan.plans, patch.Reading(plan.geometries, plan.length)))
     return model
 
 

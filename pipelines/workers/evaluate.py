@@ -9,21 +9,23 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.choices.sweep import geometry_for
 from pipelines.models import load
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, Status
 from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
 from rope.attention import RegionAttention
+from rope.geometry import Geometry
 from rope.pairwise import replaces_attention
-from rope.patch import patched
+from rope.patch import Reading, patched
 
 
 def loaded(cell: Cell) -> LongLM:
@@ -33,19 +35,33 @@ def loaded(cell: Cell) -> LongLM:
     return LongLM(model, tokenizer, max_length=cell.length, folder=load.materialise(cell.model))
 
 
-def evaluate(cells: Iterable[Cell], model_of: Callable[[Cell], LongLM] = loaded) -> Iterator[Result]:
+def read(cell: Cell) -> Mapping[str, Geometry]:
+    """The geometry of the cell's model, by layer type, from its files."""
+    return geometry_for(cell.model)[2]
+
+
+def evaluate(
+    cells: Iterable[Cell],
+    model_of: Callable[[Cell], LongLM] = loaded,
+    geometries_of: Callable[[Cell], Mapping[str, Geometry]] = read,
+) -> Iterator[Result]:
     """Run cells one after another and yield each Result when it is ready.
+
+    Before a cell is scored, the rotary modules as built are compared with what was read from the model's config; a
+    cell of a model that is built otherwise is invalid, under every strategy. Under `none` nothing is written into it.
 
     The model stays loaded between cells that share it; the plan is put in afresh for every cell and taken out again,
     so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
 
-    model_of: the model of a cell, where it does not come from files.
+    model_of, geometries_of: the model of a cell and its geometry by layer type, where they do not come from files.
     """
     for cell in cells:
-        yield _result(cell, model_of)
+        yield _result(cell, model_of, geometries_of)
 
 
-def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
+def _result(
+    cell: Cell, model_of: Callable[[Cell], LongLM], geometries_of: Callable[[Cell], Mapping[str, Geometry]]
+) -> Result:
     start = time.perf_counter()
     memory = _Memory(cell.device)
     try:
@@ -53,7 +69,7 @@ def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
         origin = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
-        with _patched(lm, cell):
+        with _patched(lm, cell, Reading(geometries_of(cell), cell.length)):
             scores = registry.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
     except torch.OutOfMemoryError as error:
         load.model.cache_clear()
@@ -81,11 +97,13 @@ def _result(cell: Cell, model_of: Callable[[Cell], LongLM]) -> Result:
 
 
 @contextlib.contextmanager
-def _patched(lm: LongLM, cell: Cell) -> Iterator[None]:
-    """The model with the cell's plans; a Refusal where it takes none such."""
+def _patched(lm: LongLM, cell: Cell, reading: Reading) -> Iterator[None]:
+    """The model with the cell's plans; a Refusal where it takes none such, or is not built as it was read."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(patched(lm.model, cell.plans))
+            if cell.strategy == "none":
+                reading.check_natives(cell.plans)
+            stack.enter_context(patched(lm.model, cell.plans, reading))
         except ValueError as error:
             raise Refusal(f"model {cell.model.name}: {error}") from error
         yield

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
 from pipelines.workers.evaluate import evaluate
 from rope.config import geometry_of
-from rope.patch import patched
+from rope.geometry import Geometry
+from rope.patch import Reading, patched
 
 SAMPLES = 4096
 """Numbers of every tensor that go into a model's fingerprint."""
@@ -67,7 +68,8 @@ def score(
     progress: is called after every cell, the longest ones first.
 
     Raises:
-        Refusal: the model cannot take a plan, or a text is missing or too short; nothing has run then.
+        Refusal: the model's rotary modules are not what its config says, the model cannot take a plan, or a text is
+            missing or too short; nothing has run then.
     """
     if not hasattr(tokenizer, "bos_token_id"):
         raise Refusal(f"{tokenizer!r} is no tokenizer; give one of transformers, such as AutoTokenizer's")
@@ -79,22 +81,23 @@ def score(
     cells = [cell_for(plan, choice, limit=limit, seed=seed, dtype=dtype, device=device) for plan in plans]
     todo = sorted(distinct(cells), key=lambda cell: -cell.length)
     results: dict[str, Result] = {}
+    geometries = plans[0].geometries
     with _evaluating(model):
-        _check(model, tokenizer, todo)
-        run = evaluate(todo, lambda cell: LongLM(model, tokenizer, max_length=cell.length))
+        _check(model, tokenizer, todo, geometries)
+        run = evaluate(todo, lambda cell: LongLM(model, tokenizer, max_length=cell.length), lambda cell: geometries)
         for cell, result in zip(todo, run, strict=True):
             results[cell.id] = result
             progress(cell, result)
     return [(cell, results[cell.id]) for cell in cells]
 
 
-def _check(model: Any, tokenizer: Any, cells: Sequence[Cell]) -> None:
+def _check(model: Any, tokenizer: Any, cells: Sequence[Cell], geometries: Mapping[str, Geometry]) -> None:
     """Refuse, with every reason, before anything runs."""
     reasons = dict[str, None]()
     for cell in cells:
         try:
             registry.prepare(cell.task, tokenizer, length=cell.length, limit=cell.limit, seed=cell.seed)
-            with patched(model, cell.plans):
+            with patched(model, cell.plans, Reading(geometries, cell.length)):
                 pass
         except ValueError as error:  # a Refusal among them
             reasons[str(error)] = None

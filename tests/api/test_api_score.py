@@ -197,3 +197,52 @@ def test_a_grid_that_cannot_run_is_refused_in_a_sentence(choices, sentence, tmp_
         ropewalk.grid(
             **{"model": "tiny", "strategy": "none", "length": 512, "store": tmp_path, "cluster": "cpu", **choices}
         )
+
+
+def times(model, factor):
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq * factor
+
+
+@pytest.mark.parametrize("strategies", ["none", "yarn", ["linear", "self_extend"]])
+def test_frequencies_set_by_hand_are_refused_with_both_numbers(model, tokenizer, strategies, monkeypatch):
+    monkeypatch.setattr(live, "evaluate", lambda *_: pytest.fail("ran"))
+    other = copy.deepcopy(model)
+    times(other, 0.25)
+    for put in (
+        lambda: ropewalk.score(other, tokenizer, strategies, 300, limit=1, **TEXT),
+        lambda: ropewalk.apply(other, ropewalk.plan("yarn", other, 512)),
+        lambda: ropewalk.patched(other, ropewalk.plan("none", other, 512)).__enter__(),
+    ):
+        with pytest.raises(ValueError, match=r"pair 0 turns by 0\.25 radians a token as built, and by 1 as read"):
+            put()
+
+
+def test_frequencies_set_by_hand_under_a_plan_of_ours_are_refused(model, tokenizer):
+    other = copy.deepcopy(model)
+    ropewalk.apply(other, ropewalk.plan("yarn", other, 512))
+    times(other, 0.5)
+    with pytest.raises(ropewalk.Refusal, match="changed while a plan of ropewalk's held"):
+        ropewalk.score(other, tokenizer, "none", 300, limit=1, **TEXT)
+
+
+def test_a_copy_of_a_model_under_a_plan_is_scored_from_its_training(model, tokenizer):
+    before = ropewalk.score(model, tokenizer, "none", 300, limit=1, **TEXT)
+    ropewalk.apply(model, ropewalk.plan("yarn", model, 512))
+    try:
+        again = ropewalk.score(copy.deepcopy(model), tokenizer, "none", 300, limit=1, **TEXT)
+    finally:
+        ropewalk.apply(model, None)
+    assert numbers(again) == numbers(before)
+
+
+def test_a_head_that_was_untied_stays_so_and_is_what_is_scored(model, tokenizer):
+    tied = copy.deepcopy(model)
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    untied = copy.deepcopy(tied)
+    untied.lm_head.weight = torch.nn.Parameter(tied.lm_head.weight.detach().flip(0))
+    head = untied.lm_head.weight
+    scores = [ropewalk.score(one, tokenizer, "none", 256, limit=1, **TEXT)[0][1].metrics for one in (tied, untied)]
+    assert untied.lm_head.weight is head and untied.model.embed_tokens.weight is not head
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert scores[0] != scores[1]

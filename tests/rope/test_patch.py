@@ -21,7 +21,7 @@ from transformers import (
 
 from rope.config import geometry_of
 from rope.geometry import Plan
-from rope.patch import apply, patched, read
+from rope.patch import Reading, apply, patched, read
 from rope.strategies import plans
 
 TRAINED = 64
@@ -70,14 +70,18 @@ def gemma(full=LINEAR):
     return Gemma3ForCausalLM(config).eval()
 
 
-def logits(model, length=2 * TRAINED, plans=None):
+def logits(model, length=2 * TRAINED, plans=None, reading=None):
     ids = torch.arange(length)[None] * 7 % SHAPE["vocab_size"]
-    with torch.no_grad(), nullcontext() if plans is None else patched(model, plans):
+    with torch.no_grad(), nullcontext() if plans is None else patched(model, plans, reading):
         return model(ids).logits
 
 
 def of(model, strategy, length=2 * TRAINED, **options):
     return plans(strategy, geometry_of(model.config), length, **options)
+
+
+def reading_of(model, length=2 * TRAINED):
+    return Reading(geometry_of(model.config), length)
 
 
 def buffers(model):
@@ -162,13 +166,29 @@ def test_a_dynamic_model_left_alone_does_depend_on_the_order():
     assert not torch.equal(short, logits(model, 2 * TRAINED))
 
 
-def test_updates_by_running_length_are_off_inside_the_block():
-    for make in (llama, gemma):
-        model, plain = make(DYNAMIC), logits(make(PLAIN))
-        assert torch.equal(plain, logits(model, plans=of(model, "none")))
-        logits(model, 4 * TRAINED)  # grows what the module holds, which must not matter either
-        assert torch.equal(plain, logits(model, plans=of(model, "none")))
-    assert model.model.rotary_emb.rope_type == {"full_attention": "dynamic", "sliding_attention": "default"}
+@pytest.mark.parametrize("make", [llama, gemma], ids=["llama", "gemma3"])
+def test_none_is_a_dynamic_model_as_transformers_runs_it_at_that_length(make):
+    grown, ids = make(DYNAMIC), torch.arange(TRAINED)[None] * 7 % SHAPE["vocab_size"]
+    logits(grown, 8 * TRAINED)  # what it ran before must not matter
+    for length in (TRAINED, 2 * TRAINED, 4 * TRAINED):
+        alone = logits(make(DYNAMIC), length)
+        assert torch.equal(alone, logits(grown, length, of(grown, "none", length), reading_of(grown, length)))
+        with patched(grown, of(grown, "none", length), reading_of(grown, length)), torch.no_grad():
+            short = grown(ids).logits
+            grown(torch.arange(8 * TRAINED)[None] % SHAPE["vocab_size"])
+            assert torch.equal(short, grown(ids).logits), "a plan holds for every text inside"
+    assert not torch.equal(alone, logits(make(PLAIN), length))
+    if make is gemma:
+        assert grown.model.rotary_emb.rope_type == {"full_attention": "dynamic", "sliding_attention": "default"}
+
+
+def test_a_strategy_takes_the_place_of_a_dynamic_scaling():
+    dynamic, plain = llama(DYNAMIC), llama()
+    for strategy in ("linear", "yarn", "ntk", "dynamic_ntk", "self_extend"):
+        chosen = of(dynamic, strategy)
+        assert chosen == of(plain, strategy)
+        ours = logits(dynamic, plans=chosen, reading=reading_of(dynamic))
+        assert torch.equal(ours, logits(plain, plans=chosen, reading=reading_of(plain)))
 
 
 def test_a_longrope_model_keeps_the_given_plan_on_both_sides_of_its_switch():
