@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from pipelines.choices import config
 from pipelines.choices.config import Workbench
+from pipelines.records import paths
 from pipelines.records.cells import Refusal
 from pipelines.records.places import CONF
 from pipelines.records.refusal import suggestion
@@ -87,7 +89,7 @@ def expansion(overrides: Sequence[str]) -> Expansion:
         base = loader.load_configuration("config", [str(o.input_line) for o in decisive], RunMode.MULTIRUN)
         if (sweeper := base.hydra.runtime.choices.get("hydra/sweeper")) != "basic":
             raise Refusal(f"hydra/sweeper={sweeper}: commas are expanded here; to search for options use ropewalk tune")
-        usual = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+        usual = _located([f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()])
         wanted = [*parser.parse_overrides(usual), *(o for o in parsed if not o.is_hydra_override())]
         jobs = dict(_composed(loader, base, _product(parser, wanted), _names(overrides)))
         return Expansion(tuple(map(config.workbench, jobs.values())), tuple(jobs), base, loader)
@@ -223,8 +225,8 @@ def _names(overrides: Sequence[str]) -> dict[str, set[str]]:
     folders = [CONF]
     for override in overrides:
         if override.startswith("hydra.searchpath="):
-            paths = OverridesParser.create().parse_override(override).value()
-            given = paths if isinstance(paths, list) else [paths]
+            value = OverridesParser.create().parse_override(override).value()
+            given = value if isinstance(value, list) else [value]
             folders += [Path(str(path).removeprefix("file://")) for path in given if "pkg://" not in str(path)]
     for folder in folders:
         if not folder.is_dir():
@@ -235,39 +237,70 @@ def _names(overrides: Sequence[str]) -> dict[str, set[str]]:
     }
 
 
+PATHS = ("store", "task.text", "model.path")
+"""Keys whose values are paths, or may be."""
+
+FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list)\(")
+"""What a value of Hydra's grammar begins with that is more than a list."""
+
+
 def _located(overrides: Sequence[str]) -> list[str]:
-    """model=FOLDER-OR-HUB-ID becomes model=local model.path=..., task=NAME of lm-eval's task=lm_eval task.name=NAME,
-    and a strategy's FILE.yaml a name that Hydra knows."""
+    """What is a path, or may be, in Hydra's grammar. A model that is no file of conf/model, and a strategy's FILE.yaml,
+    get a name that Hydra knows; task=NAME of lm-eval's is task=lm_eval task.name=NAME.
+
+    Raises:
+        Refusal: a model or task that cannot be meant.
+    """
     names, located = _names(overrides), list[str]()
     for override in overrides:
         group, _, value = override.partition("=")
-        if group == "strategy" and ".yaml" in value:
-            files = [config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in value.split(",")]
+        if FUNCTION.match(value) and not paths.is_here(value):
+            located.append(override)
+        elif group == "strategy" and ".yaml" in value:
+            files = [
+                config.strategy_file(Path(v).expanduser()) if v.endswith(".yaml") else v for v in paths.listed(value)
+            ]
             located.append(f"strategy={','.join(files)}")
+        elif group == "model" and value:
+            located.append(f"model={','.join(_models(value, names['model']))}")
+        elif group in PATHS:
+            located.append(f"{group}={_path_value(group, value)}")
         elif group == "task" and "," in value:
             for name in value.split(","):
                 if name and name not in names["task"]:
                     config.named_task(name)
             located.append(override)
-        elif group == "model" and "," in value and (paths := [path for path in value.split(",") if "/" in path]):
-            raise Refusal(
-                f"model={value}: a folder, file or hub id such as {paths[0]} stands alone; for several in one grid "
-                "write a file for each, like conf/model/smollm2.yaml, and give their names"
-            )
-        elif group not in ("model", "task") or "," in value or value in names[group] or not value:
+        elif group != "task" or value in names["task"] or not value:
             located.append(override)
-        elif group == "task":
-            located += ["task=lm_eval", f"task.name='{value}'"]
-        elif (path := Path(value).expanduser()).exists():
-            path = path.resolve()
-            name = path.stem if path.suffix == ".gguf" else path.name
-            located += ["model=local", f"model.path='{path}'", f"model.name='{name}'"]
-        elif "/" not in value and (hint := suggestion(value, names["model"], cutoff=0.8)):
-            known = ", ".join(sorted(names["model"]))
-            raise Refusal(f"model={value}: unknown model; {hint}there are {known}, or give a folder")
         else:
-            located += ["model=local", f"model.path='{value}'", f"model.name='{value}'"]
+            located += ["task=lm_eval", f"task.name={paths.quoted(value)}"]
     return located
+
+
+def _models(value: str, known: set[str]) -> list[str]:
+    """The names under which Hydra knows the models of model=...: folders, files and hub ids among them."""
+    entries = paths.listed(value)
+    for entry in entries:
+        if not entry:
+            raise Refusal(f"model={value}: a model between commas is empty; give a name, a folder, a file or a hub id")
+        unknown = "/" not in entry and entry not in known and not paths.is_here(entry)
+        if unknown and (hint := suggestion(entry, known, cutoff=0.8)):
+            listed = ", ".join(sorted(known))
+            raise Refusal(f"model={value}: unknown model; {hint}there are {listed}, or give a folder")
+    here = [os.path.abspath(os.path.expanduser(e)) if e not in known and paths.is_here(e) else None for e in entries]
+    shown = iter(paths.apart([path.removesuffix(".gguf") for path in here if path is not None]))
+    return [
+        entry if entry in known else config.given_model(path or entry, next(shown) if path else entry)
+        for entry, path in zip(entries, here, strict=True)
+    ]
+
+
+def _path_value(key: str, value: str) -> str:
+    """A path, or where the key takes several a list, as Hydra reads it; what is in its grammar already stays."""
+    if value[:1] in ("'", '"', "") or value == "null" or ("${" in value and not paths.is_here(value)):
+        return value
+    entries = [value] if key == "store" else paths.listed(value)
+    return ",".join(map(paths.written, entries))
 
 
 def _sentence(error: BaseException) -> str:

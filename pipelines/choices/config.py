@@ -12,7 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from pipelines.records.cells import Refusal
+from pipelines.records.cells import Refusal, digest_of
+from pipelines.records.paths import uninterpolated
 
 EXAMPLES = {
     "length": "tokens of context under test, such as length=16384 or length=8192,16384",
@@ -92,7 +93,8 @@ ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
 ConfigStore.instance().store(group="hydra/launcher", name="pool", node={"_target_": "pool"}, provider="ropewalk")
 
 
-_FILES: dict[str, Path] = {}
+_FILES: dict[str, str] = {}
+_MODELS: dict[str, str] = {}
 
 
 def strategy_file(path: Path) -> str:
@@ -109,7 +111,7 @@ def strategy_file(path: Path) -> str:
     if not isinstance(body, dict) or "name" not in body:
         raise Refusal(f"strategy={path}: it says no name of a strategy; {such}")
     name = re.sub(r"[^\w-]", "_", f"{path.resolve().parent.name}-{path.stem}")
-    _FILES[name] = path.resolve()
+    _FILES[name] = str(path.resolve())
     ConfigStore.instance().store(group="strategy", name=name, node=body, provider="ropewalk")
     return name
 
@@ -120,10 +122,23 @@ def named_task(name: str) -> None:
     ConfigStore.instance().store(group="task", name=name, node=node, provider="ropewalk")
 
 
+def given_model(path: str, shown: str) -> str:
+    """Make a folder, file or hub id known to Hydra as a model, as conf/model/local.yaml is; returns its name there.
+
+    shown: how tables call it.
+    """
+    name = f"given-{digest_of([path, shown])[:12]}"
+    _MODELS[name] = path
+    node = {"name": uninterpolated(shown), "path": uninterpolated(path)}
+    ConfigStore.instance().store(group="model", name=name, node=node, provider="ropewalk")
+    return name
+
+
 def typed(override: str) -> str:
-    """An override as it can be typed again: a strategy out of a file by its path."""
+    """An override as it can be typed again: a strategy out of a file, and a model that is no name, by its path."""
     key, _, name = override.partition("=")
-    return f"strategy={_FILES[name]}" if key == "strategy" and name in _FILES else override
+    path = {"strategy": _FILES, "model": _MODELS}.get(key, dict[str, str]()).get(name)
+    return override if path is None else f"{key}={path}"
 
 
 def workbench(config: DictConfig) -> Workbench:

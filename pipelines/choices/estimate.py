@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.choices.sweep import geometry_for
-from pipelines.models import find
+from pipelines.models import find, weights
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal
 from pipelines.records.numbers import GIB, duration
@@ -168,6 +168,7 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, CellWork], dict[str, str]]:
 
 
 def _work(cell: Cell) -> CellWork:
+    weights.check(cell.model, needed=False)
     tokenizer = find.plain_tokenizer(cell.model)
     forwards = registry.forwards(cell.task, tokenizer, length=cell.length, limit=cell.limit)
     rows = max(1, min(forwards or 1, BATCH_TOKENS // cell.length))

@@ -232,7 +232,7 @@ def patched_config(cell: Cell) -> dict[str, Any]:
 
 def model_of(chosen: ModelChoice) -> Model:
     """The model that conf/model names, not looked for yet."""
-    return Model(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
+    return find.requested(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
 
 
 _ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window

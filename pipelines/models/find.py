@@ -5,9 +5,9 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,11 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.models import header
-from pipelines.models.header import Header
-from pipelines.records.cells import Model, Refusal, digest_of
+from pipelines.models import conversion, header
+from pipelines.models.digest import sampled_digest
+from pipelines.records.cells import Model, Options, Refusal, digest_of
 from pipelines.records.places import DATA
-from rope.dialects import from_llama_cpp, to_transformers
 
 PACKAGE = "package://"
 RANDOM = "random"
@@ -28,10 +27,8 @@ BYTE_VOCABULARY = 257
 
 BYTE_END = "<|endoftext|>"
 
-CONVERSION = 2
-"""Of GGUF files, in the name of the folder they are converted into: up with whatever a conversion does otherwise."""
-
-SAMPLES, SAMPLE_BYTES = 16, 1 << 20
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""NAME or OWNER/NAME; what is nothing here and has other characters is a path that leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,23 @@ class ModelFiles:
     gguf: Path | None = None
     hub: str | None = None
     shape: Mapping[str, Any] | None = None
+
+
+def requested(
+    name: str, path: str, revision: str | None = None, trained_length: int | None = None, shape: Options = ()
+) -> Model:
+    """A model as it is asked for, not looked for yet. OWNER/NAME@REVISION is a hub id at a commit, tag or branch.
+
+    Raises:
+        Refusal: two revisions are given.
+    """
+    repository, at, wanted = path.rpartition("@")
+    if at and HUB_ID.fullmatch(repository) and not _here(path).exists():
+        if not wanted or revision not in (None, wanted):
+            both = f"and revision={revision} " if wanted else ""
+            raise Refusal(f"model {path} {both}: give one revision, a commit, tag or branch, as in OWNER/NAME@REVISION")
+        path, revision = repository, wanted
+    return Model(name, path, revision, trained_length, shape)
 
 
 def locate(model: Model) -> ModelFiles:
@@ -55,7 +69,9 @@ def locate(model: Model) -> ModelFiles:
     path = _in_package(model) if model.path.startswith(PACKAGE) else _here(model.path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise Refusal(f"model {model.name}: the folder {path} has no config.json; give a folder that holds a model")
+            lacks = "has no config.json; give a folder that holds a model"
+            adapter = (path / "adapter_config.json").is_file()
+            raise Refusal(f"model {model.name}: {adapter_sentence(path) if adapter else f'the folder {path} {lacks}'}")
         return ModelFiles(folder=path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -63,7 +79,7 @@ def locate(model: Model) -> ModelFiles:
                 f"model {model.name}: {path} is a file but not a GGUF file; give a folder, a .gguf or a hub id"
             )
         return ModelFiles(gguf=path)
-    if model.path.startswith((".", "/", "~")) or model.path.endswith(".gguf") or model.path.count("/") > 1:
+    if model.path.endswith(".gguf") or not HUB_ID.fullmatch(model.path):
         raise Refusal(f"model {model.name}: there is no file or folder {path}; check the path")
     return ModelFiles(hub=model.path)
 
@@ -79,17 +95,34 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
         config = random_config(source.shape)
         return replace(model, fingerprint=f"random-{digest_of(config)[:16]}"), config
     if source.hub is not None:
-        path, commit = _hub_file(source.hub, "config.json", model.revision)
+        try:
+            path, commit = _hub_file(source.hub, "config.json", model.revision)
+        except Unreachable:
+            raise
+        except Refusal as reason:
+            if side_file(model, "adapter_config.json"):
+                folder = _hub_file(source.hub, "adapter_config.json", model.revision)[0].parent
+                raise Refusal(f"model {model.name}: {adapter_sentence(folder)}") from reason
+            raise
         return replace(model, fingerprint=f"{source.hub}@{commit}", revision=commit), read_json(path)
     if source.folder is not None:
         return replace(model, fingerprint=_fingerprint(source.folder)), read_json(source.folder / "config.json")
     assert source.gguf is not None
-    model = replace(model, fingerprint=_fingerprint(source.gguf))
-    converted = converted_folder(model)
-    if converted.is_dir():
-        return model, read_json(converted / "config.json")
-    gguf = gguf_header(source.gguf)
-    return model, with_scaling(gguf_config(gguf), gguf, source.gguf.name)
+    try:
+        model = replace(model, fingerprint=_fingerprint(source.gguf))
+    except ValueError as error:  # parts of it are missing
+        raise Refusal(str(error)) from error
+    return model, conversion.read_config(source.gguf, model.fingerprint)
+
+
+def config_of(model: Model) -> dict[str, Any]:
+    """The model's config.json as plain data, where its fingerprint is not needed: that takes a look into every file.
+
+    Raises:
+        Refusal: as `describe`.
+    """
+    folder = locate(model).folder
+    return read_json(folder / "config.json") if folder is not None else describe(model)[1]
 
 
 def side_file(model: Model, name: str) -> dict[str, Any]:
@@ -101,38 +134,6 @@ def side_file(model: Model, name: str) -> dict[str, Any]:
         except Refusal:
             return {}
     return read_json(source.folder / name) if source.folder is not None and (source.folder / name).is_file() else {}
-
-
-def gguf_header(path: Path) -> Header:
-    """A GGUF file's header.
-
-    Raises:
-        Refusal: the file is not GGUF.
-    """
-    try:
-        return header.read(path)
-    except ValueError as error:
-        raise Refusal(str(error)) from error
-
-
-def gguf_config(gguf: Header) -> dict[str, Any]:
-    """What a GGUF header says of positions and of sizes, under the keys of a Hugging Face config; no scaling."""
-    named = {
-        "hidden_size": "embedding_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "intermediate_size": "feed_forward_length",
-        "head_dim": "attention.key_length",
-        "max_position_embeddings": "context_length",
-        "rope_theta": "rope.freq_base",
-        "rotary_dim": "rope.dimension_count",
-    }
-    config = {name: gguf.value(key) for name, key in named.items()}
-    config["model_type"] = gguf.architecture
-    config["vocab_size"] = gguf.count("tokenizer.ggml.tokens") or gguf.value("vocab_size")
-    config["tie_word_embeddings"] = "output.weight" not in gguf.tensors
-    return {name: entry for name, entry in config.items() if entry is not None}
 
 
 class PlainTokenizer:
@@ -167,7 +168,7 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     source = locate(model)
     if source.shape is not None:
         return PlainTokenizer(byte_backend())
-    folder = source.folder or (converted_folder(model) if source.gguf is not None else None)
+    folder = source.folder or (conversion.converted_folder(describe(model)[0].fingerprint) if source.gguf else None)
     try:
         if source.hub is not None:
             folder = _hub_file(source.hub, "tokenizer.json", model.revision)[0].parent
@@ -209,7 +210,7 @@ def byte_backend() -> Any:
 
 def _here(path: str) -> Path:
     """A path as the user sees it, or else as conf/model means it: below the project."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     return given if given.exists() or not (DATA / given).exists() else DATA / given
 
 
@@ -255,47 +256,22 @@ def _hub_file(repository: str, file: str, revision: str | None) -> tuple[Path, s
     return path, path.parent.name
 
 
-def converted_folder(model: Model) -> Path:
-    cache = os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk")
-    return Path(cache).expanduser() / f"gguf-{model.fingerprint}-{CONVERSION}"
-
-
-def with_scaling(config: dict[str, Any], gguf: Header, file: str) -> dict[str, Any]:
-    """The config with the scaling that a GGUF file declares, as llama.cpp runs it: transformers reads none from there.
-
-    Left out are lists of two lengths (rope_factors_long), as of Phi-3; the doctor's P02 tells of those.
-
-    Raises:
-        Refusal: the scaling is none that llama.cpp takes.
-    """
-    own = {key.removeprefix(f"{gguf.architecture}."): value for key, value in gguf.keys.items()}
-    if not gguf.rope_freqs and not any(key.startswith("rope.scaling.") for key in own):
-        return config
-    try:
-        [(layers, declared)] = from_llama_cpp((), config, own, gguf.rope_freqs).items()
-        geometry = declared.geometry
-        scaled = to_transformers(
-            config, declared.strategy, declared.options, {layers: geometry}, geometry.trained_length
-        )
-    except ValueError as error:
-        raise Refusal(f"{file}: {error}") from error
-    # How far it was trained, or extended, is what the file says, whatever a factor comes to.
-    return {**scaled, "max_position_embeddings": config["max_position_embeddings"]}
-
-
 def _fingerprint(path: Path) -> str:
-    """Digest of a model's files: names, sizes and evenly spread samples, so that 100 GB take no minute."""
+    """Digest of a model's files: of a folder, or of a GGUF file with its parts."""
+    if path.is_file():
+        return sampled_digest(("", file) for file in header.parts(path))
     kinds = (".json", ".safetensors", ".bin", ".gguf", ".model")
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in kinds)
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as stream:
-            for sample in range(SAMPLES if size > SAMPLES * SAMPLE_BYTES else 1):
-                stream.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-                digest.update(stream.read(SAMPLE_BYTES if size > SAMPLES * SAMPLE_BYTES else -1))
-    return digest.hexdigest()[:16]
+    return sampled_digest((file.name, file) for file in sorted(path.iterdir()) if file.suffix in kinds)
+
+
+def adapter_sentence(folder: Path) -> str:
+    """What to do with a folder that holds an adapter and no model."""
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "a model that it does not name"
+    return (
+        f"{folder} holds an adapter of {base} and no weights of a model; merge them first "
+        f"(peft: AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained(FOLDER), "
+        f"and the tokenizer of {base} into the same FOLDER) and give model=FOLDER"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

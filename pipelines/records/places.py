@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 SITE = Path(__file__).resolve().parent.parent.parent
@@ -12,3 +13,9 @@ CHECKOUT = (SITE / "pyproject.toml").is_file()
 
 DATA = SITE if CHECKOUT else SITE / "ropewalk"
 CONF = DATA / "conf"
+
+
+def cache_folder() -> Path:
+    """The user's folder for what is slow to make and can be made again."""
+    cache = os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk")
+    return Path(cache).expanduser()
