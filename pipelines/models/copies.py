@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.models.header import ROPE_FREQS
+from rope.llama_cpp_rules import FREQS, LONG, SHORT, rules_of
 
 SCALING = "rope.scaling."
 """What the keys of a scaling begin with, after the architecture."""
 
-LISTS = frozenset({ROPE_FREQS, "rope_factors_long.weight", "rope_factors_short.weight"})
+OLD_FACTOR = "rope.scale_linear"
+"""The key of a factor in older files."""
+
+LISTS = frozenset({FREQS, LONG, SHORT})
 """Tensors of a GGUF file that divide frequencies."""
 
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack"})
@@ -46,18 +49,19 @@ def _link(file: Path, place: Path) -> None:
 
 
 def copy_gguf(
-    source: Path,
+    sources: Sequence[Path],
     target: Path,
     keys: Mapping[str, int | float | str],
-    rope_freqs: Sequence[float],
+    divisors: Sequence[float],
     *,
     plain: bool = False,
 ) -> None:
     """A GGUF file that says one scaling, and nothing of an earlier one: neither its keys nor its lists are taken over.
 
     Args:
+        sources: the file, or all parts of one that is split, the first one first; the copy is whole.
         keys: new values by name, without the architecture in front; the file's other keys stay.
-        rope_freqs: (pairs,), divisors of the frequencies for the tensor of that name; empty: none.
+        divisors: (pairs,), of the frequencies, for the tensors that the architecture reads; empty: none.
         plain: write every tensor in float32, for comparisons that a coarse format would blur.
 
     Raises:
@@ -65,7 +69,8 @@ def copy_gguf(
     """
     import gguf
 
-    reader = gguf.GGUFReader(source)
+    readers = [gguf.GGUFReader(source) for source in sources]
+    reader = readers[0]
     architecture = reader.fields["general.architecture"].contents()
     new = {f"{architecture}.{name}": value for name, value in keys.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,18 +78,19 @@ def copy_gguf(
     writer = gguf.GGUFWriter(temporary, architecture, endianess=reader.endianess)
     if "general.alignment" in reader.fields:
         writer.data_alignment = reader.fields["general.alignment"].contents()
-    scaling = f"{architecture}.{SCALING}"
+    dropped = ("GGUF.", "split.", f"{architecture}.{SCALING}", f"{architecture}.{OLD_FACTOR}")
     for field in reader.fields.values():
-        if field.name == "general.architecture" or field.name.startswith(("GGUF.", scaling)) or field.name in new:
+        if field.name == "general.architecture" or field.name.startswith(dropped) or field.name in new:
             continue
         kinds = field.types
         writer.add_key_value(field.name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
     for name, value in new.items():
         kind = gguf.GGUFValueType.UINT32 if isinstance(value, int) else gguf.GGUFValueType.get_type(value)
         writer.add_key_value(name, value, kind)
-    if rope_freqs:
-        writer.add_tensor(ROPE_FREQS, np.array(rope_freqs, dtype=np.float32))
-    for tensor in reader.tensors:
+    rules = rules_of(architecture)
+    for name in (rules.tensors if rules else (FREQS,)) if divisors else ():
+        writer.add_tensor(name, np.array(divisors, dtype=np.float32))
+    for tensor in (tensor for part in readers for tensor in part.tensors):
         if tensor.name in LISTS:
             continue
         if plain:

@@ -1,8 +1,9 @@
-"""llama.cpp: flags, keys of a GGUF file, and its tensor rope_freqs.weight.
+"""llama.cpp: flags, keys of a GGUF file, and its tensors of divisors.
 
 As in the llama.cpp of llama-cpp-python 0.3.36 (src/llama-context.cpp, src/llama-model.cpp, common/arg.cpp and
-ggml_rope_cache_init), and compared with it by tests/rope/llama_cpp_check.py:
-    angle = position * base ** (-2 i / d) / rope_freqs[i], mixed with itself / scale along the ramp
+ggml_rope_cache_init), with what differs by architecture in rope/llama_cpp_rules.py; tests/rope/test_llama_cpp.py loads
+exports into llama.cpp and compares log-probabilities:
+    angle = position * base ** (-2 i / d) / divisors[i], mixed with itself / scale along the ramp
     attention under yarn: (0.1 ln(scale) + 1) * rope.scaling.attn_factor; --yarn-attn-factor is overwritten
     attention otherwise: --yarn-attn-factor * rope.scaling.attn_factor
     the ramp of yarn always ends at whole pairs (truncate), and follows the plain base
@@ -11,206 +12,222 @@ ggml_rope_cache_init), and compared with it by tests/rope/llama_cpp_check.py:
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rope.config import DeclaredScaling, geometry_of, text_config
-from rope.dialects.deployment import (
-    Config,
-    Deployment,
-    FlagParser,
-    LayerScaling,
-    ScalingRequest,
-    Unsupported,
-    format_number,
-)
-from rope.geometry import ALL_LAYERS, Array, Geometry, inverse_frequencies
-from rope.strategies import plan
+from rope.config import DeclaredScaling, geometry_of, rope_parameters, text_config
+from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, format_number
+from rope.dialects.llama_cpp_reading import BETAS, ENGINE, from_llama_cpp
+from rope.geometry import ALL_LAYERS, Plan
+from rope.llama_cpp_rules import LOCAL_LAYERS, Rules, architecture_of, rules_of, table
 from rope.strategies.ramps import mscale_of
 
-ENGINE = "llama.cpp"
 
-ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "smollm3": "smollm3"}
-"""model_type of config.json -> general.architecture of a GGUF file, where they differ."""
+@dataclass(frozen=True)
+class Expression:
+    """One way to say a scaling: by flags, or by keys and divisors in a file, which takes file_flags besides.
 
-BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-"""The defaults of llama.cpp."""
+    note: what must be said of it; "" for nothing.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    keys: Config = field(default_factory=dict)
+    divisors: tuple[float, ...] = ()
+    file_flags: tuple[str, ...] = ()
+    note: str = ""
 
 
 def deploy(request: ScalingRequest) -> Deployment:
-    """What `llama-server -m FILE` takes after the file, and the GGUF keys and tensor that do the same without flags.
+    """What `llama-server -m FILE` takes after the file, and the GGUF keys and tensors that do the same without flags.
 
     linear, yarn and another base have flags, and by_parts with the index ramp is a yarn whose attention factor is
-    undone; everything else is a list of divisors, which only a GGUF file can hold (needs_file).
-    A dynamic strategy becomes its plan at the requested length.
+    undone; everything else is a list of divisors, which only a GGUF file can hold (needs_file), and only of an
+    architecture that reads one. Layers that see a window keep a base of their own where the architecture has one
+    (rope.freq_base_swa). A dynamic strategy becomes its plan at the requested length.
 
     Raises:
-        ValueError: what transformers_v5.deploy refuses, several layer types, or any change to latent attention.
+        Unsupported: an architecture that llama.cpp does not know, one that scales by rules of its own (latent
+            attention), a list for one that reads none, a scaling of local layers that it never scales.
+        ValueError: what transformers_v5.deploy refuses.
     """
-    scaling, text = request.only_scaling, text_config(request.config)
+    text = text_config(request.config)
     model_type = str(text.get("model_type", "llama"))
-    architecture = ARCHITECTURES.get(model_type, model_type)
-    if text.get("qk_rope_head_dim") and not scaling.native:
+    architecture, rules = architecture_of(model_type), rules_of(model_type)
+    if architecture is None or rules is None:
         raise Unsupported(
-            f"{ENGINE} does not support {request.strategy} on a {architecture}, whose latent attention it scales by "
-            "rules of its own; the closest supported alternative is --to transformers"
+            f"{ENGINE} has no architecture for model_type {model_type!r} (of its {len(table()[0])} at commit "
+            f"{table()[2]})"
         )
-    name, flags, keys, divisors = _express(scaling)
+    found = _found(request, rules, architecture)
+    keys = dict(found.keys)
     if request.length > (text.get("max_position_embeddings") or 0):
         keys["context_length"] = request.length
-    overrides: list[str] = []
-    if not divisors:  # with them a file is written, and holds these too
-        for key in ("rope.scaling.attn_factor", "context_length"):  # which have no flags
-            if key in keys:
-                value = f"int:{keys[key]}" if isinstance(keys[key], int) else f"float:{float(keys[key])!r}"
-                overrides += ["--override-kv", f"{architecture}.{key}={value}"]
     context = ("-c", str(request.length))
+    flags, overridden = found.flags, {"rope.scaling.attn_factor", "context_length"}  # which have no flags
+    if rules.temperature:
+        overridden.add("rope.scaling.original_context_length")
+    if not _agrees(request, found.flags, {key: keys[key] for key in overridden & set(keys)}, ()):
+        flags, overridden = found.file_flags, set(keys)  # flags do not reach layers that see a window
+    overrides: list[str] = []
+    if not found.divisors:  # with them a file is written, and holds these too
+        for key in sorted(overridden & set(keys)):
+            overrides += ["--override-kv", f"{architecture}.{key}={_typed(keys[key])}"]
     return Deployment(
         ENGINE,
-        name,
-        arguments=(*flags, *overrides, *context),
-        with_file=context,
+        found.name,
+        arguments=(*(() if found.divisors else flags), *overrides, *context),
+        with_file=(*found.file_flags, *context),
         keys=keys,
-        rope_freqs=tuple(divisors),
-        needs_file=bool(divisors),
-        notes=request.dynamic_notes(ENGINE),
+        rope_freqs=found.divisors,
+        needs_file=bool(found.divisors),
+        notes=(*request.dynamic_notes(ENGINE), *((found.note,) if found.note else ())),
     )
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
     """What llama.cpp computes with the deployment's arguments, or with its file where that is needed."""
+    if deployment.name == "none" and not deployment.keys.keys() - {"context_length"}:  # the file as it is
+        return {layer: DeclaredScaling("none", {}, geometry) for layer, geometry in geometry_of(config).items()}
     keys = deployment.keys if deployment.needs_file else {}
-    unscaled = {**text_config(config), "rope_scaling": None}  # a GGUF file is converted without
-    return from_llama_cpp(deployment.arguments, unscaled, keys, deployment.rope_freqs)
+    return from_llama_cpp(deployment.arguments, _unscaled(config), keys, deployment.rope_freqs)
 
 
-def _express(scaling: LayerScaling) -> tuple[str, list[str], Config, list[float]]:
-    """What llama.cpp calls the plan, its flags, its keys and its tensor."""
-    if scaling.native and not scaling.geometry.natives:
-        return "none", [], {}, []
-    static = scaling.static
+def _unscaled(config: Any) -> Config:
+    """The config without its scaling: the keys and flags of a deployment say all of it."""
+    plain: Config = {
+        layer_type: parameters
+        and {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
+        | {"rope_type": "default"}
+        for layer_type, parameters in rope_parameters(config).items()
+    }
+    replaced = ("rope_scaling", "rope_theta", "rope_local_base_freq")
+    text = {key: value for key, value in text_config(config).items() if key not in replaced}
+    return {**text, "rope_parameters": plain.get(ALL_LAYERS, plain)}
+
+
+def _found(request: ScalingRequest, rules: Rules, architecture: str) -> Expression:
+    """The first expression that llama.cpp computes as the plans have it."""
+    scalings = request.scalings
+    native = all(scaling.native for scaling in scalings.values())
+    if native and not any(scaling.geometry.natives for scaling in scalings.values()):
+        return Expression("none")
+    says = f"{ENGINE} does not support {request.strategy} on a {architecture}"
+    own = rules.own_rules or ("latent attention" if text_config(request.config).get("qk_rope_head_dim") else "")
+    if rules.alpha and any(scaling.declared.get("alpha") for scaling in scalings.values()):
+        own = "base with rope.scaling.alpha"
+    if (own or rules.rope == "none") and not native:
+        does = f"whose {own} it scales by rules of its own" if own else "in which it rotates nothing"
+        raise Unsupported(f"{says}, {does}")
+    # layers that see a window keep their own plan (rope.strategies.layers): what is said is said of the others
+    scaling = min(scalings.items(), key=lambda item: item[0] in LOCAL_LAYERS)[1]
+    for found in () if own else _expressions(scaling, rules):
+        if _agrees(request, found.file_flags, found.keys, found.divisors):
+            return found
+    if native:
+        return Expression("none", note="llama.cpp runs the scaling that the GGUF file itself declares")
+    on_top = " on top of the model's own scaling" if scaling.geometry.natives else ""
+    raise Unsupported(
+        f"{says}{on_top}: it reads no list of divisors (rope_freqs) there, and no flag says these frequencies"
+    )
+
+
+def _agrees(request: ScalingRequest, flags: Sequence[str], keys: Config, divisors: Sequence[float]) -> bool:
+    """Whether llama.cpp computes every plan of the request with these flags, keys and divisors."""
+    try:
+        heard = from_llama_cpp(flags, _unscaled(request.config), keys, divisors)
+    except ValueError:
+        return False
+    pairs = [(heard[layer].plan(request.length), scaling.plan) for layer, scaling in request.scalings.items()]
+    return all(
+        np.allclose(one.inv_freq, other.inv_freq, rtol=1e-9, atol=1e-20)
+        and abs(one.attention_factor - other.attention_factor) < 1e-9
+        for one, other in pairs
+    )
+
+
+def _fit(scaled: Plan) -> tuple[float, float]:
+    """The base and the factor whose plan this is, where it is one of these."""
+    frequencies = np.array(scaled.inv_freq)
+    if frequencies[-1] <= 0 or len(frequencies) < 2:
+        return 1.0, float("inf")
+    pairs = len(frequencies)
+    return float((frequencies[0] / frequencies[-1]) ** (pairs / (pairs - 1))), float(1 / frequencies[0])
+
+
+def _expressions(scaling: LayerScaling, rules: Rules) -> Iterator[Expression]:
+    """How llama.cpp may say a scaling, best first; not all of them compute it."""
+    keys: Config = {}
+    if rules.temperature:  # which follows this length, unless it is said, context_length
+        original = scaling.declared.get("original_max_position_embeddings") or scaling.geometry.trained_length
+        keys["rope.scaling.original_context_length"] = int(original)
     if not scaling.geometry.natives:
-        if static.theta is not None:
-            flags = ["--rope-freq-base", format_number(static.theta)]
-            return "--rope-freq-base", flags, {"rope.freq_base": static.theta}, []
-        if static.strategy == "linear":
-            flags = ["--rope-scaling", "linear", "--rope-scale", format_number(static.factor)]
-            return "linear", flags, {"rope.scaling.type": "linear", "rope.scaling.factor": static.factor}, []
-        options = static.options
-        if static.strategy in ("yarn", "by_parts") and options["ramp"] == "index" and options["truncate"]:
-            return _express_yarn(static)
-    keys: Config = {"rope.scaling.type": "none"}
-    if scaling.plan.attention_factor != 1:
-        keys["rope.scaling.attn_factor"] = scaling.plan.attention_factor
-    return "rope_freqs", [], keys, scaling.divisors
+        yield from _named(scaling.static, keys, rules)
+    if not rules.tensors:
+        yield _fitted(scaling, keys)
+    if rules.tensors:
+        keys = {**keys, "rope.scaling.type": "none"}
+        if scaling.plan.attention_factor != 1:
+            keys["rope.scaling.attn_factor"] = scaling.plan.attention_factor
+        yield Expression("rope_freqs", (), keys, tuple(scaling.divisors))
 
 
-def _express_yarn(scaling: LayerScaling) -> tuple[str, list[str], Config, list[float]]:
+def _named(scaling: LayerScaling, keys: Config, rules: Rules) -> Iterator[Expression]:
+    """A strategy that has flags of its own."""
+    if scaling.native:
+        yield Expression("none", (), keys)
+        return
+    if scaling.theta is not None:
+        base = ("--rope-freq-base", format_number(scaling.theta))
+        yield Expression("--rope-freq-base", base, {**keys, "rope.freq_base": scaling.theta})
+    if scaling.strategy == "linear":
+        flags = ("--rope-scaling", "linear", "--rope-scale", format_number(scaling.factor))
+        said = {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+        yield Expression("linear", flags, {**keys, **said})
+    options, trained = scaling.options, scaling.geometry.trained_length
+    another = rules.temperature and keys["rope.scaling.original_context_length"] != trained
+    if scaling.strategy in ("yarn", "by_parts") and options["ramp"] == "index" and options["truncate"] and not another:
+        yield _yarn(scaling, keys, rules)
+
+
+def _fitted(scaling: LayerScaling, keys: Config) -> Expression:
+    """A base and a factor, in the place of the scaling that the file declares."""
+    base, factor = _fit(scaling.plan)
+    kind = "linear" if factor > 1 + 1e-9 else "none"
+    flags = ("--rope-scaling", kind, "--rope-scale", format_number(factor), "--rope-freq-base", format_number(base))
+    said = {"rope.scaling.type": kind, "rope.scaling.factor": factor, "rope.freq_base": base}
+    return Expression(kind, flags, {**keys, **said, "rope.scaling.attn_factor": scaling.plan.attention_factor})
+
+
+def _yarn(scaling: LayerScaling, given: Config, rules: Rules) -> Expression:
     trained, factor = scaling.geometry.trained_length, scaling.factor
-    flags = ["--rope-scaling", "yarn", "--rope-scale", format_number(factor), "--yarn-orig-ctx", str(trained)]
     keys: Config = {
+        **given,
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": trained,
     }
+    betas: list[str] = []
+    file_flags: list[str] = []
     for name, default in BETAS.items():
         if scaling.options[name] != default:
-            flags += [f"--yarn-{name.replace('_', '-')}", format_number(scaling.options[name])]
-            keys[f"rope.scaling.yarn_{name}"] = float(scaling.options[name])
+            flag = [f"--yarn-{name.replace('_', '-')}", format_number(scaling.options[name])]
+            betas += flag
+            if f"yarn_{name}" in rules.yarn_keys:
+                keys[f"rope.scaling.yarn_{name}"] = float(scaling.options[name])
+            else:
+                file_flags += flag
     multiplier = scaling.plan.attention_factor / mscale_of(factor, 1.0)
     if abs(multiplier - 1) > 1e-12:
         keys["rope.scaling.attn_factor"] = multiplier
-    return "yarn", flags, keys, []
+    flags = ("--rope-scaling", "yarn", "--rope-scale", format_number(factor), "--yarn-orig-ctx", str(trained), *betas)
+    return Expression("yarn", flags, keys, file_flags=tuple(file_flags))
 
 
-def from_llama_cpp(
-    arguments: Sequence[str], config: Any, keys: Mapping[str, Any] | None = None, rope_freqs: Sequence[float] = ()
-) -> dict[str, DeclaredScaling]:
-    """The strategy that llama.cpp runs with these flags.
-
-    Args:
-        arguments: the command line; flags that do not concern positions are ignored.
-        config: the checkpoint's, as for transformers, without a scaling.
-        keys: of the GGUF file, without the architecture in front.
-        rope_freqs: its tensor rope_freqs.weight.
-
-    Raises:
-        ValueError: values that llama.cpp refuses, a mixture (--yarn-ext-factor between 0 and 1) or a scale below 1.
-    """
-    (geometry,) = geometry_of(config).values()
-    flags = _parser().parse_known_args(list(arguments))[0]
-    metadata = {**(keys or {}), **dict(map(_parse_override, flags.override_kv or ()))}
-    base = float(flags.rope_freq_base or metadata.get("rope.freq_base", geometry.base))
-    scaling_type = flags.rope_scaling or metadata.get("rope.scaling.type", "linear")
-    factor = 1.0 if scaling_type == "none" else _factor(flags, metadata)
-    mixture = flags.yarn_ext_factor if flags.yarn_ext_factor >= 0 else float(scaling_type == "yarn")
-    if mixture not in (0.0, 1.0):
-        raise ValueError(f"--yarn-ext-factor {mixture}: no strategy mixes in this way; give 0 or 1, or leave it out")
-    yarn = mixture == 1
-    attention = float(metadata.get("rope.scaling.attn_factor", 1.0))
-    if yarn:
-        attention *= mscale_of(factor, 1.0)
-    elif flags.yarn_attn_factor >= 0:
-        attention *= flags.yarn_attn_factor
-    original = flags.yarn_orig_ctx or metadata.get("rope.scaling.original_context_length", geometry.trained_length)
-    betas = {
-        name: getattr(flags, f"yarn_{name}") or metadata.get(f"rope.scaling.yarn_{name}", default)
-        for name, default in BETAS.items()
-    }
-    plain = Geometry(geometry.head_dim, base, int(original) if yarn else geometry.trained_length, geometry.partial)
-    ramp = {**betas, "ramp": "index"} if yarn else {}
-    return {ALL_LAYERS: _scaling(geometry, plain, factor, attention, ramp, np.array(rope_freqs))}
-
-
-def _scaling(
-    geometry: Geometry, plain: Geometry, factor: float, attention: float, ramp: Config, divisors: Array
-) -> DeclaredScaling:
-    """plain: with the base and length in force. ramp: options of yarn; {} without yarn. divisors: (pairs,) or (0,)."""
-    if divisors.size == 0:
-        if ramp and factor > 1:
-            return DeclaredScaling("yarn", {"factor": factor, **ramp, "attention_factor": attention}, plain)
-        if attention == 1 and factor > 1:
-            return DeclaredScaling("linear", {"factor": factor}, plain)
-        if attention == 1:
-            name, options = ("none", {}) if plain.base == geometry.base else ("base", {"theta": plain.base})
-            return DeclaredScaling(name, options, geometry)
-        divisors = np.ones(plain.pairs)
-    if factor > 1:
-        stretched = plan("by_parts" if ramp else "linear", plain, plain.trained_length, factor=factor, **ramp)
-        divisors = divisors * inverse_frequencies(plain.rotated, plain.base) / np.array(stretched.inv_freq)
-    return DeclaredScaling("factors", {"factors": divisors.tolist(), "attention_factor": attention}, plain)
-
-
-def _factor(flags: argparse.Namespace, metadata: Mapping[str, Any]) -> float:
-    scale = float(flags.rope_scale or metadata.get("rope.scaling.factor") or 1.0)
-    factor = 1.0 / float(flags.rope_freq_scale) if flags.rope_freq_scale else scale
-    if factor < 1:
-        raise ValueError(
-            f"the scale divides frequencies by {factor:g}, which makes every pair faster; to stretch the context by "
-            f"{1 / factor:g}, give --rope-scale {1 / factor:g} or --rope-freq-scale {factor:g}"
-        )
-    return factor
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    """`llama.rope.scaling.attn_factor=float:1.1` as (key without architecture, value)."""
-    key, _, typed = text.partition("=")
-    kind, _, value = typed.partition(":")
-    if kind not in ("int", "float", "str", "bool"):
-        raise ValueError(f"--override-kv {text}: give KEY=TYPE:VALUE, with int, float, bool or str for TYPE")
-    return key.partition(".")[2], {"int": int, "float": float}.get(kind, str)(value)
-
-
-def _parser() -> FlagParser:
-    parser = FlagParser("llama.cpp")
-    parser.add_argument("--rope-scaling", choices=("none", "linear", "yarn"))
-    for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-beta-fast", "--yarn-beta-slow"):
-        parser.add_argument(name, type=float)
-    for name in ("--yarn-ext-factor", "--yarn-attn-factor"):
-        parser.add_argument(name, type=float, default=-1.0)
-    parser.add_argument("--yarn-orig-ctx", type=int)
-    parser.add_argument("--override-kv", action="append")
-    return parser
+def _typed(value: int | float | str) -> str:
+    """A value as --override-kv takes it."""
+    kinds = {str: "str", int: "int"}
+    return f"{kinds.get(type(value), 'float')}:{value}"

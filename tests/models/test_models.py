@@ -102,6 +102,8 @@ def test_a_gguf_header_is_read_into_the_keys_of_a_config(tmp_path, untied):
     writer.add_rope_dimension_count(32)
     writer.add_token_list([f"t{n}" for n in range(8)])
     writer.add_tensor("token_embd.weight", np.zeros((8, 128), np.float32))
+    for block in range(2):
+        writer.add_tensor(f"blk.{block}.attn_norm.weight", np.zeros(128, np.float32))
     if untied:
         writer.add_tensor("output.weight", np.zeros((8, 128), np.float32))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
@@ -113,8 +115,10 @@ def test_a_gguf_header_is_read_into_the_keys_of_a_config(tmp_path, untied):
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 4096,
+        "head_dim": 32,
         "rope_theta": 500000.0,
-        "rotary_dim": 32,
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 1.0},
         "vocab_size": 8,
         "tie_word_embeddings": not untied,
     }

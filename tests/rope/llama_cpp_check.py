@@ -119,10 +119,10 @@ def compared(cell: Cell, python: Path, folder: Path) -> float:
     model, config, geometries = geometry_for(cell.model)
     source, file = find.locate(model).gguf, folder / "float32.gguf"
     if not file.exists():
-        copies.copy_gguf(source, file, {}, (), plain=True)
+        copies.copy_gguf([source], file, {}, (), plain=True)
     deployment = deploy("llama.cpp", config, cell.strategy, dict(cell.options), geometries, cell.length)
     if deployment.needs_file:
-        copies.copy_gguf(file, folder / "list.gguf", deployment.keys, deployment.rope_freqs)
+        copies.copy_gguf([file], folder / "list.gguf", deployment.keys, deployment.rope_freqs)
         file = folder / "list.gguf"
     options = {**perplexity.OPTIONS, **dict(cell.task.options)}
     encode = Encoder.of(load.tokenizer(model))
