@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pipelines.cli import meanings
 from pipelines.cli.meanings import Key
+from pipelines.records.paths import quoted
 from pipelines.records.refusal import Refusal, suggestion
 
 Options = argparse.Namespace
@@ -85,7 +86,8 @@ def override_details() -> Iterator[str]:
     yield "groups and their values:"
     for group in meanings.GROUPS:
         yield from meanings.listing(group, meanings.values(group))
-    yield "A model is also a folder, a GGUF file or a hub id; a task any of lm-eval's by its name."
+    yield "A model is also a folder, a GGUF file or a hub id (OWNER/NAME or OWNER/NAME@REVISION); a folder whose name"
+    yield "has commas is one model. A task is also any of lm-eval's by its name."
     yield "The options of a value: --help strategy=yarn. With several strategies an option reaches those that have it:"
     yield "strategy=none,yarn strategy.beta_fast=16,32 is none once and yarn twice; yarn.beta_fast=16 is yarn's alone."
     yield "Hydra's +KEY=VALUE, ~KEY and hydra.searchpath=[file://DIR] work too."
@@ -164,7 +166,8 @@ def overrides(options: Options, words: Sequence[str] | None = None) -> list[str]
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise Refusal(f"{word}: give KEY=VALUE, such as model=tiny ({options.parser.prog} --help)")
-    folder = [f"hydra.searchpath=['file://{os.path.abspath(options.config_dir)}']"] if options.config_dir else []
+    given = options.config_dir and quoted(f"file://{os.path.abspath(os.path.expanduser(options.config_dir))}")
+    folder = [f"hydra.searchpath=[{given}]"] if given else []
     return [*folder, *words]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import PlanChoice, geometry_for, planned_of
-from pipelines.models import copies, find, header, load
+from pipelines.models import copies, find, gguf_files, header, load, weights
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, option_text
 from pipelines.records.results import Store
@@ -33,6 +33,10 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "exllama": ("python", "test_inference.py", "-m"),
 }
 """What comes before the model on an engine's command line; transformers has none."""
+
+
+PINNED = frozenset({"vllm", "sglang"})
+"""Engines that take a hub id with --revision: what was measured is a commit, and the id alone is the latest."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +186,12 @@ def _gguf(planned: PlanChoice, deployment: Deployment, source: find.ModelFiles, 
     if source.gguf is None:
         return [], deployment.command(*start, "MODEL.gguf")
     file = folder / f"{source.gguf.stem}-{planned.strategy}-{planned.length}.gguf"
-    copies.copy_gguf(source.gguf, file, deployment.keys, deployment.rope_freqs)
-    lines = [f"{file} ({file.stat().st_size / 1e6:,.0f} MB) needs no flags:"]
-    gguf_header = header.read(source.gguf)
-    keys = [key for key in gguf_header.keys if key.startswith(f"{gguf_header.architecture}.{copies.SCALING}")]
+    copies.copy_gguf(header.parts(source.gguf), file, deployment.keys, deployment.rope_freqs)
+    flags = "needs no flags" if deployment.with_file[:1] == ("-c",) else "needs these flags"
+    lines = [f"{file} ({file.stat().st_size / 1e6:,.0f} MB) {flags}:"]
+    gguf_header = gguf_files.read_header(source.gguf)
+    said = (f"{gguf_header.architecture}.{copies.SCALING}", f"{gguf_header.architecture}.{copies.OLD_FACTOR}")
+    keys = [key for key in gguf_header.keys if key.startswith(said)]
     if own := [*keys, *copies.LISTS.intersection(gguf_header.tensors)]:
         lines = [f"in the place of {', '.join(own)} of {source.gguf.name}, which the strategy acts on top of", *lines]
     elif not deployment.needs_file:
@@ -199,21 +205,25 @@ def _config(
     """For engines that read config.json: the model as it is where arguments suffice, else a folder with another."""
     start = PROGRAMS.get(deployment.engine)
     original = str(source.folder.resolve() if source.folder else source.hub or "")
+    revision = planned.model.revision if source.hub is not None else None
+    served = [original, *(["--revision", revision] if revision and deployment.engine in PINNED else [])]
     if start and original and not deployment.needs_file:
-        return [], deployment.command(*start, original)
+        return [], deployment.command(*start, *served)
     if source.hub is not None:
         _write_json(folder / "config.json", deployment.config)
         line = f"{folder / 'config.json'}: in the place of the model's own"
-        loading = _loading(original, str(folder))
+        loading = _loading(original, str(folder), revision)
     else:
         _whole(planned, deployment.engine, source, folder)
         line, loading = f"{folder}: the whole model under another config.json", _loading(str(folder))
-    return [line], deployment.command(*start, original or str(folder), written=True) if start else loading
+    served = served if original else [str(folder)]
+    return [line], deployment.command(*start, *served, written=True) if start else loading
 
 
 def _whole(planned: PlanChoice, engine: str, source: find.ModelFiles, folder: Path) -> None:
     """A folder that holds the whole model, and the config.json in which the engine finds the strategy."""
     if source.shape is None:
+        weights.check(planned.model, needed=False)
         origin = Path(load.materialise(planned.model))
     else:
         origin = folder
@@ -228,9 +238,15 @@ def _whole(planned: PlanChoice, engine: str, source: find.ModelFiles, folder: Pa
     _write_json(folder / "config.json", config)
 
 
-def _loading(model: str, config: str | None = None) -> str:
-    given = f', config=AutoConfig.from_pretrained("{config}")' if config else ""
-    return f'AutoModelForCausalLM.from_pretrained("{model}"{given})'
+def _loading(model: str, config: str | None = None, revision: str | None = None) -> str:
+    given = f", revision={_literal(revision)}" if revision else ""
+    given += f", config=AutoConfig.from_pretrained({_literal(config)})" if config else ""
+    return f"AutoModelForCausalLM.from_pretrained({_literal(model)}{given})"
+
+
+def _literal(text: str) -> str:
+    """A text in Python's quotes, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _check_free(folder: Path, source: find.ModelFiles) -> None:

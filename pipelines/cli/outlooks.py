@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.choices.config import Workbench
+from pipelines.choices.layers import layers_of_model
 from pipelines.choices.outlook import FAR, Outlook, outlooks_of
 from pipelines.choices.sweep import planned_of
 from pipelines.records.cells import digest_of
@@ -30,7 +31,7 @@ def main(choices: Sequence[Workbench], *, as_json: bool = False, out: str | None
     Raises:
         Refusal: a choice whose plan cannot be computed.
     """
-    planned = {(choice.label, choice.model.name, choice.length): choice for choice in map(planned_of, choices)}
+    planned = {(choice.label, choice.model, choice.length): choice for choice in map(planned_of, choices)}
     outlooks = [outlook for choice in planned.values() for outlook in outlooks_of(choice)]
     if as_json:
         print(json.dumps([_finite(asdict(outlook)) for outlook in outlooks], indent=1))
@@ -39,7 +40,9 @@ def main(choices: Sequence[Workbench], *, as_json: bool = False, out: str | None
     for outlook in outlooks:
         terminal.table(console, *_pairs(outlook))
     terminal.table(console, "all plans", SUMMARY, [_summary(outlook) for outlook in outlooks])
-    for sentence in dict.fromkeys(map(_model, outlooks)):
+    models = dict.fromkeys(choice.model for choice in planned.values())
+    of_layers = [sentence for model in models for sentence in layers_of_model(model)]
+    for sentence in dict.fromkeys([*map(_model, outlooks), *of_layers]):
         console.print(sentence)
     folder = Path(out).expanduser() if out else Store.at(choices[0].store).root / "theory"
     console.print(f"figure: {draw(outlooks, folder)}")

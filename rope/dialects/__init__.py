@@ -8,15 +8,20 @@ an engine cannot run is refused (Unsupported, a ValueError) with the closest sup
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
+
+import numpy as np
 
 from rope.config import DeclaredScaling, geometry_of
 from rope.dialects import exllama, llama_cpp, sglang, transformers_v4, transformers_v5, vllm
 from rope.dialects.deployment import Config, Deployment, ScalingRequest, Unsupported
-from rope.dialects.llama_cpp import from_llama_cpp
+from rope.dialects.llama_cpp_reading import from_llama_cpp
 from rope.dialects.transformers_v5 import to_transformers
-from rope.geometry import ALL_LAYERS, Geometry
-from rope.strategies import STRATEGIES, options_of, required_options
+from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
+from rope.pairwise import Pairwise
+from rope.strategies import STRATEGIES, canonical_name, options_of, plans, required_options
 
 __all__ = [
     "ENGINES",
@@ -77,7 +82,59 @@ def deploy(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine: {engine!r}; engines: {', '.join(ENGINES)}")
-    return ENGINES[engine].deploy(ScalingRequest(engine, config, strategy, options, geometries, length))
+    request = ScalingRequest(engine, config, strategy, options, geometries, length)
+    try:
+        return ENGINES[engine].deploy(request)
+    except Unsupported as refusal:
+        reason = str(refusal).partition("; the closest supported alternative")[0]  # as it is known without trying
+        raise Unsupported(f"{reason}; {_advice(request)}") from refusal
+
+
+def _advice(request: ScalingRequest) -> str:
+    """What comes closest to a refused request, tried before it is named: a strategy here, and this one elsewhere."""
+    candidates = (name for name in STRATEGIES if name not in ("none", canonical_name(request.strategy)))
+    others = sorted(filter(lambda name: _runs(_another(request, name)), candidates), key=partial(_distance, request))
+    here = [others[0]] if others else []
+    elsewhere = [f"--to {name}" for name in ENGINES if name != request.engine and _runs(replace(request, engine=name))]
+    found = here + elsewhere[:1] or ["none"] * _runs(_another(request, "none"))
+    if not found:
+        return "no engine supports it, and this one no other strategy on this model; use a live model"
+    alternatives = "alternatives are" if len(found) > 1 else "alternative is"
+    return f"the closest supported {alternatives} {' and '.join(found)}"
+
+
+def _another(request: ScalingRequest, strategy: str) -> ScalingRequest:
+    """The request with another strategy at its published defaults, and with its own factor where both have one."""
+    kept = {"factor": request.options.get("factor")} if "factor" in options_of(strategy) else {}
+    return replace(request, strategy=strategy, options={key: value for key, value in kept.items() if value})
+
+
+def _runs(request: ScalingRequest) -> bool:
+    try:
+        ENGINES[request.engine].deploy(request)
+    except ValueError:
+        return False
+    return True
+
+
+def _distance(request: ScalingRequest, strategy: str) -> float:
+    """How far a strategy's plans are from those asked for: the mean distance of frequencies, in shares of the plain."""
+    asked = _plans(request) or _plans(replace(request, strategy="yarn", options={}))
+    total = 0.0
+    for layer_type, plan in (_plans(_another(request, strategy)) or {}).items():
+        wanted, geometry = asked[layer_type], request.geometries[layer_type]
+        plain = inverse_frequencies(geometry.rotated, geometry.base)
+        total += float(np.abs((np.array(plan.inv_freq) - wanted.inv_freq) / plain).mean())
+        total += abs(plan.attention_factor - wanted.attention_factor)
+    return total
+
+
+def _plans(request: ScalingRequest) -> dict[str, Plan]:
+    """By layer type; {} where a plan changes attention itself, or differs for single layers."""
+    chosen = dict(plans(request.strategy, request.geometries, request.length, **request.options))
+    if any(isinstance(plan, Pairwise) or layers_of(key)[1] for key, plan in chosen.items()):
+        return {}
+    return chosen
 
 
 def support(strategy: str, engine: str) -> Deployment | None:

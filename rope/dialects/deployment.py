@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rope.config import rope_parameters, text_config
+from rope import families
+from rope.config import rope_parameters, with_defaults
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
 from rope.pairwise import Pairwise
 from rope.strategies import canonical_name, options_of, plans, stretch
@@ -66,7 +67,8 @@ class LayerScaling:
     """The scaling of one layer type.
 
     options: all of the strategy's, defaults included. declared: the checkpoint's own rope parameters. by_layer_type:
-    whether the config gives those by layer type. text: the config of the language model.
+    whether the config gives those by layer type. text: the config of the language model, with what its class fills in.
+    family: its model_type.
     """
 
     strategy: str
@@ -77,6 +79,7 @@ class LayerScaling:
     declared: Mapping[str, Any]
     by_layer_type: bool
     text: Mapping[str, Any]
+    family: str
 
     @property
     def native(self) -> bool:
@@ -181,13 +184,22 @@ class ScalingRequest:
                 "of this config"
             )
         by_layer_type = len(self.declared) > 1 or ALL_LAYERS not in self.declared
-        text = text_config(self.config)
-        return {
-            key: LayerScaling(
-                name, options, self.geometries[key], plan, self.length, self.declared[key] or {}, by_layer_type, text
+        text = with_defaults(self.config)
+        _, known = families.language_model(as_mapping(self.config))
+        family = known.name if known else str(text.get("model_type", "model"))
+        scalings = {}
+        for key, plan in chosen.items():
+            geometry = self.geometries[key]
+            acting, given = name, dict(options)
+            if name == "none" and geometry.running is not None:
+                # what the checkpoint's own code does at run time, said as the strategy that it is
+                acting, own = geometry.running.strategy, geometry.running.options
+                given, geometry = {**options_of(acting), **own}, geometry.running.geometry
+            geometry = replace(geometry, running=None)
+            scalings[key] = LayerScaling(
+                acting, given, geometry, plan, self.length, self.declared[key] or {}, by_layer_type, text, family
             )
-            for key, plan in chosen.items()
-        }
+        return scalings
 
     @property
     def only_scaling(self) -> LayerScaling:

@@ -5,7 +5,8 @@ As in exllamav2 0.3.2, rope.py, config.py and device.py:
     -rs factor: positions divided by factor
     -ry factor: YaRN with its published defaults, whose ramp however is computed for -l, the length that is served, and
                 not for the trained one: as if beta_fast and beta_slow were divided by length / trained_length
-    longrope: attention factor sqrt(1 + ln(length / original) / ln(original)), or 1 up to the original length
+    longrope: attention factor sqrt(1 + ln(length / original) / ln(original)), or 1 up to the original length; so the
+              original length that gives an attention factor a at a length is length ** (1 / a ** 2)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from rope.config import DeclaredScaling, declared_scalings, geometry_of, rope_parameters, text_config
 from rope.dialects.deployment import Deployment, FlagParser, LayerScaling, ScalingRequest, Unsupported, format_number
+from rope.dialects.engine_models import CLOSE, model_class, verified
 from rope.dialects.transformers_v4 import v4_config
 from rope.geometry import ALL_LAYERS, Geometry
 from rope.strategies.ramps import mscale_of
@@ -26,9 +28,6 @@ ENGINE = "exllama"
 SUPPORTED = frozenset({"linear", "yarn", "longrope", "llama3"})
 """Values of rope_type in a config.json that ExLlamaV2 reads; it ignores others."""
 
-CLOSE = 1e-9
-"""Relative distance within which two factors, computed by two formulas, are equal."""
-
 
 def deploy(request: ScalingRequest) -> Deployment:
     """What ExLlamaV2's programs take after `-m FOLDER`, and the config.json to put there where flags are not enough.
@@ -36,16 +35,19 @@ def deploy(request: ScalingRequest) -> Deployment:
     A dynamic strategy becomes its plan at the requested length.
 
     Raises:
-        ValueError: what transformers_v5.deploy refuses, several layer types, or an attention factor that no list can
-            have.
+        ValueError: what transformers_v5.deploy refuses, several layer types, an architecture that ExLlamaV2 does
+            not have, or an attention factor below 1 that no list can have.
     """
     scaling = request.only_scaling
+    model = model_class(ENGINE, scaling.text)
+    if not model.known or "unrotated" in model.traits or scaling.text.get("qk_rope_head_dim"):
+        raise Unsupported(f"ExLlamaV2 {model.version} does not have the architecture {model.name}")
     flags = _flags(scaling)
     served, notes = ("-l", str(request.length)), request.dynamic_notes("ExLlamaV2")
     if flags is not None:
         arguments = (*flags, *served)
         trained = scaling.geometry.trained_length
-        return Deployment(
+        deployment = Deployment(
             ENGINE,
             flags[0] if flags else "none",
             arguments=arguments,
@@ -54,6 +56,7 @@ def deploy(request: ScalingRequest) -> Deployment:
             needs_file=bool(text_config(request.config).get("rope_parameters")),  # which it does not read
             notes=notes,
         )
+        return verified(request, deployment, read_back(deployment, request.config))
     patched = v4_config(request)
     text: Any = text_config(patched)
     name = "llama3"
@@ -63,7 +66,10 @@ def deploy(request: ScalingRequest) -> Deployment:
         text["rope_theta"] = scaling.geometry.base
         text["rope_scaling"] = {"rope_type": name, "short_factor": divisors, "long_factor": divisors}
         text["original_max_position_embeddings"] = original
-    return Deployment(ENGINE, name, arguments=served, with_file=served, config=patched, needs_file=True, notes=notes)
+    deployment = Deployment(
+        ENGINE, name, arguments=served, with_file=served, config=patched, needs_file=True, notes=notes
+    )
+    return verified(request, deployment, read_back(deployment, request.config))
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -94,26 +100,22 @@ def _flags(scaling: LayerScaling) -> list[str] | None:
     return None
 
 
-def _original_length(scaling: LayerScaling) -> int:
+def _original_length(scaling: LayerScaling) -> int | float:
     """The original length from which ExLlamaV2's longrope computes the plan's attention factor."""
-    attention, trained = scaling.plan.attention_factor, scaling.geometry.trained_length
+    attention, length = scaling.plan.attention_factor, scaling.length
     if attention == 1:
-        return scaling.length  # nothing is longer, so the attention factor is 1
-    if math.isclose(attention, _longrope_attention(scaling.length, trained), rel_tol=CLOSE):
+        return length  # nothing is longer, so the attention factor is 1
+    if attention < 1:
+        raise Unsupported(
+            f"ExLlamaV2 does not support an attention factor below 1, and that of {scaling.strategy} is {attention:.6g}"
+        )
+    trained = scaling.geometry.trained_length
+    if math.isclose(attention, _longrope_attention(length, trained), rel_tol=CLOSE):
         return trained
-    stretched = scaling.length / trained
-    closest = "the same without an attention factor"
-    if stretched > 1:
-        factor = format_number(scaling.factor)
-        closest = f"-ry {factor}, which is yarn with beta_fast={32 / stretched:g} and beta_slow={1 / stretched:g}"
-    raise Unsupported(
-        f"ExLlamaV2 does not support an attention factor of {attention:.6g} with the frequencies of "
-        f"{scaling.strategy}; the closest supported alternatives are {closest}, and by_parts, which leaves attention "
-        "unchanged"
-    )
+    return float(length ** (1 / attention**2))
 
 
-def _longrope_attention(length: int, original: int) -> float:
+def _longrope_attention(length: int, original: float) -> float:
     return math.sqrt(1 + math.log(length / original) / math.log(original)) if length > original else 1.0
 
 
@@ -142,12 +144,12 @@ def read_arguments(arguments: Sequence[str], config: Any) -> dict[str, DeclaredS
         return {ALL_LAYERS: DeclaredScaling(name, options, plain)}
     if rope_type == "yarn":
         return {ALL_LAYERS: _declared_yarn(flags.rope_yarn, own, plain, limit, length)}
-    (scaling,) = declared_scalings(v4).values()
     if rope_type == "longrope":
-        original = int(text["original_max_position_embeddings"])
-        mscales = {"short_mscale": 1.0, "long_mscale": _longrope_attention(length, original)}
-        scaling = replace(scaling, options={**scaling.options, **mscales})
-    return {ALL_LAYERS: scaling}
+        original = float(text["original_max_position_embeddings"])
+        divisors = own["long_factor" if length > original else "short_factor"]
+        options = {"factors": divisors, "attention_factor": _longrope_attention(length, original)}
+        return {ALL_LAYERS: DeclaredScaling("factors", options, plain)}
+    return declared_scalings(v4)
 
 
 def _declared_yarn(

@@ -1,10 +1,12 @@
 """SGLang: `--json-model-override-args` over config.json, and `--context-length`.
 
-As in SGLang 0.5.23, srt/layers/rotary_embedding and srt/utils/hf_transformers. Its override of rope_scaling is merged
-into what the checkpoint declares, under transformers v4 and v5 alike. It differs from transformers: nothing follows the
-length of a sequence; yarn takes no attention_factor but an attn_factor, which multiplies its own; longrope takes its
-attention factor from short_mscale and long_mscale, and where it switches lists, at the original length, it rotates the
-token at that very place as if it were the first: so its original length is set past all that is served.
+As in SGLang 0.5.23, srt/layers/rotary_embedding, srt/models and srt/utils/hf_transformers. Its override of rope_scaling
+is merged into what the checkpoint declares, under transformers v4 and v5 alike. It differs from transformers: nothing
+follows the length of a sequence; some classes read less than others (engine_models); models with latent attention
+compute every scaling as DeepSeek's YaRN; yarn takes no attention_factor but an attn_factor, which multiplies its own;
+longrope takes its attention factor from short_mscale and long_mscale, and where it switches lists, at the original
+length, it rotates the token at that very place as if it were the first: so its original length is set past all that is
+served.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 
 from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
-from rope.dialects.transformers_v5 import override_deployment, parameters_for, patched_config
+from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class, verified
+from rope.dialects.transformers_v5 import base_parameters, override_deployment, parameters_for, patched_config
 from rope.geometry import ALL_LAYERS
 from rope.strategies.ramps import mscale_of
 
@@ -39,13 +42,14 @@ def deploy(request: ScalingRequest) -> Deployment:
     parameters = text["rope_parameters"]
     key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
     overrides: Config = {}
-    if not scaling.native or request.declared != rope_parameters(patched):
+    if not scaling.native or request.declared[ALL_LAYERS] != parameters:
         overrides["rope_scaling"] = parameters
         if parameters["rope_theta"] != scaling.declared["rope_theta"]:
             overrides["rope_theta"] = parameters["rope_theta"]  # where SGLang on transformers v4 looks for it
     if text_config(request.config).get(key) != text[key]:
         overrides[key] = text[key]
-    return override_deployment(request, "SGLang", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
+    deployment = override_deployment(request, "SGLang", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
+    return verified(request, deployment, read_back(deployment, request.config))
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -59,9 +63,23 @@ def sglang_parameters(scaling: LayerScaling) -> Config:
     if scaling.declared["rope_type"] == "proportional" and not scaling.native:
         raise Unsupported(
             f"SGLang does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of "
-            "its own; the closest supported alternative is --to transformers"
+            "its own"
         )
+    model = model_class(ENGINE, scaling.text)
+    if is_latent(model, scaling.text):
+        latent = latent_parameters(scaling, linear={"extrapolation_factor": 0.0})
+        if latent is None:
+            raise Unsupported(
+                "SGLang computes every scaling of a model with latent attention as DeepSeek's YaRN, which does not "
+                f"express {scaling.strategy} on this model"
+            )
+        return latent if scaling.native else base_parameters(scaling) | latent
     parameters = parameters_for(scaling if scaling.native else scaling.static)
+    check_read(model, scaling, parameters)
+    if "transformers" in model.traits:
+        return parameters
+    if "whole_theta" in model.traits and parameters["rope_theta"] != scaling.declared["rope_theta"]:
+        parameters["rope_theta"] = float(round(parameters["rope_theta"]))
     attention = scaling.plan.attention_factor
     if parameters["rope_type"] == "yarn" and not scaling.native:
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
@@ -69,8 +87,9 @@ def sglang_parameters(scaling: LayerScaling) -> Config:
         multiplier = attention / mscale_of(parameters["factor"], 1.0)
         if abs(multiplier - 1) > 1e-12:
             parameters["attn_factor"] = multiplier
-    elif parameters["rope_type"] == "longrope" and not scaling.native:
+    elif parameters["rope_type"] == "longrope":
         parameters |= {"short_mscale": attention, "long_mscale": attention}
+    if parameters["rope_type"] == "longrope" and not scaling.native:
         parameters["original_max_position_embeddings"] = max(scaling.length, scaling.geometry.trained_length)
     return parameters
 
@@ -91,6 +110,14 @@ def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, Decla
         text.pop(key, None)
     text.update({key: value for key, value in inner.items() if key != "rope_theta"})
     rope_type = parameters["rope_type"]
+    model = model_class(ENGINE, text)
+    if "transformers" in model.traits:
+        return {ALL_LAYERS: _as_transformers(text, parameters, parameters)}
+    if rope_type != "default" and is_latent(model, text):
+        plain = _as_transformers(text, {"rope_type": "default", "rope_theta": parameters["rope_theta"]}, parameters)
+        original = parameters.get("original_max_position_embeddings", plain.geometry.trained_length)
+        plain = replace(plain, geometry=replace(plain.geometry, trained_length=original))
+        return {ALL_LAYERS: latent_scaling(parameters, plain)}
     if rope_type == "dynamic":
         plain = _as_transformers(text, {"rope_type": "default", "rope_theta": parameters["rope_theta"]}, parameters)
         factor = parameters.get("factor", 1.0)

@@ -50,10 +50,7 @@ def v4_config(request: ScalingRequest) -> Config:
         if text.get("model_type") == "gemma3_text":
             text["rope_local_base_freq"] = local["rope_theta"]
     if declared["rope_type"] in NEW_IN_V5:
-        raise Unsupported(
-            f"{ENGINE} does not support rope_type {declared['rope_type']!r}, which is new in v5; the closest supported "
-            "alternative is --to transformers"
-        )
+        raise Unsupported(f"{ENGINE} does not support rope_type {declared['rope_type']!r}, which is new in v5")
     if declared["rope_type"] == "longrope":
         # v4 looks for the original length beside rope_scaling, and takes an attention factor from it and the new one
         plan = scalings.get(ALL_LAYERS, scalings.get("full_attention", next(iter(scalings.values())))).plan
@@ -72,8 +69,5 @@ def _by_layer_type(scalings: Mapping[str, LayerScaling], declared: Config) -> tu
     flat = family in FLAT and set(declared) == {"sliding_attention", "full_attention"}
     local = declared["sliding_attention"] if flat else {}
     if local.get("rope_type") != "default":
-        raise Unsupported(
-            f"{ENGINE} does not support layer types ({', '.join(declared)}) in a {family}; the closest supported "
-            "alternative is --to transformers"
-        )
+        raise Unsupported(f"{ENGINE} does not support layer types ({', '.join(declared)}) in a {family}")
     return local, dict(declared["full_attention"])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rope import families
 from rope.config import LENGTH_KEYS, RUNTIME, DeclaredScaling, declared_scalings, rope_parameters, text_config
 from rope.dialects.deployment import (
     Config,
@@ -21,8 +22,25 @@ from rope.geometry import ALL_LAYERS, Geometry
 
 ENGINE = "transformers"
 
-LONGROPE_ONLY = frozenset({"phi3", "phi4_multimodal"})
+LONGROPE_ONLY = frozenset({"phi3", "phi4_multimodal", "phimoe"})
 """model_type of families whose config takes no scaling but longrope, and mistakes yarn for a misspelling of it."""
+
+ROTATES_OTHERWISE = {
+    "gptj": "rotates by a table of its own whatever its config says",
+    "codegen": "rotates by a table of its own whatever its config says",
+    "roformer": "rotates by a table of its own whatever its config says",
+    "blt_local_decoder": "is one of several models in one, each of which rotates by a config of its own",
+}
+"""model_type of families whose rope parameters do not say how the model rotates, and why."""
+
+NOT_BY_LENGTH = frozenset({"deepseek_v4"})
+"""model_type of families that rotate at other positions than the text's, from which `dynamic` takes its length."""
+
+DEFAULT_ONLY = frozenset({"recurrent_gemma"})
+"""model_type of families whose class takes no rope_type but default."""
+
+HEADS_BY_LAYER = frozenset({"gemma4_text", "gemma4_unified_text", "dots3_note_text"})
+"""model_type of families whose heads differ by layer even where their config does not say so."""
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base")
 """Keys of transformers v4 that rope_parameters replaces."""
@@ -30,7 +48,7 @@ LEGACY_KEYS = ("rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb
 SCALING_KEYS = frozenset(
     {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "truncate"}
     | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"}
-    | {"short_factor", "long_factor", "short_mscale", "long_mscale"}
+    | {"short_factor", "long_factor", "short_mscale", "long_mscale", "alpha"}
 )
 """Rope parameters that belong to one scaling; others (a partial rotation, multimodal sections) stay under another."""
 
@@ -60,12 +78,24 @@ def to_transformers(
             changes attention itself, or one that would have to be a longrope in a model whose heads differ by layer,
             which transformers refuses.
     """
-    return patched_config(ScalingRequest(ENGINE, config, strategy, options, geometries, length), parameters_for)
+    return deploy(ScalingRequest(ENGINE, config, strategy, options, geometries, length)).config or {}
 
 
 def deploy(request: ScalingRequest) -> Deployment:
-    """The config.json of to_transformers, which is all that transformers needs."""
-    return config_deployment(ENGINE, request, patched_config(request, parameters_for))
+    """The config.json of to_transformers, which is all that transformers needs.
+
+    Raises:
+        ValueError: as to_transformers.
+    """
+    config = as_mapping(request.config)
+    known = families.family(config.get("model_type"))
+    if config.get("auto_map") and (known is None or known.source):
+        raise Unsupported(
+            f"transformers has no {config.get('model_type')}: the model brings code of its own (auto_map), which need "
+            "not read rope_parameters; the closest supported alternative is --to transformers-v4, where that code "
+            "reads rope_theta and rope_scaling"
+        )
+    return config_deployment(ENGINE, request, patched_config(request, transformers_parameters))
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -100,8 +130,9 @@ def override_deployment(
     text = text_config(patched)
     if "original_max_position_embeddings" in text:  # beside the rope parameters, where it takes precedence
         overrides = {**overrides, "original_max_position_embeddings": text["original_max_position_embeddings"]}
-    if overrides and text is not patched:
-        overrides = {"text_config": overrides}
+    if overrides:
+        for key in reversed(families.nest(patched)):
+            overrides = {key: overrides}
     length_arguments = (length_flag, str(request.length))
     return Deployment(
         request.engine,
@@ -116,7 +147,7 @@ def override_deployment(
 def patched_config(request: ScalingRequest, parameters_of: Callable[[LayerScaling], Config]) -> Config:
     """config.json with what `parameters_of` gives for every layer type in rope_parameters, and the matching lengths."""
     result = copy.deepcopy(as_mapping(request.config))
-    text: Any = text_config(result)  # result itself, or its part for the language model
+    text = _language_model(result)
     written: dict[str, Config | None] = {
         key: parameters_of(request.scalings[key]) if key in request.scalings else None for key in request.declared
     }
@@ -124,7 +155,48 @@ def patched_config(request: ScalingRequest, parameters_of: Callable[[LayerScalin
         text.pop(key, None)
     _set_lengths(text, request.scalings, [parameters for parameters in written.values() if parameters])
     text["rope_parameters"] = written.get(ALL_LAYERS, written)
+    if text.get("layer_rope_theta"):  # of Granite SWA, in which it takes precedence; 0 is a layer without rotation
+        theta = text["rope_parameters"]["rope_theta"]
+        text["layer_rope_theta"] = [own and theta for own in text["layer_rope_theta"]]
     return result
+
+
+def transformers_parameters(scaling: LayerScaling) -> Config:
+    """The rope parameters of one layer type, where the class of the model rotates by them.
+
+    Raises:
+        Unsupported: it does not, or what parameters_for refuses.
+    """
+    reason = ROTATES_OTHERWISE.get(scaling.family)
+    thetas = {theta for theta in scaling.text.get("layer_rope_theta") or () if theta}
+    if thetas - {scaling.geometry.base}:
+        reason = f"has layers with bases of their own (layer_rope_theta: {', '.join(map(str, sorted(thetas)))})"
+    if reason and not scaling.native:
+        raise Unsupported(
+            f"transformers does not support {scaling.strategy} on a {scaling.family}, which {reason}; the closest "
+            "supported alternative is none"
+        )
+    parameters = parameters_for(scaling)
+    if scaling.family in DEFAULT_ONLY and parameters["rope_type"] != "default":
+        raise Unsupported(
+            f"transformers does not support {scaling.strategy} on a {scaling.family}, whose class takes a rope_theta "
+            "alone; the closest supported alternative is ntk"
+        )
+    return parameters
+
+
+def _language_model(config: Config) -> Any:
+    """The part of a config that describes the language model, to be written to: config itself, or one within.
+
+    Where a config of several models leaves that part out altogether, it is there afterwards.
+    """
+    text: Any = text_config(config)
+    known = families.family(text.get("model_type"))
+    while known is not None and known.inside and "hidden_size" not in text:  # else it is flat, as of older versions
+        key, model_type = known.inside
+        text[key] = {"model_type": model_type}
+        text, known = text[key], families.family(model_type)
+    return text
 
 
 def parameters_for(scaling: LayerScaling) -> Config:
@@ -135,7 +207,8 @@ def parameters_for(scaling: LayerScaling) -> Config:
     """
     if scaling.native and scaling.declared["rope_type"] not in RUNTIME:
         return copy.deepcopy(dict(scaling.declared))
-    return base_parameters(scaling) | (_named(scaling) or longrope(scaling))
+    named = None if read_by_attention(scaling.declared) else _named(scaling)
+    return base_parameters(scaling) | (named or longrope(scaling))
 
 
 def base_parameters(scaling: LayerScaling) -> Config:
@@ -143,47 +216,67 @@ def base_parameters(scaling: LayerScaling) -> Config:
     # a proportional share counts rotating pairs, and under any other rope_type it would count dimensions
     dropped = SCALING_KEYS | ({"partial_rotary_factor"} if scaling.declared["rope_type"] == "proportional" else set())
     own = {key: copy.deepcopy(value) for key, value in scaling.declared.items() if key not in dropped}
-    return own | {"rope_theta": scaling.declared["rope_theta"]}
+    return own | {"rope_theta": scaling.geometry.base}
+
+
+def read_by_attention(declared: Mapping[str, Any]) -> Config:
+    """The checkpoint's rope parameters that its attention reads too, so that they stay under another scaling.
+
+    In a live model they stay as well. A longrope with an attention factor can carry them, as it computes nothing from
+    them; the other types would take them for their own.
+
+    Source:
+        transformers 5.23: yarn_apply_mscale of DeepSeek V2 and V3 and twelve more, which multiplies the softmax;
+        get_llama_4_attn_scale of Ministral 3 and Mistral 4, by which queries grow with their position
+    """
+    names: tuple[str, ...] = ()
+    if declared.get("mscale_all_dim") and declared["rope_type"] != "default":
+        names += ("factor", "mscale_all_dim")
+    if declared.get("llama_4_scaling_beta") is not None:
+        names += ("original_max_position_embeddings",)
+    return {name: declared[name] for name in names if name in declared}
 
 
 def longrope(scaling: LayerScaling) -> Config:
     """Any plan, as a longrope whose two lists are both its divisors."""
-    if scaling.text.get("per_layer_config") or scaling.text.get("global_head_dim"):
+    if scaling.family in HEADS_BY_LAYER or scaling.text.get("per_layer_config") or scaling.text.get("global_head_dim"):
+        plain = scaling.declared["rope_type"] == "proportional" or not scaling.geometry.natives
         raise Unsupported(
-            f"transformers does not support {scaling.strategy} on a {scaling.text.get('model_type', 'model')}, whose "
-            "heads differ by layer: it refuses longrope there; the closest supported alternatives are linear and ntk; "
+            f"transformers does not support {scaling.strategy} on a {scaling.family}, whose heads differ by layer: it "
+            f"refuses longrope there; the closest supported alternative is {'linear, or ntk' if plain else 'none'}; "
             "or use a live model"
         )
     divisors = scaling.divisors
-    parameters = {
+    attention = scaling.plan.attention_factor
+    # PhiMoE takes its attention factor from elsewhere
+    mscales = {"short_mscale": attention, "long_mscale": attention} if scaling.family == "phimoe" else {}
+    return {
         "rope_type": "longrope",
         "factor": scaling.factor,
         "original_max_position_embeddings": scaling.geometry.trained_length,
-        "attention_factor": scaling.plan.attention_factor,
+        "attention_factor": attention,
         "short_factor": divisors,
         "long_factor": list(divisors),
+        **mscales,
+        **read_by_attention(scaling.declared),
     }
-    if scaling.declared.get("mscale_all_dim"):
-        # DeepSeek also scales its softmax, by these two; they stay the checkpoint's, as they do in a live model
-        parameters |= {key: scaling.declared[key] for key in ("factor", "mscale_all_dim")}
-    return parameters
 
 
 def _named(scaling: LayerScaling) -> Config | None:
     """The scaling under a rope_type of its own; None where transformers has none."""
     if scaling.native:
         return {"rope_type": "default"}
-    declared = scaling.declared
-    if declared["rope_type"] == "proportional" and scaling.strategy in ("linear", "ntk"):
-        # its factor and its theta do to the rotating pairs what these two strategies do
-        plain = NAMES[scaling.strategy](scaling) or {}
+    declared, static = scaling.declared, scaling.static
+    if declared["rope_type"] == "proportional" and static.strategy in ("linear", "ntk", "base"):
+        # its factor and its theta do to the rotating pairs what these strategies do
+        plain = NAMES[static.strategy](static) or {}
         factor = plain.get("factor", 1.0) * declared.get("factor", 1.0)
         share = {"partial_rotary_factor": declared.get("partial_rotary_factor", 1.0)}
         return plain | share | {"rope_type": "proportional"} | ({"factor": factor} if factor != 1 else {})
     if scaling.geometry.natives or scaling.strategy not in NAMES:
         return None
     parameters = NAMES[scaling.strategy](scaling)
-    if parameters and parameters["rope_type"] != "default" and scaling.text.get("model_type") in LONGROPE_ONLY:
+    if parameters and parameters["rope_type"] != "default" and scaling.family in LONGROPE_ONLY:
         return None
     return parameters
 
@@ -203,7 +296,9 @@ def _dynamic(scaling: LayerScaling) -> Config | None:
     return NAMES[static.strategy](static) if static.strategy in NAMES else None
 
 
-def _dynamic_ntk(scaling: LayerScaling) -> Config:
+def _dynamic_ntk(scaling: LayerScaling) -> Config | None:
+    if scaling.family in NOT_BY_LENGTH:
+        return None
     factor = scaling.factor if scaling.options["factor"] is None else float(scaling.options["factor"])
     return {"rope_type": "dynamic", "factor": 1.0 if scaling.options["rule"] == "natural" else factor}
 
@@ -271,7 +366,9 @@ def _llama3_parameters(scaling: LayerScaling, low: float, high: float) -> Config
 
 
 def _set_lengths(text: Any, scalings: Mapping[str, LayerScaling], written: list[Config]) -> None:
-    key = next((name for name in LENGTH_KEYS if text.get(name) is not None), LENGTH_KEYS[0])
+    known = families.family(next(iter(scalings.values())).family)
+    own = [name for name, canonical in (known.names if known else {}).items() if canonical == LENGTH_KEYS[0]]
+    key = next((name for name in (*own, *LENGTH_KEYS) if text.get(name) is not None), LENGTH_KEYS[0])
     changed = [scaling for scaling in scalings.values() if not scaling.native]
     trained = max(scaling.geometry.trained_length for scaling in scalings.values())
     length = next(iter(scalings.values())).length

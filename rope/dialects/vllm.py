@@ -1,10 +1,10 @@
 """vLLM: `--hf-overrides` over the checkpoint's config.json, and `--max-model-len`.
 
-As in vLLM 0.33.0, model_executor/layers/rotary_embedding and config/model.py. It takes transformers v5's
-rope_parameters, and differs in four ways: its cosines are computed once, so nothing follows the length of a sequence;
-under yarn their table ends at the original length times the factor, whatever is served; longrope takes its attention
-factor from short_mscale and long_mscale alone; and it has a type of its own, `ntk`, which is Su's (ntk_fixed, and
-ntk_mixed with mixed_b).
+As in vLLM 0.33.0, model_executor and config/model.py. It takes transformers v5's rope_parameters, and differs: its
+cosines are computed once, so nothing follows the length of a sequence; under yarn their table ends at the original
+length times the factor, whatever is served; longrope takes its attention factor from short_mscale and long_mscale
+alone; models with latent attention compute every scaling as DeepSeek's YaRN. Some classes read less than that
+(engine_models), and 20 are run as transformers' own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
+from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class, verified
 from rope.dialects.transformers_v5 import (
     base_parameters,
     longrope,
@@ -48,7 +49,8 @@ def deploy(request: ScalingRequest) -> Deployment:
     if _reach(text_config(request.config), rope_parameters(patched)) < request.length:
         key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
         overrides[key] = text[key]
-    return override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
+    deployment = override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
+    return verified(request, deployment, read_back(deployment, request.config))
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -59,24 +61,43 @@ def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]
 
 def vllm_parameters(scaling: LayerScaling) -> Config:
     """The rope parameters of one layer type."""
-    static = scaling.static
+    model = model_class(ENGINE, scaling.text)
     if scaling.declared["rope_type"] == "proportional" and not scaling.native:
         raise Unsupported(
             f"vLLM does not support {scaling.strategy} on Gemma 4's proportional layers, for which it has a rule of "
-            "its own; the closest supported alternative is --to transformers"
+            "its own"
         )
-    if static.strategy in ("ntk_fixed", "ntk_mixed") and not scaling.geometry.natives and not scaling.native:
-        mixed = {"mixed_b": static.options["mixed_b"]} if static.strategy == "ntk_mixed" else {}
-        return base_parameters(scaling) | {"rope_type": "ntk", "factor": static.factor} | mixed
-    parameters = parameters_for(scaling if scaling.native else static)
-    if parameters["rope_type"] == "yarn":
-        end_of_table = parameters["factor"] * parameters["original_max_position_embeddings"]
-        if end_of_table < scaling.length - 1e-6:
+    if is_latent(model, scaling.text):
+        return _latent(scaling)
+    parameters = parameters_for(scaling if scaling.native else scaling.static)
+    if "transformers" not in model.traits:
+        if parameters["rope_type"] == "yarn" and _end_of_table(parameters) < scaling.length:
             parameters = base_parameters(scaling) | longrope(scaling)
-    if parameters["rope_type"] == "longrope":
-        attention = scaling.plan.attention_factor
-        parameters |= {"short_mscale": attention, "long_mscale": attention}
+        if parameters["rope_type"] == "longrope":
+            attention = scaling.plan.attention_factor
+            parameters |= {"short_mscale": attention, "long_mscale": attention}
+    check_read(model, scaling, parameters)
     return parameters
+
+
+def _latent(scaling: LayerScaling) -> Config:
+    parameters = latent_parameters(scaling, linear=None)
+    if parameters is None:
+        raise Unsupported(
+            f"vLLM computes every scaling of a model with latent attention as DeepSeek's YaRN, which does not express "
+            f"{scaling.strategy} on this model"
+        )
+    if parameters["rope_type"] == "yarn" and _end_of_table(parameters) < scaling.length:
+        raise Unsupported(
+            f"vLLM's cosines of this model end at {int(_end_of_table(parameters)):,} tokens, its original length times "
+            f"the factor: not enough for {scaling.length:,}"
+        )
+    return base_parameters(scaling) | parameters if not scaling.native else parameters
+
+
+def _end_of_table(parameters: Config) -> float:
+    """Tokens for which vLLM computes cosines under yarn."""
+    return float(parameters["factor"] * parameters["original_max_position_embeddings"]) + 1e-6
 
 
 def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, DeclaredScaling]:
@@ -105,10 +126,12 @@ def _computed(config: Config, layer_type: str, parameters: Config, limit: int) -
     rope_type = parameters["rope_type"]
     theta = {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
     plain = _as_transformers(config, layer_type, theta, parameters)
-    if rope_type == "ntk":
-        mixed = {"mixed_b": parameters["mixed_b"]} if "mixed_b" in parameters else {}
-        name = "ntk_mixed" if mixed else "ntk_fixed"
-        return replace(plain, strategy=name, options={"factor": parameters["factor"], **mixed})
+    model = model_class(ENGINE, text_config(config))
+    if "transformers" in model.traits:
+        return _as_transformers(config, layer_type, parameters, parameters)
+    if rope_type != "default" and is_latent(model, text_config(config)):
+        original = parameters.get("original_max_position_embeddings", limit)
+        return latent_scaling(parameters, replace(plain, geometry=replace(plain.geometry, trained_length=original)))
     if rope_type == "dynamic":
         factor = parameters.get("factor", 1.0)
         growth = factor * limit / parameters.get("max_trained_positions", limit) - (factor - 1)

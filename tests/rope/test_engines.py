@@ -42,7 +42,7 @@ PLAIN = {
 ORIGINAL = {"original_max_position_embeddings": 128}
 CHECKPOINTS = {
     "plain": PLAIN,
-    "partial": PLAIN | {"head_dim": 4 * PAIRS, "partial_rotary_factor": 0.5},
+    "partial": PLAIN | {"model_type": "nemotron", "head_dim": 4 * PAIRS, "partial_rotary_factor": 0.5},
     "v5": {key: value for key, value in PLAIN.items() if "rope" not in key}
     | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "linear": PLAIN | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
@@ -56,6 +56,9 @@ CHECKPOINTS = {
     | {"rope_scaling": {"type": "longrope", "short_factor": [1.5] * PAIRS, "long_factor": RISING} | ORIGINAL},
     "dynamic": PLAIN | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
 }
+LIMITED = {("exllama", "partial"), ("llama.cpp", "partial")}
+"""ExLlamaV2 has no Nemotron, and llama.cpp reads no list of divisors there."""
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -66,7 +69,12 @@ def agree(ours, theirs):
 
 def test_every_file_of_the_folder_is_an_engine():
     folder = Path(dialects.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "deployment"}
+    files = {path.stem for path in folder.glob("*.py")} - {
+        "__init__",
+        "deployment",
+        "engine_models",
+        "llama_cpp_reading",
+    }
     missing = files - {module.__name__.rpartition(".")[2] for module in ENGINES.values()}
     assert not missing, f"rope/dialects/__init__.py: add {', '.join(sorted(missing))} to the modules of ENGINES"
     for engine, module in ENGINES.items():
@@ -82,7 +90,7 @@ def test_every_file_of_the_folder_is_an_engine():
 def test_a_deployment_reads_back_as_the_plan(engine, checkpoint):
     config = CHECKPOINTS[checkpoint]
     geometries = geometry_of(config)
-    deployed = refused = 0
+    deployed = 0
     for strategy in FREQUENCY_STRATEGIES:
         for options in settings_for_engines(strategy, PAIRS):
             for length in (TRAINED // 2, TRAINED, 2048):
@@ -91,28 +99,30 @@ def test_a_deployment_reads_back_as_the_plan(engine, checkpoint):
                 try:
                     deployment = deploy(engine, config, strategy, options, geometries, length)
                 except Unsupported as refusal:
-                    assert engine == "exllama" and "closest supported alternatives are" in str(refusal)
-                    assert plan.attention_factor != 1
-                    refused += 1
+                    assert "the closest supported alternative" in str(refusal)
+                    below_one = engine == "exllama" and plan.attention_factor < 1
+                    assert below_one or (engine, checkpoint) in LIMITED, str(refusal)
                     continue
                 assert config == before and deployment.engine == engine
                 (read,) = ENGINES[engine].read_back(deployment, config).values()
                 agree(plan, read.plan(length))
                 deployed += 1
-    assert (refused > 0) == (engine == "exllama")
-    # ExLlamaV2 takes no attention factor, so that it cannot run anything on top of a yarn or a longrope
-    assert deployed > 90 or (engine == "exllama" and checkpoint in ("yarn", "longrope"))
+    assert deployed > 90 or (engine, checkpoint) in LIMITED
 
 
 def test_a_gguf_file_with_its_keys_does_what_the_flags_do():
     geometries = geometry_of(PLAIN)
-    for strategy, options in (("linear", {}), ("ntk", {}), ("yarn", {"beta_fast": 16.0, "attention_factor": 1.3})):
+    for strategy, options in (("linear", {}), ("ntk", {}), ("yarn", {"attention_factor": 1.3})):
         deployment = deploy("llama.cpp", PLAIN, strategy, options, geometries, 2048)
         assert not deployment.needs_file and not deployment.rope_freqs
         by_flags = dialects.from_llama_cpp(deployment.arguments, PLAIN)["all"].plan(2048)
         by_keys = dialects.from_llama_cpp([], PLAIN, deployment.keys)["all"].plan(2048)
         agree(by_flags, by_keys)
         agree(dict(plans(strategy, geometries, 2048, **options))["all"], by_keys)
+    # most architectures read the ends of the ramp from flags alone
+    deployment = deploy("llama.cpp", PLAIN, "yarn", {"beta_fast": 16.0}, geometries, 2048)
+    assert deployment.with_file == ("--yarn-beta-fast", "16", "-c", "2048")
+    assert not any("beta" in key for key in deployment.keys)
 
 
 def test_flags_of_llama_cpp_are_read_as_it_computes():
@@ -184,11 +194,6 @@ def test_exllama_computes_the_ramp_of_yarn_for_the_length_that_is_served():
     assert read.options == {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.25}
     deployment = deploy("exllama", PLAIN, "yarn", {"beta_fast": 8.0, "beta_slow": 0.25}, geometry_of(PLAIN), 2048)
     assert deployment.arguments == ("-ry", "4", "-l", "2048") and not deployment.needs_file
-    with pytest.raises(
-        Unsupported,
-        match=r"closest supported alternatives are -ry 4, which is yarn with beta_fast=8 and beta_slow=0\.25",
-    ):
-        deploy("exllama", PLAIN, "yarn", {}, geometry_of(PLAIN), 2048)
     with pytest.raises(ValueError, match="several scalings at once"):
         exllama.read_arguments(["-ra", "4", "-rs", "2"], PLAIN)
 
@@ -197,7 +202,7 @@ def test_exllama_computes_the_ramp_of_yarn_for_the_length_that_is_served():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_frequencies_alone_cannot_express_is_refused_with_an_alternative(engine, strategy):
     options = {"layers": {"0": 2.0}} if strategy == "per_layer" else {}
-    says = rf"{engine} does not support {strategy}.*; the closest supported alternative is "
+    says = rf"{engine} does not support {strategy}.*; the closest supported alternative"
     with pytest.raises(Unsupported, match=says):
         deploy(engine, PLAIN, strategy, options, geometry_of(PLAIN), 2048)
     assert support(strategy, engine) is None
@@ -221,12 +226,15 @@ def test_layer_types_have_their_own_plans_where_the_engine_supports_it(strategy)
         assert set(deployment) == set(expected)
         for layer_type, plan in expected.items():
             agree(plan, deployment[layer_type].plan(2048))
-    for engine in ("sglang", "llama.cpp", "exllama"):
+    for engine in ("sglang", "exllama"):
         with pytest.raises(
             Unsupported,
-            match=r"one rotary embedding.*this model has 2 .*; the closest supported alternatives are transformers",
+            match=r"one rotary embedding.*this model has 2 .*; the closest supported alternative.* --to transformers",
         ):
             deploy(engine, GEMMA, strategy, {}, geometries, 2048)
+    deployed = ENGINES["llama.cpp"].read_back(deploy("llama.cpp", GEMMA, strategy, {}, geometries, 2048), GEMMA)
+    for layer_type, plan in expected.items():
+        agree(plan, deployed[layer_type].plan(2048))
 
 
 def test_overrides_go_to_the_part_of_a_config_that_is_the_language_models():
@@ -321,3 +329,119 @@ def test_a_command_line_is_what_a_shell_takes():
         "2048",
     ]
     assert json.loads(arguments[4]) == {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}
+
+
+LATENT = PLAIN | {"model_type": "deepseek_v3", "qk_rope_head_dim": 32, "kv_lora_rank": 32, "head_dim": 32}
+DEEPSEEK = LATENT | {
+    "rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32} | ORIGINAL
+}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_latent_attention_is_scaled_as_deepseeks_yarn_or_refused(engine):
+    """These engines compute every rope_type of such a model as their own YaRN."""
+    says = r"computes every scaling of a model with latent attention as DeepSeek's YaRN, which does not express"
+    yarn = deploy(engine, LATENT, "yarn", {"beta_fast": 16.0}, geometry_of(LATENT), 2048)
+    parameters = (yarn.config or {})["rope_parameters"]
+    assert (parameters["rope_type"], parameters["mscale"], parameters["mscale_all_dim"]) == ("yarn", 1.0, 0.0)
+    without = deploy(engine, LATENT, "by_parts", {"ramp": "index"}, geometry_of(LATENT), 2048).config or {}
+    assert without["rope_parameters"]["mscale"] == 0.0 and "attention_factor" not in without["rope_parameters"]
+    assert deploy(engine, LATENT, "ntk", {}, geometry_of(LATENT), 2048).name == "rope_theta"
+    for strategy in ("llama3", "power", "by_parts", "truncated"):
+        with pytest.raises(Unsupported, match=f"{says} {strategy}.*; the closest supported alternatives are "):
+            deploy(engine, LATENT, strategy, {}, geometry_of(LATENT), 2048)
+    assert deploy(engine, DEEPSEEK, "none", {}, geometry_of(DEEPSEEK), TRAINED).name == "yarn"
+    for strategy in ("linear", "ntk", "yarn"):
+        with pytest.raises(Unsupported, match=f"{says} {strategy}"):
+            deploy(engine, DEEPSEEK, strategy, {}, geometry_of(DEEPSEEK), 2048)
+
+
+def test_linear_on_latent_attention_is_a_yarn_without_extrapolation_where_the_engine_reads_that():
+    parameters = (deploy("sglang", LATENT, "linear", {}, geometry_of(LATENT), 2048).config or {})["rope_parameters"]
+    assert (parameters["extrapolation_factor"], parameters["mscale"]) == (0.0, 0.0)
+    with pytest.raises(Unsupported, match="DeepSeek's YaRN, which does not express linear"):
+        deploy("vllm", LATENT, "linear", {}, geometry_of(LATENT), 2048)
+
+
+def test_cosines_of_latent_attention_end_in_vllm_and_go_on_in_sglang():
+    with pytest.raises(Unsupported, match="cosines of this model end at 512 tokens"):
+        deploy("vllm", DEEPSEEK, "none", {}, geometry_of(DEEPSEEK), 2048)
+    assert deploy("sglang", DEEPSEEK, "none", {}, geometry_of(DEEPSEEK), 2048).name == "yarn"
+
+
+UNSCALED = ["mixtral", "gemma", "gemma2", "olmo", "starcoder2", "phi", "stablelm", "granitemoe", "persimmon"]
+
+
+@pytest.mark.parametrize("model_type", UNSCALED)
+def test_sglang_is_given_a_base_where_its_model_file_reads_no_scaling(model_type):
+    config = PLAIN | {"model_type": model_type}
+    for strategy, options in (("ntk", {}), ("base", {"theta": 40_000.0}), ("none", {})):
+        assert deploy("sglang", config, strategy, options, geometry_of(config), 2048).name in ("rope_theta", "default")
+    for strategy in ("linear", "yarn", "llama3", "power", "ntk_fixed"):
+        says = rf"SGLang's \w+ reads rope_theta and no scaling .*{strategy} would be served without; the closest"
+        with pytest.raises(Unsupported, match=says):
+            deploy("sglang", config, strategy, {}, geometry_of(config), 2048)
+
+
+def test_neighbouring_pairs_get_no_longrope():
+    config = PLAIN | {"model_type": "cohere"}
+    for engine in ("vllm", "sglang"):
+        assert deploy(engine, config, "yarn", {}, geometry_of(config), 2048).name == "yarn"
+        with pytest.raises(Unsupported, match=r"rotates neighbouring pairs, for which .* has no longrope"):
+            deploy(engine, config, "power", {}, geometry_of(config), 2048)
+
+
+def test_vllm_computes_gpt_oss_as_yarn_whatever_the_config_says():
+    own = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False} | ORIGINAL
+    config = PLAIN | {"model_type": "gpt_oss", "rope_scaling": own}
+    assert deploy("vllm", config, "none", {}, geometry_of(config), TRAINED).name == "yarn"
+    for strategy in ("linear", "ntk", "power"):
+        with pytest.raises(Unsupported, match="GptOssForCausalLM computes every scaling as YaRN"):
+            deploy("vllm", config, strategy, {}, geometry_of(config), 2048)
+    assert deploy("sglang", config, "power", {}, geometry_of(config), 2048).name == "longrope"
+
+
+def test_sglang_is_told_the_attention_factor_of_a_longrope_that_it_would_take_from_the_length():
+    config = CHECKPOINTS["longrope"]
+    for length in (TRAINED, 2048):
+        parameters = (deploy("sglang", config, "none", {}, geometry_of(config), length).config or {})["rope_parameters"]
+        attention = math.sqrt(1 + math.log(4) / math.log(128))
+        assert parameters["short_mscale"] == parameters["long_mscale"] == pytest.approx(attention, rel=1e-12)
+
+
+def test_exllama_takes_any_attention_factor_from_an_original_length():
+    longrope = CHECKPOINTS["longrope"] | {"original_max_position_embeddings": 128}
+    for config, strategy, length in ((longrope, "none", TRAINED), (longrope, "none", 2048), (PLAIN, "yarn", 2048)):
+        geometries = geometry_of(config)
+        deployment = deploy("exllama", config, strategy, {}, geometries, length)
+        assert deployment.name == "longrope"
+        agree(plans(strategy, geometries, length)[0][1], exllama.read_back(deployment, config)["all"].plan(length))
+    low = {"attention_factor": 0.9}
+    with pytest.raises(Unsupported, match=r"attention factor below 1, and that of yarn is 0\.9; the closest"):
+        deploy("exllama", PLAIN, "yarn", low, geometry_of(PLAIN), 2048)
+    unknown = PLAIN | {"model_type": "olmo2"}
+    with pytest.raises(Unsupported, match=r"ExLlamaV2 0\.3\.2 does not have the architecture Olmo2ForCausalLM"):
+        deploy("exllama", unknown, "linear", {}, geometry_of(unknown), 2048)
+
+
+FAMILIES = [PLAIN, LATENT, DEEPSEEK, GEMMA, *(PLAIN | {"model_type": name} for name in ("mixtral", "cohere", "phi3"))]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_refusal_names_can_be_had(engine):
+    tried = 0
+    for config in FAMILIES:
+        geometries = geometry_of(config)
+        attention = () if config is GEMMA else ("self_extend",)
+        for strategy in ("none", "linear", "yarn", "llama3", "power", "truncated", *attention):
+            try:
+                deploy(engine, config, strategy, {}, geometries, 2048)
+            except Unsupported as refusal:
+                _, found, named = str(refusal).rpartition("the closest supported alternative")
+                assert found or "use a live model" in str(refusal)
+                for alternative in re.sub(r"^\S* (is|are) |^s are ", "", named).split(" and ") if found else ():
+                    elsewhere = alternative.startswith("--to ")
+                    other = alternative.removeprefix("--to ") if elsewhere else engine
+                    deploy(other, config, strategy if elsewhere else alternative, {}, geometries, 2048)
+                    tried += 1
+    assert tried > 5
