@@ -90,11 +90,12 @@ def advise(files: Files, model: Model, target: int, holds: int, dtype: str, devi
 
 
 def candidates(files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
-    """The strategies to try, from the plainest on; only the baseline where the model holds to the target."""
+    """The strategies to try, from the plainest on; only the baseline where the model holds to the target, or where no
+    rotating layer sees beyond what was trained."""
     geometry = files.global_geometry
     s, d, base = target / holds, geometry.rotated, geometry.base
     result = [Candidate("none", "the trained frequencies", UNTUNED)]
-    if s > 1:
+    if s > 1 and files.reach is None:
         natives = {block["rope_type"] for block in files.parameters.values()} - {"default", "dynamic"}
         on_top = f", on top of the native {', '.join(sorted(natives))}" if natives else ""
         reach = s ** (d / (d - 2)) if d > 2 else s
@@ -175,7 +176,7 @@ def commands(
     start = f"ropewalk grid model={name}"
     end = " cluster=gpu" if device == "cuda" else ""
     own = f" task.text={text}" if text != PYDOC else ""  # a key that passkey does not have
-    if target <= holds:
+    if target <= holds or len(suggested) == 1:
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
     # Both tasks, as perplexity alone does not show retrieval from far back; as many documents as a comparison takes.
     limit = statistics.needed(len(untuned) - 1)

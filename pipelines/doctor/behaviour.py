@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.doctor.numeric import Built
+from pipelines.doctor.numeric import RUNNING, Built
 from pipelines.doctor.rules import NotJudged, RuleMatch, measures
 
 TOKENS = 128
@@ -26,9 +26,6 @@ TOLERANCE = {"float64": 5e-3, "float32": 5e-3, "float16": 2e-2, "bfloat16": 5e-2
 
 NOISE = 3.0
 """And this many times what the smallest offset shows, where that is more: trained weights round louder than random."""
-
-RUNNING = ("dynamic", "longrope")
-"""Types whose frequencies depend on the positions of the forward."""
 
 
 def _running_type(built: Built) -> str | None:

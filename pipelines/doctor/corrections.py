@@ -8,57 +8,62 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.doctor.families import FLAT_MEANS_FULL
 from pipelines.doctor.files import Files
 from pipelines.doctor.rules import Correction, RuleFinding
 from pipelines.models import find
 from pipelines.records.cells import Model, Refusal
-from rope.config import LENGTH_KEYS, rope_parameters, text_config
+from rope.config import LENGTH_KEYS, geometry_of, rope_parameters, text_config
+from rope.families import Family, language_model
 from rope.geometry import ALL_LAYERS
 
 BLOCKS = ("rope_parameters", "rope_scaling")
 
 
-def rewrite(text: dict[str, Any]) -> None:
-    """No change of its own: the corrected folder has the keys of v4 and v5, and a new tokenizer_config.json."""
+REWRITE = Correction(lambda text: None, keeps=True)
+"""No change of its own: the corrected folder has the keys of v4 and v5, and a new tokenizer_config.json."""
 
 
-def set_top(**values: Any) -> Correction:
+def set_top(keeps: bool = False, **values: Any) -> Correction:
     """Set keys beside the rope parameters, such as max_position_embeddings."""
-    return lambda text: text.update(values)
+    return Correction(lambda text: text.update(values), keeps=keeps)
 
 
-def set_rope(**values: Any) -> Correction:
-    """Set keys of every mapping of rope parameters."""
+def set_rope(layers: str, keeps: bool = False, **values: Any) -> Correction:
+    """Set rope parameters of one layer type."""
 
     def correct(text: dict[str, Any]) -> None:
-        for block in _blocks(text):
+        for block in _blocks(text, layers):
             block.update(values)
 
-    return correct
+    promised = {key: value for key, value in values.items() if key != "type"}
+    return Correction(correct, layers, promised, keeps)
 
 
-def rename(old: str, new: str) -> Correction:
+def rename(layers: str, old: str, new: str) -> Correction:
     """Rename a key of the rope parameters; where both are there, the right one stays."""
 
     def correct(text: dict[str, Any]) -> None:
-        for block in _blocks(text):
+        for block in _blocks(text, layers):
             if old in block:
                 block.setdefault(new, block.pop(old))
+                block.pop(old, None)
 
-    return correct
+    return Correction(correct)
 
 
 def set_theta(theta: float) -> Correction:
-    """Set the base wherever it is written."""
+    """Set the base of the layers that see the whole context, wherever it is written."""
 
     def correct(text: dict[str, Any]) -> None:
         text["rope_theta"] = theta
-        for block in _blocks(text):
-            if "rope_theta" in block:
-                block["rope_theta"] = theta
+        for name in BLOCKS:
+            block = text.get(name)
+            nested = block.get("full_attention") if isinstance(block, dict) else None
+            for place in (block, nested):
+                if isinstance(place, dict) and "rope_theta" in place:
+                    place["rope_theta"] = theta
 
-    return correct
+    return Correction(correct)
 
 
 def replace_scaling(block: Mapping[str, Any]) -> Correction:
@@ -68,7 +73,7 @@ def replace_scaling(block: Mapping[str, Any]) -> Correction:
         text.pop("rope_parameters", None)
         text["rope_scaling"], text["rope_theta"] = dict(block), block["rope_theta"]
 
-    return correct
+    return Correction(correct, promised=block)
 
 
 def remove_scaling(layer_type: str) -> Correction:
@@ -81,16 +86,18 @@ def remove_scaling(layer_type: str) -> Correction:
                 theta = block[layer_type].get("rope_theta")
                 block[layer_type] = {"rope_type": "default"} | ({} if theta is None else {"rope_theta": theta})
 
-    return correct
+    return Correction(correct, layer_type, {"rope_type": "default"})
 
 
-def _blocks(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every mapping of rope parameters in a config: a single one, or one per layer type."""
+def _blocks(text: dict[str, Any], layers: str) -> Iterator[dict[str, Any]]:
+    """The mappings of rope parameters of one layer type: those under its name, or a single one for all."""
     for name in BLOCKS:
         block = text.get(name)
         if isinstance(block, dict):
-            nested = [value for value in block.values() if isinstance(value, dict)]
-            yield from nested or [block]
+            nested = {key: value for key, value in block.items() if isinstance(value, dict)}
+            yield from (value for key, value in nested.items() if key == layers)
+            if not nested:
+                yield block
 
 
 def corrected(config: Mapping[str, Any], findings: Iterable[RuleFinding]) -> dict[str, Any]:
@@ -103,31 +110,67 @@ def corrected(config: Mapping[str, Any], findings: Iterable[RuleFinding]) -> dic
     text: Any = text_config(result)
     for finding in findings:
         if finding.correction is not None:
-            finding.correction(text)
+            finding.correction.change(text)
     if text is not result:
         for key in ("rope_parameters", "rope_theta", "rope_scaling"):
             result.pop(key, None)  # no program reads them there
-    _write_both(text)
+    _write_both(result, text)
     return result
 
 
-def _write_both(text: dict[str, Any]) -> None:
-    """Write rope parameters with the keys of v4 and v5, in place. Of those by layer type v4 knows only Gemma 3's and
-    Olmo 3's, as flat keys: theta and scaling of the full-attention layers, rope_local_base_freq of the others."""
-    parameters = {key: value and {**value} for key, value in rope_parameters(text).items()}
-    flat, full = parameters.get(ALL_LAYERS), parameters.get("full_attention")
+def _write_both(config: dict[str, Any], text: dict[str, Any]) -> None:
+    """Write rope parameters with the keys of v4 and v5, in place. Parameters by layer type have v4 keys where a flat
+    scaling and a theta beside it, as the class reads them, say the same: Gemma 3's and Olmo 3's do."""
+    parameters = {key: value and {**value} for key, value in rope_parameters(config).items()}
+    flat = parameters.get(ALL_LAYERS)
+    geometries = geometry_of(config)
+    family = language_model(config)[1]
     text["rope_parameters"] = flat if flat is not None else parameters
     for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
         text.pop(key, None)
-    block = flat or (full if text.get("model_type") in FLAT_MEANS_FULL else None)
-    if block is None:
-        return
-    text["rope_theta"] = block["rope_theta"]
+    if flat is not None:
+        text.update(_flat_keys(flat, text, family))
+    elif family is not None:
+        old = _nested_keys(parameters, family)
+        try:
+            same = geometry_of(_with(config, old)) == geometries
+        except ValueError:
+            same = False
+        text.update(old if same else {})
+
+
+def _flat_keys(block: Mapping[str, Any], text: Mapping[str, Any], family: Family | None) -> dict[str, Any]:
+    """The keys of v4 for one block of all layers."""
+    old: dict[str, Any] = {"rope_theta": block["rope_theta"]}
+    if family is not None:
+        old |= {key: block["rope_theta"] for key in family.theta_keys if key in text}
+    if "partial_rotary_factor" in block and not text.get("rotary_dim"):
+        share = family.partial_keys[0] if family is not None and family.partial_keys else "partial_rotary_factor"
+        old[share] = block["partial_rotary_factor"]
     if block["rope_type"] != "default":
         # transformers 5 lets rope_scaling win over rope_parameters, so it must be complete
-        text["rope_scaling"] = {**block, "type": block["rope_type"]}
-    if flat is None and (local := parameters.get("sliding_attention")):
-        text["rope_local_base_freq"] = local["rope_theta"]
+        old["rope_scaling"] = {**block, "type": block["rope_type"]}
+    return old
+
+
+def _nested_keys(parameters: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The keys of v4 for blocks by layer type, as far as there are any."""
+    old: dict[str, Any] = {}
+    for layers, block in parameters.items():
+        if block is not None:
+            old |= {key: block["rope_theta"] for key in (family.theta_keys or {}).get(layers, ())[:1]}
+            if layers in family.scaled and block["rope_type"] != "default":
+                old["rope_scaling"] = {**block, "type": block["rope_type"]}
+    return old
+
+
+def _with(config: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with keys of v4 alone."""
+    result = copy.deepcopy(dict(config))
+    text: Any = text_config(result)
+    text.pop("rope_parameters", None)
+    text.update(old)
+    return result
 
 
 def write(files: Files, model: Model, findings: Iterable[RuleFinding], out: Path) -> list[Path]:
@@ -135,20 +178,18 @@ def write(files: Files, model: Model, findings: Iterable[RuleFinding], out: Path
     to all other files. Returns what was written.
 
     Raises:
-        Refusal: the model is not a local folder, `out` holds a model already, or the corrected config cannot be read.
+        Refusal: the model is not a local folder, or `out` holds a model already.
+        ValueError: the corrected config cannot be read, which verify.broken says first.
     """
     folder = find.locate(model).folder
     if folder is None:
         raise Refusal(f"--fix: model {model.name} is not a local folder; download it, and give model=FOLDER")
     if (out / "config.json").exists():
         raise Refusal(f"--fix: {out} holds a config.json already; give a new folder")
-    try:
-        config = corrected(files.config, findings)
-    except ValueError as error:
-        raise Refusal(f"--fix: mechanical corrections were not enough: {error}; correct that by hand first") from error
+    config = corrected(files.config, findings)
     bodies: dict[str, Mapping[str, Any]] = {"config.json": config}
     if files.tokenizer:
-        bodies["tokenizer_config.json"] = _tokenizer(files, config)
+        bodies["tokenizer_config.json"] = tokenizer(files, config)
     out.mkdir(parents=True, exist_ok=True)
     for name, body in bodies.items():
         (out / name).write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -158,7 +199,8 @@ def write(files: Files, model: Model, findings: Iterable[RuleFinding], out: Path
     return [out / name for name in bodies]
 
 
-def _tokenizer(files: Files, config: Mapping[str, Any]) -> dict[str, Any]:
+def tokenizer(files: Files, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's settings, with a limit no lower than the config's; without settings none."""
     text = text_config(config)
     limit = next((text[key] for key in LENGTH_KEYS if text.get(key)), None)
     needed = max(limit or 0, files.target or 0)

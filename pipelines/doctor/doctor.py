@@ -10,10 +10,11 @@ from rich.console import Console
 
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import device_of, dtype_of, model_of
-from pipelines.doctor import corrections, examine, record, show
-from pipelines.doctor.examine import ExamineRequest
+from pipelines.doctor import corrections, examine, record, show, verify
+from pipelines.doctor.examine import Examination, ExamineRequest
 from pipelines.doctor.profile import BUDGET
 from pipelines.doctor.rules import STAGES
+from pipelines.records.cells import Refusal
 from pipelines.records.results import Store
 from pipelines.tasks.text import PYDOC
 
@@ -56,8 +57,7 @@ def main(choice: Workbench, options: ExamineOptions) -> int:
         task=str(choice.task["name"]),
     )
     result = examine.examine(request, _log)
-    findings = result.verdict.findings
-    written = corrections.write(result.files, request.model, findings, options.fix) if options.fix else []
+    written = _fix(result, options.fix) if options.fix else []
     if options.as_json:
         print(show.as_json(result))
     else:
@@ -67,6 +67,20 @@ def main(choice: Workbench, options: ExamineOptions) -> int:
     if written:
         _log(f"written: {', '.join(map(str, written))}")
     return result.exit_code
+
+
+def _fix(result: Examination, out: Path) -> list[Path]:
+    """Write the corrected folder.
+
+    Raises:
+        Refusal: it cannot be written, or its corrections do not do together what they promise.
+    """
+    findings = result.verdict.findings
+    if (reason := verify.broken(result.files, findings)) is not None:
+        raise Refusal(
+            f"--fix: mechanical corrections are not enough, or too many: {reason}; correct that by hand first"
+        )
+    return corrections.write(result.files, result.request.model, findings, out)
 
 
 def _log(message: str) -> None:

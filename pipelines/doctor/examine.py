@@ -8,16 +8,30 @@ from dataclasses import dataclass, replace
 
 from pipelines.choices.outlook import Outlook, outlooks_of
 from pipelines.choices.sweep import PlanChoice
-from pipelines.doctor import advice, behaviour, cliff, files, keys, lineage, numeric, profile, rules, values
+from pipelines.doctor import (
+    advice,
+    behaviour,
+    cliff,
+    files,
+    keys,
+    lineage,
+    numeric,
+    profile,
+    reading,
+    rules,
+    values,
+    verify,
+)
 from pipelines.doctor.advice import Advice
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built
 from pipelines.doctor.profile import Profile
 from pipelines.doctor.rules import RuleVerdict, Stage
+from pipelines.models.find import Unreachable
 from pipelines.records.cells import Model, Refusal
 from rope.strategies import plans
 
-MEASURING = (keys, values, lineage, numeric, behaviour, cliff)
+MEASURING = (reading, keys, values, lineage, numeric, behaviour, cliff)
 """The files that measure for rules; importing one registers its functions."""
 
 FURTHER = 4
@@ -77,11 +91,16 @@ def examine(
     """
     only = request.only
     read = files.read(request.model, request.target, request.strategy, request.task)
-    result = Examination(request, read, rules.judge("static", read, only))
+    static = rules.judge("static", read, only)
+    result = Examination(request, read, replace(static, findings=verify.offered(read, static.findings)))
     try:
         trained = read.global_geometry.trained_length
     except ValueError as error:
-        unread = rules.unjudged(DYNAMIC_STAGES, f"the config cannot be read: {error}", only)
+        reason = f"the config cannot be read: {error}"
+        unread = rules.unjudged(DYNAMIC_STAGES, reason, only)
+        if {"R01", "R02"} & {finding.id for finding in static.findings}:  # what others found nothing in was nothing
+            unread += RuleVerdict(unjudged=dict.fromkeys(static.silent, reason))
+            result = replace(result, verdict=RuleVerdict(result.verdict.findings, (), static.unjudged))
         return replace(result, verdict=result.verdict + unread)
     result = replace(result, target=request.target or FURTHER * trained)
     if any(rules.select(stage, only) for stage in DYNAMIC_STAGES):
@@ -97,7 +116,12 @@ def _run(result: Examination) -> Examination:
     try:
         built = numeric.build(result.files, request.model, request.dtype, request.device)
     except Refusal as reason:
-        return replace(result, verdict=result.verdict + rules.unjudged(DYNAMIC_STAGES, str(reason), request.only))
+        others = rules.unjudged(DYNAMIC_STAGES, str(reason), request.only)
+        if isinstance(reason, Unreachable) or "W02" not in others.unjudged:
+            return replace(result, verdict=result.verdict + others)
+        found = rules.judge("numeric", Built(result.files, None, refused=str(reason)), ["W02"])
+        unjudged = {rule: "the model cannot be built: W02" for rule in others.unjudged if rule != "W02"}
+        return replace(result, verdict=result.verdict + replace(found, unjudged=unjudged))
     verdict = rules.judge("numeric", built, request.only) + rules.judge("behaviour", built, request.only)
     return replace(result, verdict=result.verdict + verdict, built=built)
 
@@ -123,7 +147,7 @@ def _advise(result: Examination, trained: int) -> Examination:
     request, geometries, target = result.request, result.files.geometries, result.target or trained
     holds = result.profile.edge if result.profile is not None else trained
     outlooks: list[Outlook] = []
-    for strategy in ("none", "yarn") if target > trained else ("none",):
+    for strategy in ("none", "yarn") if target > trained and result.files.reach is None else ("none",):
         planned = plans(strategy, geometries, target)
         outlooks += outlooks_of(PlanChoice(request.model, geometries, strategy, (), target, planned))
     advised = advice.advise(result.files, request.model, target, holds, request.dtype, request.device, request.text)

@@ -105,9 +105,6 @@ KNOWN: dict[Shape, tuple[Variant, ...]] = {
 ADDED_TOKENS = 1024
 """A fine-tuned model may have this many tokens more than its family, or fewer."""
 
-FLAT_MEANS_FULL = frozenset({"gemma3", "gemma3_text", "olmo3"})
-"""Model types whose flat rope parameters are those of their full-attention layers."""
-
 
 def variants(text: Mapping[str, Any]) -> tuple[Variant, ...]:
     """What a config may be of, by the shape of its decoder; () for unknown shapes."""

@@ -16,10 +16,11 @@ from pipelines.doctor import show
 from pipelines.doctor.examine import Examination
 from pipelines.doctor.numeric import Built
 from pipelines.doctor.profile import Profile, buckets, first_broken
-from pipelines.doctor.rules import LEVELS
+from pipelines.doctor.rules import LEVELS, NotJudged
 from pipelines.records.results import Store
 from pipelines.report import drawing
 from pipelines.report.drawing import Axes, Spectrum
+from pipelines.track.recorder import attempt
 
 
 def record(result: Examination, store: Store) -> str:
@@ -39,8 +40,10 @@ def record(result: Examination, store: Store) -> str:
     show.report(Console(file=page, width=120, highlight=False), result)
     body = show.plain(show.whole(result))
     name = f"{request.model.name}: doctor"
-    track.record_examination(store, name, params, list(metrics(result)), body, figures, page.getvalue())
-    return f"MLflow's experiment doctor, and {', '.join(map(str, figures)) or 'no figures'}"
+    rows, text = list(metrics(result)), page.getvalue()
+    reason = attempt(lambda: track.record_examination(store, name, params, rows, body, figures, text))
+    place = f"not in MLflow ({reason})" if reason else "MLflow's experiment doctor"
+    return f"{place}, and {', '.join(map(str, figures)) or 'no figures'}"
 
 
 def metrics(result: Examination) -> Iterator[tuple[str, float, int]]:
@@ -60,7 +63,7 @@ def draw(result: Examination, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if result.profile is not None:
         yield positions(result.profile, name, folder / f"{stem}_nll_by_position.png")
-    if result.built is not None:
+    if result.built is not None and held(result.built):
         yield frequencies(result.built, name, result.target, folder / f"{stem}_inv_freq.png")
 
 
@@ -79,6 +82,14 @@ def positions(profile: Profile, model: str, path: Path) -> Path:
     breaks = f"breaks at {first.start:,}" if first else "does not break"
     title = f"{model}, {profile.text}: {breaks}"
     return drawing.lines(curves, path, Axes("position (tokens)", "NLL (nats a token)", title, profile.trained))
+
+
+def held(built: Built) -> bool:
+    """Whether its rotary modules hold frequencies to be shown."""
+    try:
+        return bool(built.modules)
+    except NotJudged:
+        return False
 
 
 def frequencies(built: Built, model: str, target: int | None, path: Path) -> Path:

@@ -21,8 +21,19 @@ STAGES: dict[Stage, str] = {
 }
 """In the order in which they run, each more expensive than the one before."""
 
-Correction = Callable[[dict[str, Any]], None]
-"""Corrects the language model's part of a config in place."""
+
+@dataclass(frozen=True)
+class Correction:
+    """A mechanical fix, and what it promises.
+
+    change: corrects the language model's part of a config in place. layers, promised: rope parameters that layers of
+    this type have afterwards; every layer type for "". keeps: whether it leaves all frequencies as they are.
+    """
+
+    change: Callable[[dict[str, Any]], None]
+    layers: str = ""
+    promised: Mapping[str, Any] = field(default_factory=dict)
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,10 @@ class RuleMatch:
 
 @dataclass(frozen=True)
 class RuleFinding:
-    """A rule that applies, in full. Texts as in rules.yaml, with their numbers filled in."""
+    """A rule that applies, in full. Texts as in rules.yaml, with their numbers filled in.
+
+    correction: the fix, where it is mechanical. withheld: why it is not offered although there is one.
+    """
 
     id: str
     level: Level
@@ -51,11 +65,13 @@ class RuleFinding:
     fix: str
     source: str
     correction: Correction | None = field(default=None, compare=False)
+    withheld: str = ""
 
     def plain(self) -> dict[str, Any]:
         """The finding as plain data."""
         names = ("id", "level", "symptom", "measured", "cause", "fix", "source")
-        return {name: getattr(self, name) for name in names} | {"mechanical": self.correction is not None}
+        plain = {name: getattr(self, name) for name in names} | {"mechanical": self.correction is not None}
+        return plain | ({"withheld": self.withheld} if self.withheld else {})
 
 
 @dataclass(frozen=True)

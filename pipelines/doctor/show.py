@@ -68,6 +68,8 @@ def _finding(finding: RuleFinding) -> Text:
     line.append(f"  {'source':<{WIDTH}}{finding.source}\n", "dim")
     if finding.correction is not None:
         line.append(f"  {'':<{WIDTH}}mechanical: --fix OUT writes it\n", "dim")
+    elif finding.withheld:
+        line.append(f"  {'':<{WIDTH}}not mechanical, as {finding.withheld}\n", "dim")
     line.rstrip()
     return line
 
@@ -90,6 +92,8 @@ def _value(value: Any) -> str:
 def report(console: Console, result: Examination) -> None:
     """All of an examination: findings, long documents, theory, advice."""
     _findings(console, result.verdict)
+    for sentence in result.files.about_layers:
+        console.print(Text(sentence))
     if result.profile is not None:
         _profile(console, result.profile)
     if result.outlooks:
@@ -187,6 +191,7 @@ def whole(result: Examination) -> dict[str, Any]:
         "target": result.target,
         "dtype": request.dtype,
         "device": request.device,
+        "attention_layers": [asdict(layer) for layer in result.files.layers],
         "findings": [finding.plain() for finding in result.verdict.findings],
         "silent": list(result.verdict.silent),
         "unjudged": dict(result.verdict.unjudged),

@@ -32,10 +32,10 @@ def no_original(files: Files) -> Iterator[RuleMatch]:
         known = files.known_length
         probably = known or round(limit / factor)
         measured = {"layers": layers, "taken for the original": limit, "probably": probably}
-        measured |= _changed(files.geometries[layers], block, limit, probably)
+        measured |= _changed(files.unscaled[layers], block, limit, probably)
         values = {"rope_type": block["rope_type"], "limit": limit}
         if known is not None and limit > 1.5 * known:
-            correction = corrections.set_rope(original_max_position_embeddings=probably)
+            correction = corrections.set_rope(layers, original_max_position_embeddings=probably)
             yield RuleMatch(measured, values=values, correction=correction)
         else:
             yield RuleMatch(measured, "maybe_not_raised", values)
@@ -77,7 +77,7 @@ def factor_against_lengths(files: Files) -> Iterator[RuleMatch]:
         }
         values = {"product": product, "implied": implied}
         if implied == 1:
-            correction = corrections.set_top(max_position_embeddings=round(product))
+            correction = corrections.set_top(keeps=True, max_position_embeddings=round(product))
             yield RuleMatch(measured, "not_raised", values, correction)
         else:
             yield RuleMatch(measured, values=values)
@@ -95,8 +95,8 @@ def factor_itself(files: Files) -> Iterator[RuleMatch]:
         if value is not None and (value > 1 or (value == 1 and kind in ("dynamic", "longrope"))):
             continue  # of longrope it is only for the attention factor: its lists stretch
         measured = {"layers": layers, "rope_type": kind, "factor": block["factor"]}
-        if value is not None and 0 < value < 1:
-            correction = corrections.set_rope(factor=1 / value)
+        if value is not None and 0 < value < 1 and kind != "longrope":
+            correction = corrections.set_rope(layers, factor=1 / value)
             yield RuleMatch(measured, "inverted", {"inverse": 1 / value}, correction)
         else:
             yield RuleMatch(measured, "no_number" if value is None else "identity" if value == 1 else "")
@@ -121,7 +121,7 @@ def dynamic_raised(files: Files) -> Iterator[RuleMatch]:
         trained, limit = files.original_length(declared) or files.known_length, files.limit
         if limit and trained and limit > 1.01 * trained:
             measured = {"layers": layers, "max_position_embeddings": limit, "trained": trained}
-            yield RuleMatch(measured, correction=corrections.set_top(max_position_embeddings=trained))
+            yield RuleMatch(measured, correction=corrections.set_top(keeps=True, max_position_embeddings=trained))
 
 
 @measures("S11")
@@ -132,7 +132,7 @@ def tokenizer_limit(files: Files) -> Iterator[RuleMatch]:
     needed = max(files.limit, files.target or 0)
     if limit < needed:
         measured = {"model_max_length": int(limit), "max_position_embeddings": files.limit, "target": files.target}
-        yield RuleMatch(measured, values={"needed": needed}, correction=corrections.rewrite)
+        yield RuleMatch(measured, values={"needed": needed}, correction=corrections.REWRITE)
 
 
 @measures("S13")
@@ -147,21 +147,15 @@ def odd_rotation(files: Files) -> Iterator[RuleMatch]:
         yield RuleMatch({"head_dim": geometry.head_dim, "hidden_size / heads": usual, "rotated": geometry.rotated})
 
 
-@measures("S15")
-def sliding_window(files: Files) -> Iterator[RuleMatch]:
-    window, target = files.text.get("sliding_window"), files.target or files.limit
-    full = any("full" in layers for layers in files.text.get("layer_types") or ())
-    if window and target and window < target and not full and files.text.get("use_sliding_window") is not False:
-        yield RuleMatch({"sliding_window": window, "target": target})
-
-
 @measures("S16")
 def llama3_bounds(files: Files) -> Iterator[RuleMatch]:
     for layers, block, _ in files.scalings("llama3"):
         low, high = _number(block.get("low_freq_factor")), _number(block.get("high_freq_factor"))
-        if low is None or high is None or high <= low:
+        if low is not None and high is not None and high < low:  # equal ones are a step without a ramp, as in Llama 4
             measured = {"layers": layers, "low_freq_factor": low, "high_freq_factor": high}
-            yield RuleMatch(measured, correction=corrections.set_rope(low_freq_factor=1.0, high_freq_factor=4.0))
+            # of other bounds nobody knows which was meant
+            swapped = corrections.set_rope(layers, low_freq_factor=high, high_freq_factor=low)
+            yield RuleMatch(measured, correction=swapped if (high, low) == (1, 4) else None)
 
 
 @measures("P02")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from pipelines.doctor.files import Files
 from pipelines.doctor.numeric import Built, collected_warnings
@@ -43,10 +43,22 @@ def built(
     declared: dict[str, Any], change: Callable[[Any], Any] | None = None, held: Any = None, target: int | None = None
 ) -> Built:
     """A model whose files declare one thing, and which holds another or was changed since."""
-    model = llama(held or declared)
+    model = llama(declared if held is None else held)
     model = (change(model) or model) if change else model
     files = Files("planted", {"model_type": "llama", **SHAPE, "rope_parameters": declared}, target=target)
     return Built(files, model)
+
+
+def built_gemma(change: Callable[[Any], Any] | None = None, **declared: Any) -> Built:
+    """The same with layers of two types."""
+    parameters = {"sliding_attention": dict(PLAIN), "full_attention": dict(LINEAR)}
+    types = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
+    config = Gemma3TextConfig(**SHAPE, **types, rope_parameters=parameters)
+    model = Gemma3ForCausalLM(config).eval()
+    if change:
+        change(model)
+    text = {"model_type": "gemma3_text", **SHAPE, **types, "rope_parameters": parameters, **declared}
+    return Built(Files("planted", text), model)
 
 
 def rotary(model: Any) -> Any:
@@ -60,6 +72,37 @@ def times(scale: float) -> Callable[[Any], None]:
         rotary(model).inv_freq = rotary(model).inv_freq * scale
 
     return change
+
+
+def divided(model: Any) -> None:
+    """A scaling in the module alone."""
+    rotary(model).inv_freq = rotary(model).inv_freq / 4
+
+
+def one_pair(model: Any) -> None:
+    rotary(model).inv_freq[5] *= 1.001
+
+
+def one_type(model: Any) -> None:
+    rotary(model).full_attention_inv_freq[3] *= 1.01
+
+
+def long_list(model: Any) -> None:
+    rotary(model).long_inv_freq = rotary(model).inv_freq / 2
+
+
+def fewer_pairs(model: Any) -> None:
+    rotary(model).inv_freq = rotary(model).inv_freq[:4]
+
+
+def doubled_angles(model: Any) -> None:
+    """A forward that leaves inv_freq aside."""
+    forward = rotary(model).forward
+    rotary(model).forward = lambda states, position_ids: forward(states, 2 * position_ids)
+
+
+def rotary_in(dtype: torch.dtype) -> Callable[[Any], None]:
+    return lambda model: rotary(model).to(dtype)
 
 
 def emptied(model: Any) -> Any:
@@ -90,18 +133,44 @@ def warned(**block: Any) -> Built:
     return Built(Files("planted", {}), None, tuple(lines))
 
 
+declared_by_type = Files("planted", {**SHAPE, "rope_parameters": {"full_attention": PLAIN}})
+
 NUMERIC: dict[str, Callable[[], list[tuple[Built, Built]]]] = {
     "W01": lambda: [(warned(attn_factor=0.9), warned()), (warned(factor=0.5), warned())],
+    "W02": lambda: [(Built(Files("planted", {}), None, refused="layers are missing"), built(PLAIN))],
     "N01": lambda: [
         (built(LLAMA3, held={**PLAIN, "rope_theta": 500_000.0}), built(LLAMA3)),  # the scaling was dropped
         (built(LINEAR, held=PLAIN), built(LINEAR)),
         (built({**PLAIN, "rope_theta": 500_000.0}, held=PLAIN), built(PLAIN)),  # theta lost
         (built({**LLAMA3, "factor": 32.0}, held=LLAMA3), built({**LLAMA3, "factor": 32.0})),
+        # the module alone, while the file and model.config agree
+        *[(built(declared, divided), built(declared)) for declared in (PLAIN, LLAMA3, YARN, LINEAR, DYNAMIC, LONGROPE)],
+        (built(PLAIN, one_pair), built(PLAIN)),
+        (built_gemma(one_type), built_gemma()),
+        (built(LONGROPE, long_list), built(LONGROPE)),
+        (built(PLAIN, fewer_pairs), built(PLAIN)),
+        (built(PLAIN, doubled_angles), built(PLAIN)),
+        (
+            built(PLAIN, lambda model: vars(rotary(model)).update(rope_type="dynamic", max_seq_len_cached=64)),
+            built(PLAIN),
+        ),
+        (built(DYNAMIC, lambda model: vars(rotary(model)).update(rope_type="default")), built(DYNAMIC)),
+        (built_gemma(rope_parameters=dict(LINEAR)), built_gemma()),  # declared flat, and built by layer type
+        (Built(declared_by_type, llama(PLAIN)), built(PLAIN)),  # and the other way round
     ],
     "N02": lambda: [(built(PLAIN, retuned), built(PLAIN))],
-    "N03": lambda: [(built(PLAIN, emptied), built(PLAIN)), (built(PLAIN, times(float("nan"))), built(YARN))],
-    "N04": lambda: [(built(YARN, flatter), built(YARN))],
-    "N05": lambda: [(built(PLAIN, lambda model: model.to(torch.bfloat16)), built(PLAIN))],
+    "N03": lambda: [
+        (built(PLAIN, emptied), built(PLAIN)),
+        (built(PLAIN, times(float("nan"))), built(YARN)),
+        (built(YARN, times(0.0)), built(DYNAMIC)),
+        (built(PLAIN, times(-1.0)), built(LLAMA3)),
+    ],
+    "N04": lambda: [(built(declared, flatter), built(declared)) for declared in (YARN, LONGROPE)],
+    "N05": lambda: [
+        (built(PLAIN, lambda model: model.to(torch.bfloat16)), built(PLAIN)),
+        (built(LLAMA3, rotary_in(torch.bfloat16)), built(LLAMA3)),
+        (built({**PLAIN, "rope_theta": 1e8}, rotary_in(torch.float16)), built({**PLAIN, "rope_theta": 1e8})),
+    ],
     "N06": lambda: [(built(PLAIN, times(4.0)), built(PLAIN)), (built(LINEAR, times(16.0)), built(LINEAR, times(1.0)))],
     "N07": lambda: [(built(PLAIN, with_table(256), target=512), built(PLAIN, with_table(256)))],
 }

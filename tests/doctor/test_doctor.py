@@ -15,11 +15,24 @@ import numpy as np
 import planted_models
 import planted_profiles
 import pytest
-from planted import LLAMA3_BLOCK, LLAMA_3, LLAMA_31, LLAMA_32, PLAIN, STATIC, YARN, of, scaled, shaped, without
+from planted import (
+    EXAONE_4,
+    LLAMA3_BLOCK,
+    LLAMA_3,
+    LLAMA_31,
+    LLAMA_32,
+    PLAIN,
+    STATIC,
+    YARN,
+    of,
+    scaled,
+    shaped,
+    without,
+)
 from support import PROJECT
 
 from pipelines.cli.main import run
-from pipelines.doctor import corrections, examine, families, numeric, profile, rules
+from pipelines.doctor import advice, corrections, examine, families, numeric, profile, rules
 from pipelines.doctor.rules import MEASURES, RULES
 from pipelines.models import header
 from rope.config import geometry_of, rope_parameters
@@ -157,7 +170,7 @@ class Flat:
 
 def test_one_fault_is_one_finding():
     for id, pairs in planted_models.NUMERIC.items():
-        for faulty, clean in pairs() if id != "W01" else ():
+        for faulty, clean in pairs() if id not in ("W01", "W02") else ():
             assert {finding.id for finding in findings_of("numeric", faulty)} == {id}
             assert not findings_of("numeric", clean)
 
@@ -355,6 +368,41 @@ def test_json_has_every_finding_whole(tmp_path, capsys):
     assert finding["id"] == "S06" and finding["measured"]["key"] == "attn_factor" and finding["mechanical"]
     assert set(finding) == {"id", "level", "symptom", "measured", "cause", "fix", "source", "mechanical"}
     assert result["target"] == 2048 and "S04" in result["silent"]
+
+
+@pytest.mark.parametrize(
+    ("config", "id", "says"),
+    [
+        ({}, "R01", "config.json holds no key"),
+        ({"model_type": "no_such", "max_position_embeddings": 512}, "R01", "describes no rotary embedding"),
+        ({"model_type": "gpt2"}, "R02", "GPT2LMHeadModel has none"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_of_the_files(config, id, says, tmp_path, capsys):
+    place = folder(tmp_path, of(config))
+    assert run(["doctor", f"model={place}", "--only", "static"]) == 1
+    shown = capsys.readouterr().out
+    assert f"error    {id}" in shown and says in shown
+    assert "0 rules found nothing" in shown and "not judged: " in shown
+
+
+def test_layers_that_do_not_rotate_or_see_a_window_are_shown(tmp_path, capsys):
+    place = folder(tmp_path, of(EXAONE_4))
+    assert run(["doctor", f"model={place}", "--only", "static"]) == 0
+    shown = capsys.readouterr().out
+    assert "model: rotates in 1 of 2 layers; 1 attends without rotation (1); 1 sees at most 128 tokens." in shown
+    assert "no rotating layer sees beyond the trained length" in shown
+    assert run(["doctor", f"model={place}", "--only", "static", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["attention_layers"]
+    assert [(layer["rotates"], layer["window"]) for layer in layers] == [(True, 128), (False, None)]
+
+
+def test_no_scaling_is_advised_where_none_can_help():
+    for config, strategies in ((EXAONE_4, 1), ({**EXAONE_4, "sliding_window": 1024}, 7)):
+        suggested = advice.candidates(of(config), 2048, 512)
+        assert len(suggested) == strategies and suggested[0].strategy == "none"
+        commands = advice.commands(suggested, "mine", 2048, 512, "cpu", "pydoc")
+        assert ("strategy=none " in commands[0]) == (strategies == 1)
 
 
 def test_only_runs_what_it_names(tmp_path, capsys):
