@@ -12,6 +12,7 @@ from rich.console import Console
 from pipelines.choices import estimate
 from pipelines.choices.config import Workbench
 from pipelines.choices.estimate import Load
+from pipelines.choices.layers import layers_of_model
 from pipelines.choices.sweep import Invalid, sorted_out, visible_gpus
 from pipelines.records.cells import Cell, distinct
 from pipelines.records.numbers import GIB, duration
@@ -26,7 +27,7 @@ class Preview:
 
     cells: requested combinations, invalid ones included. duplicates: those with the same plan and text as
     another; only the first of equal cells is in done or todo. loads: what the cells to run take, by model.
-    workers: that share the time.
+    workers: that share the time. layers: of each model that does not rotate, or not see, everywhere alike: sentences.
     """
 
     cells: int
@@ -36,6 +37,7 @@ class Preview:
     invalid: tuple[Invalid, ...]
     loads: tuple[Load, ...]
     workers: int = 1
+    layers: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -68,6 +70,7 @@ def preview_of(choices: Sequence[Workbench], store: Store) -> Preview:
         invalid=tuple(invalid),
         loads=tuple(estimate.loads(todo, work, store)),
         workers=cluster.workers or (max(1, int(visible_gpus() / cluster.gpus_per_worker)) if on_gpu else 1),
+        layers=tuple(said for model in dict.fromkeys(cell.model for cell in valid) for said in layers_of_model(model)),
     )
 
 
@@ -77,6 +80,8 @@ def show(console: Console, preview: Preview) -> None:
     console.print(f"{counts}, {len(preview.invalid)} invalid")
     for choice in preview.invalid:
         console.print(f"invalid  {choice.label}\n         {choice.reason}")
+    for sentence in preview.layers:
+        console.print(sentence)
     if not preview.loads:
         return
     header = ("model", "dtype", "device", "cells", "passes", "tokens", "time", "weights", "peak", "of", "fits up to")
@@ -110,6 +115,7 @@ def as_json(preview: Preview) -> str:
         "seconds": preview.seconds,
         "workers": preview.workers,
         "models": [asdict(load) for load in preview.loads],
+        "layers": list(preview.layers),
     }
     return json.dumps(body, indent=1)
 

@@ -118,6 +118,16 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _tied_as_it_is(model: Any) -> Iterator[None]:
+    """lm-eval ties the weights of what it is given anew, also of a model whose head was untied and trained since."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
 class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """A loaded model and its tokenizer as lm-eval's model.
 
@@ -157,7 +167,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> None:
         if bos and tokenizer.bos_token_id is None:
             raise Refusal("bos=true: this tokenizer has no BOS token; give bos=false, or null for its own habit")
-        with quiet():
+        with quiet(), _tied_as_it_is(model):
             super().__init__(
                 pretrained=model,
                 tokenizer=tokenizer,

@@ -108,8 +108,8 @@ def test_four_hundred_finished_cells_are_read_once_and_composed_by_group(store, 
     request += ["task=perplexity,passkey"]
     finish(launcher.preview([*SMALL, *request]).todo)
     read, composed = Counter(), []
-    really_read, compose = results._read, ConfigLoaderImpl.load_sweep_config
-    monkeypatch.setattr(results, "_read", lambda path: read.update([path]) or really_read(path))
+    really_read, compose = results._body, ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(results, "_body", lambda path: read.update([path]) or really_read(path))
     monkeypatch.setattr(
         ConfigLoaderImpl, "load_sweep_config", lambda *args, **kw: composed.append(1) or compose(*args, **kw)
     )
