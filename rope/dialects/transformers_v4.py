@@ -19,6 +19,8 @@ ENGINE = "transformers-v4"
 FLAT = frozenset({"gemma3_text", "olmo3"})
 """model_type of families whose v4 config gives the scaling of full-attention layers flat, the others having none."""
 
+ORIGINAL = "original_max_position_embeddings"
+
 NEW_IN_V5 = frozenset({"proportional"})
 """Values of rope_type that v4 does not know."""
 
@@ -35,7 +37,18 @@ def deploy(request: ScalingRequest) -> Deployment:
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
     """What transformers v4 computes, by layer type; it does not look at rope_parameters."""
-    known = {key: value for key, value in text_config(deployment.config).items() if key != "rope_parameters"}
+    return read_config(deployment.config)
+
+
+def read_config(config: Any) -> dict[str, DeclaredScaling]:
+    """The strategies that transformers v4 (4.57) runs with a config.json, by layer type.
+
+    For longrope it looks for the original length beside rope_scaling alone, and else takes max_position_embeddings.
+    """
+    known = {key: value for key, value in text_config(config).items() if key != "rope_parameters"}
+    scaling = dict(known.get("rope_scaling") or {})
+    if "longrope" in (scaling.get("rope_type"), scaling.get("type")):
+        known["rope_scaling"] = {key: value for key, value in scaling.items() if key != ORIGINAL}
     return declared_scalings(known)
 
 

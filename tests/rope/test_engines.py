@@ -19,7 +19,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from rope import dialects
 from rope.config import geometry_of
-from rope.dialects import ENGINES, Unsupported, deploy, exllama, sglang, support, support_table, vllm
+from rope.dialects import ENGINES, Unsupported, deploy, exllama, sglang, support, support_table, transformers_v4, vllm
 from rope.patch import patched
 from rope.strategies import CHANGES_ATTENTION, plans
 
@@ -288,6 +288,17 @@ def test_v4_finds_the_original_length_of_a_longrope_where_it_looks_for_it():
         assert deployment["original_max_position_embeddings"] == 128
         # from max_position_embeddings, which grows, it would make another
         assert deployment["rope_scaling"]["attention_factor"] == math.sqrt(1 + math.log(4) / math.log(128))
+
+
+def test_v4_ignores_an_original_length_within_a_longrope():
+    """Attention factors as transformers 4.57.3 computes them: LlamaRotaryEmbedding.attention_scaling."""
+    lists = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.5] * PAIRS, "long_factor": [4.0] * PAIRS}
+    within = transformers_v4.read_config(PLAIN | {"rope_scaling": lists | ORIGINAL})["all"]
+    beside = transformers_v4.read_config(PLAIN | ORIGINAL | {"rope_scaling": lists})["all"]
+    assert within.plan(TRAINED).attention_factor == pytest.approx(1.1055415967851334, rel=1e-12)
+    assert beside.plan(TRAINED).attention_factor == pytest.approx(1.1338934190276817, rel=1e-12)
+    fast = [read.plan(TRAINED).inv_freq[0] for read in (within, beside)]
+    assert fast == pytest.approx([1 / 1.5, 1 / 4.0], rel=1e-12)  # the short list up to 512, the long one from 128
 
 
 def test_v4_refuses_what_is_new_in_v5():
