@@ -373,7 +373,6 @@ def _connected(workers: Workers) -> Any:
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",  # all of it listens to this machine alone
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": paths},

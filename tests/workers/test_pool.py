@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from support import PROJECT, stub_cell
 
@@ -208,11 +207,3 @@ def test_standing_workers_stay_from_one_batch_to_the_next(ray_workers, tmp_path)
     assert [result.status for _, result in [*first, *died, *after]] == ["ok"] * 7
     before, later = ({result.provenance["pid"] for _, result in batch} for batch in (first, after))
     assert len(before) == len(later) == 2 and len(before & later) == 1  # the one that died was replaced
-
-
-@pytest.mark.slow
-def test_ray_on_one_machine_listens_to_this_machine_alone(ray_workers, tmp_path):
-    list(pool.run([stub_cell(length=32)], ray_workers, work))
-    family = [process for process in psutil.Process().children(recursive=True)]
-    listening = [c for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert listening and {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
