@@ -28,7 +28,7 @@ ROTARY_KEYS = (
 )
 """Any of these keys, with a value, means that the model rotates its queries and keys."""
 
-LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+LENGTH_KEYS = ("max_position_embeddings", *families.SYNONYMS["max_position_embeddings"])
 """Keys of the number of tokens that the model was trained for; the first with a value counts."""
 
 SYNONYMS = {"su": "longrope", "mrope": "default"}
@@ -88,7 +88,7 @@ def declared_scalings(config: Any, trained_length: int | None = None) -> dict[st
 def _rotating_layers(config: Any, trained_length: int | None) -> dict[str, tuple[dict[str, Any], Geometry, int]]:
     """Of every layer type that rotates: its rotary parameters, its geometry without a scaling, and its length."""
     full, known = _completed(config)
-    declared = rope_parameters(config)
+    declared = _rope_parameters(full, known)
     limit = first(full, *LENGTH_KEYS)
     trained = limit if trained_length is None else trained_length
     if trained is None:
@@ -160,7 +160,7 @@ def attention_layers(config: Any) -> tuple[AttentionLayer, ...]:
         ValueError: the config describes no rotary embedding.
     """
     full, known = _completed(config)
-    parameters = rope_parameters(config)
+    parameters = _rope_parameters(full, known)
     count = int(full.get("num_hidden_layers") or 0)
     types = full.get("layer_types")
     flat = ALL_LAYERS in parameters
@@ -184,7 +184,11 @@ def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
     Raises:
         ValueError: the config describes no rotary embedding.
     """
-    full, known = _completed(config)
+    return _rope_parameters(*_completed(config))
+
+
+def _rope_parameters(full: Mapping[str, Any], known: Family | None) -> dict[str, dict[str, Any] | None]:
+    """The same of a completed config."""
     _check_rotary(full, known)
     blocks = declared_blocks(full) if known is None else family_blocks(full, known)
     outside = full.get("original_max_position_embeddings") if ALL_LAYERS in blocks else None
