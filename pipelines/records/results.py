@@ -81,7 +81,7 @@ class Store:
         What was there before and cannot be believed is kept beside it, as result.json.corrupt-1 and so on.
         """
         folder = self.cell(result.cell_id)
-        _set_aside(folder / "result.json", _cell_and_result)
+        _set_aside_unless(folder / "result.json", _cell_and_result)
         if result.error:
             _write(folder / "error.txt", result.error)
         else:
@@ -92,7 +92,7 @@ class Store:
 
     def save_sweep(self, sweep_id: str, sweep: dict[str, Any]) -> Path:
         path = self.root / "sweeps" / sweep_id / "sweep.json"
-        _set_aside(path, _body)
+        _set_aside_unless(path, _body)
         _write_checked(path, sweep)
         return path
 
@@ -195,14 +195,17 @@ def _believed(path: Path, read: Callable[[Path], T]) -> T | None:
         return None
 
 
-def _set_aside(path: Path, read: Callable[[Path], Any]) -> None:
-    """Rename a file, or whatever is in its place, that cannot be believed."""
+def _set_aside_unless(path: Path, read: Callable[[Path], Any]) -> None:
+    """Set a file aside, or whatever is in its place, unless it can be believed."""
     try:
         read(path)
     except FileNotFoundError:
         return
     except Unreadable as reason:
-        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
-        aside = path.with_name(f"{path.name}.corrupt-{number}")
-        path.rename(aside)
-        log.warning("%s is kept as %s: %s", path, aside.name, reason)
+        log.warning("%s is kept as %s: %s", path, set_aside(path).name, reason)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what cannot be believed to NAME.corrupt-1 (2, ...), which nothing reads; returns its new place."""
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
+    return path.rename(path.with_name(f"{path.name}.corrupt-{number}"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import importlib
-import itertools
 import logging
 import os
 import socket
@@ -21,7 +20,7 @@ import psutil
 from filelock import FileLock
 
 from pipelines.records import provenance
-from pipelines.records.results import Store
+from pipelines.records.results import Store, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ BATCH = 800
 
 DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
 
-WRECKED = ("file is not a database", "malformed", "already exists", "duplicate column", "no such table")
-"""What sqlite says of a file that is no database, or one whose tables a killed process made in part."""
+WRECKED = ("file is not a database", "malformed", "no such table")
+"""What sqlite says of a file that is no database, or one whose tables were not made."""
 
 
 def tracking_uri(store: Store) -> str:
@@ -86,9 +85,7 @@ def _prepare(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     if path.exists() and (reason := unreadable(path)):
-        number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
-        aside = path.with_name(f"{path.name}.corrupt-{number}")
-        path.rename(aside)
+        aside = set_aside(path)
         log.warning(
             "%s cannot be read (%s): kept as %s; `ropewalk sync` records the results again", path, reason, aside
         )
