@@ -62,7 +62,6 @@ OWNERS = {
         "pipelines.grid",
         "pipelines.doctor",
         "pipelines.reproduce",
-        "pipelines.cli",
     },
     "scipy": {"pipelines.report.statistics"},
     "tokenizers": {"pipelines.models", "pipelines.train.corpus"},

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import PlanChoice, geometry_for, planned_of
@@ -17,6 +16,7 @@ from pipelines.models import copies, find, gguf_files, header, load, weights
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, option_text
 from pipelines.records.results import Store
+from pipelines.report import terminal
 from rope import strategies
 from rope.dialects import Deployment, Unsupported, deploy
 
@@ -65,20 +65,20 @@ def main(request: ExportRequest) -> int:
     slug = slug or f"{planned.model.name}_{planned.label}_{planned.length}".replace(" ", "_").replace("/", "_")[:80]
     root = Path(request.out).expanduser() if request.out else store.root / "exports" / slug
     root = root.resolve()
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{planned.model.name}: {planned.label} @{planned.length}", style="bold", markup=False)
+    console = terminal.plain_console()
+    console.print(f"{planned.model.name}: {planned.label} @{planned.length}", style="bold")
     unsupported = 0
     for engine in request.engines:
         try:
             deployment = _deployment(planned, engine)
         except Unsupported as reason:
-            console.print(f"\n{engine}: not possible. {reason}", markup=False)
+            console.print(f"\n{engine}: not possible. {reason}")
             unsupported += 1
             continue
         lines = write(planned, deployment, root / engine if len(request.engines) > 1 else root)
-        console.print(f"\n{engine}: {deployment.name}", markup=False)
+        console.print(f"\n{engine}: {deployment.name}")
         for line in lines:
-            console.print(f"  {line}", markup=False)
+            console.print(f"  {line}")
     return 2 if unsupported == len(request.engines) else int(bool(unsupported) and not request.all_engines)
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from pipelines.choices.config import Workbench
 from pipelines.choices.layers import layers_of_model
@@ -36,7 +33,7 @@ def main(choices: Sequence[Workbench], *, as_json: bool = False, out: str | None
     if as_json:
         print(json.dumps([_finite(asdict(outlook)) for outlook in outlooks], indent=1))
         return 0
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    console = terminal.plain_console(160)
     for outlook in outlooks:
         terminal.table(console, *_pairs(outlook))
     terminal.table(console, "all plans", SUMMARY, [_summary(outlook) for outlook in outlooks])

@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import device_of, dtype_of, model_of
 from pipelines.doctor import corrections, examine, record, show, verify
@@ -16,6 +14,7 @@ from pipelines.doctor.profile import BUDGET
 from pipelines.doctor.rules import STAGES
 from pipelines.records.cells import Refusal
 from pipelines.records.results import Store
+from pipelines.report.terminal import plain_console
 from pipelines.tasks.text import PYDOC
 
 
@@ -61,7 +60,7 @@ def main(choice: Workbench, options: ExamineOptions) -> int:
     if options.as_json:
         print(show.as_json(result))
     else:
-        show.report(_console(), result)
+        show.report(plain_console(), result)
     if not only:
         _log(f"recorded: {record.record(result, Store.at(choice.store))}")
     if written:
@@ -88,10 +87,6 @@ def _log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-
-
 def list_rules() -> None:
     """Every rule, by stage."""
-    show.rules(_console())
+    show.rules(plain_console())

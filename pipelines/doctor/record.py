@@ -37,7 +37,7 @@ def record(result: Examination, store: Store) -> str:
         "trained_length": result.files.limit,
     }
     page = io.StringIO()
-    show.report(Console(file=page, width=120, highlight=False), result)
+    show.report(Console(file=page, width=120, markup=False, emoji=False, highlight=False), result)
     body = show.plain(show.whole(result))
     name = f"{request.model.name}: doctor"
     rows, text = list(metrics(result)), page.getvalue()
