@@ -22,7 +22,6 @@ from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal
 from pipelines.records.results import Store
 from pipelines.track import Training
-from pipelines.track.recorder import unrecorded
 from pipelines.train import corpus
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, rate
@@ -200,11 +199,10 @@ class TrainRecorder:
         self.recipe, self.log, self.out = recipe, log, Path(recipe.out).expanduser()
         self.step, self.validations = log.step, len(log.validations)
         self.training: Training | None = None
-        self.said = False
         if recipe.track:
             params = {**log.recipe, **log.provenance, "corpus": log.corpus["digest"]}
             store = Store.at(recipe.store)
-            self.training = Training(store, recipe.experiment, self.out.name, params, log.mlflow_run)
+            self.training = Training(store, recipe.experiment, self.out.name, params, log.mlflow_run, self.out / LOG)
             log.mlflow_run = self.training.run
         size = f"{log.corpus['tokens']:,} tokens of text, {log.parameters:,} parameters"
         print(f"{size}; from step {log.step}" if log.step else size, flush=True)
@@ -216,7 +214,6 @@ class TrainRecorder:
             print(f"step {row['step']:.0f}: {validation_text(row)}", flush=True)
         if self.training is not None:
             self.training.log(self._rows())
-        self._say_what_is_lost()
         self.step, self.validations = log.step, len(log.validations)
 
     def close(self, status: str) -> None:
@@ -224,13 +221,7 @@ class TrainRecorder:
         self.log.status = status
         self.log.write(self.out)
         if self.training is not None:
-            self.training.close(self.out / LOG, finished=status == "finished")
-        self._say_what_is_lost()
-
-    def _say_what_is_lost(self) -> None:
-        if self.training is not None and self.training.lost and not self.said:
-            print(unrecorded(self.training.lost, f"{self.out / LOG} has all of it"), flush=True)
-            self.said = True
+            self.training.close(finished=status == "finished")
 
     def _rows(self) -> list[tuple[str, float, int]]:
         """What is new since the last call: (metric, value, step), ..."""

@@ -109,6 +109,18 @@ def test_a_write_that_hangs_is_given_up_and_the_computing_does_not_wait_for_it(s
     assert "MLflow is not up to date (nothing was written for" in text
 
 
+def test_a_training_goes_on_without_its_run_in_mlflow_and_says_so_once(empty, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    record = empty.root / "train.json"
+    training = track.Training(empty, "train", "a training", {"steps": 2}, None, record)
+    training.log([("loss", 1.0, 1)])
+    training.close(finished=True)
+    assert training.run is None
+    said = capsys.readouterr().out
+    assert said.count("MLflow is not up to date") == 1 and f"{record} has all of it" in said
+
+
 def test_what_is_recorded_keeps_the_order_of_the_calls_and_ends_as_it_was_interrupted():
     written, ended = [], []
 
