@@ -17,7 +17,7 @@ from pipelines.models.digest import sampled_digest
 from pipelines.models.gguf_files import MODEL_TYPES, header_config, read_header, with_scaling
 from pipelines.models.header import Header
 from pipelines.records.places import cache_folder
-from pipelines.records.refusal import Refusal
+from pipelines.records.refusal import Refusal, first_line
 from rope.config import geometry_of
 from rope.llama_cpp_rules import rules_of
 
@@ -121,10 +121,8 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
         except Refusal:
             raise
         except Exception as error:  # whatever a file makes transformers and tokenizers raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Refusal(
-                f"{path.name}: transformers cannot convert it ({reason}); give the folder that it was made from"
-            ) from error
+            reason = f"transformers cannot convert it ({first_line(error)})"
+            raise Refusal(f"{path.name}: {reason}; give the folder that it was made from") from error
         if whole != path:
             whole.unlink()
         written = temporary / "config.json"

@@ -19,6 +19,7 @@ from pipelines.models import conversion, header
 from pipelines.models.digest import sampled_digest
 from pipelines.records.cells import Model, Options, Refusal, digest_of
 from pipelines.records.places import DATA
+from pipelines.records.refusal import first_line
 
 PACKAGE = "package://"
 RANDOM = "random"
@@ -280,7 +281,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Refusal(f"{path} cannot be read as JSON ({first_line(error)})") from error
     return config
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

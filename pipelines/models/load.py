@@ -16,12 +16,12 @@ from pipelines.models.find import (
     byte_backend,
     config_of,
     describe,
-    first_line,
     locate,
     random_config,
     side_file,
 )
 from pipelines.records.cells import Model, Refusal
+from pipelines.records.refusal import first_line
 from rope.config import text_config
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def model(model: Model, dtype: str, device: str) -> PreTrainedModel:
         shape = {key: value for key, value in random_config(source.shape).items() if key != "model_type"}
         torch.manual_seed(int(shape.pop("seed")))
         built = LlamaForCausalLM(LlamaConfig(**shape))
-        for weights in built.parameters():  # and not the model, whose rotary frequencies stay in float32
-            weights.data = weights.data.to(kind)
+        for parameter in built.parameters():  # and not the model, whose rotary frequencies stay in float32
+            parameter.data = parameter.data.to(kind)
         return built.to(device).eval()
     loaded = complete(model, kind, **spread)
     return (loaded if spread else loaded.to(device)).eval()  # type: ignore[no-any-return]

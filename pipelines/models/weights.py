@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.models.find import adapter_sentence, config_of, first_line, locate, read_json
+from pipelines.models.find import adapter_sentence, config_of, locate, read_json
 from pipelines.records.cells import Model, Refusal
+from pipelines.records.refusal import first_line
 from rope.config import text_config
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")

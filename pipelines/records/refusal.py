@@ -18,3 +18,8 @@ def suggestion(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
+from pipelines.records.refusal import first_line
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -117,5 +119,5 @@ def unrecorded(reason: str, remedy: str = "`ropewalk sync` records them") -> str
 
 def in_a_line(error: BaseException) -> str:
     """What went wrong, in one line: MLflow's errors carry the whole query."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)[:160]
+    return kind if line == kind else f"{kind}: {line}"
