@@ -17,6 +17,19 @@ NEIGHBOURS = ("llama", "mistral3", "granite", "smollm3", "arcee", "olmo")
 
 BYTES = 257
 
+SIZES = {
+    "vocab_size": BYTES,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+"""Of a tiny model with random weights, in the keys of its config."""
+
 
 def write(path: Path, model: Any, architecture: str, keys: dict[str, Any] | None = None, **more: Any) -> Path:
     """A model of transformers as a float32 GGUF file with a vocabulary of bytes.

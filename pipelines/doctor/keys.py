@@ -208,7 +208,7 @@ def wrong_level(files: Files) -> Iterator[RuleMatch]:
 
 
 @measures("S12")
-def unknownrope_type(files: Files) -> Iterator[RuleMatch]:
+def unknown_type(files: Files) -> Iterator[RuleMatch]:
     for layers, block in files.declared.items():
         kind = files.rope_type(block)
         if kind not in READ:

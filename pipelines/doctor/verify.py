@@ -10,15 +10,13 @@ import numpy as np
 
 from pipelines.doctor import corrections, rules
 from pipelines.doctor.files import Files, native
+from pipelines.doctor.numeric import EXACT
 from pipelines.doctor.rules import RuleFinding
 from pipelines.models import built
 from pipelines.models.built import Rotary
 from pipelines.records.cells import Refusal
 from rope.geometry import Plan
 from rope.strategies import bounded
-
-EXACT = 1e-5
-"""Relative difference that float32 arithmetic explains."""
 
 
 def offered(files: Files, findings: Iterable[RuleFinding]) -> tuple[RuleFinding, ...]:

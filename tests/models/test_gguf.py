@@ -21,17 +21,6 @@ from rope.patch import patched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZES = {
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
 IDS = (np.arange(160) * 37 % 250).tolist()
 
 
@@ -42,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 def model_of(model_type="llama", **config):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**SIZES, **config})).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**tiny_gguf.SIZES, **config})).eval()
 
 
 def tiny(folder, architecture="llama", keys=None, name="tiny.gguf", **more):

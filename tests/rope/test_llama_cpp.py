@@ -22,18 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NEEDED = "needs llama.cpp: uv pip install cyllama==0.2.18"
 needs_llama_cpp = pytest.mark.skipif(find_spec("cyllama") is None, reason=NEEDED)
 
-TRAINED, TOKENS = 64, 160
-SIZES = {
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": TRAINED,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
+TOKENS = 160
 HEAD = {"head_dim": 16}
 HALF = {**HEAD, "partial_rotary_factor": 0.5}
 WINDOW = {"sliding_window": 16, "num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
@@ -88,7 +77,8 @@ FAMILIES = {
         },
     ),
 }
-"""model_type -> its config beside SIZES, and the keys of a GGUF file that its converter writes beside the usual."""
+"""model_type -> its config beside tiny_gguf.SIZES, and the keys of a GGUF file that its converter writes beside the
+usual."""
 
 SETTINGS = (
     ("none", {}),
@@ -107,7 +97,7 @@ def model_of(model_type):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type][0]})
+        config = AutoConfig.for_model(model_type, **{**tiny_gguf.SIZES, **FAMILIES[model_type][0]})
         model = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
