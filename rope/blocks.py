@@ -88,6 +88,8 @@ def family_blocks(full: Mapping[str, Any], known: Family) -> Blocks:
         flat = flat[kinds.index(kind)] if isinstance(flat, list) else flat  # one a layer
         theta = flat if flat is not None else (own or {}).get("rope_theta", known.theta)
         inner = _given(block or {})
+        if given is None and known.listed_share and full.get(known.listed_share):
+            inner["partial_rotary_factor"] = full[known.listed_share][kinds.index(kind)]
         blocks[kind] = ({"rope_theta": theta} | inner if given is not None else inner | {"rope_theta": theta}) | extra
     return blocks
 

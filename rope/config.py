@@ -12,6 +12,7 @@ from typing import Any
 from rope import families, strategies
 from rope.blocks import DEFAULT_THETA as DEFAULT_THETA
 from rope.blocks import declared_blocks, family_blocks, first
+from rope.config_types import check_types, of_config
 from rope.families import Family
 from rope.geometry import ALL_LAYERS, Geometry, Plan, check_integer, check_number
 
@@ -49,6 +50,7 @@ class DeclaredScaling:
         return strategies.plan(self.strategy, self.geometry, length, **self.options)
 
 
+@of_config
 def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geometry]:
     """What a checkpoint was trained with, by layer type: {"all": ...} where its layers share one rotary embedding.
 
@@ -73,6 +75,7 @@ def geometry_of(config: Any, trained_length: int | None = None) -> dict[str, Geo
     }
 
 
+@of_config
 def declared_scalings(config: Any, trained_length: int | None = None) -> dict[str, DeclaredScaling]:
     """The strategy that a config's own parameters name, by layer type; `none` where they name no scaling.
 
@@ -112,11 +115,13 @@ def _rotating_layers(config: Any, trained_length: int | None) -> dict[str, tuple
     return layers
 
 
+@of_config
 def text_config(config: Any) -> Mapping[str, Any]:
     """The part of a config that describes the language model, as a mapping."""
     return families.language_model(_mapping(config))[0]
 
 
+@of_config
 def with_defaults(config: Any) -> dict[str, Any]:
     """The same part, under canonical names and with what the family's class assumes where the config is silent.
 
@@ -131,12 +136,19 @@ def _completed(config: Any) -> tuple[dict[str, Any], Family | None]:
 
 
 def _mapping(config: Any) -> Mapping[str, Any]:
-    if isinstance(config, Mapping):
-        return config
-    if not hasattr(config, "to_dict"):
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
         raise ValueError(f"{config!r} is not a config; give config.json as a mapping, or a config object")
-    mapping: Mapping[str, Any] = config.to_dict()
+    mapping: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    check_types(mapping)
     return mapping
+
+
+@of_config
+def length_key(config: Any) -> str:
+    """The key under which a config's language model has its length; max_position_embeddings where it has none."""
+    text, known = families.language_model(_mapping(config))
+    own = [name for name, canonical in (known.names if known else {}).items() if canonical == LENGTH_KEYS[0]]
+    return next((key for key in (*own, *LENGTH_KEYS) if text.get(key) is not None), LENGTH_KEYS[0])
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,7 @@ class AttentionLayer:
     window: int | None
 
 
+@of_config
 def attention_layers(config: Any) -> tuple[AttentionLayer, ...]:
     """Every decoder layer that attends; () where the config does not say how many there are.
 
@@ -175,6 +188,7 @@ def attention_layers(config: Any) -> tuple[AttentionLayer, ...]:
     return tuple(layers)
 
 
+@of_config
 def rope_parameters(config: Any) -> dict[str, dict[str, Any] | None]:
     """The declared rotary parameters as transformers v5 names them, by layer type; None for layers without rotation.
 

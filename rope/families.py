@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,9 @@ class Family:
     spread: bool = False
     source: str | None = None
     inside: Sequence[str] | None = None
+    only: bool = False
+    filled: bool = False
+    listed_share: str | None = None
     silent: Mapping[str, Any] | None = None
     alpha: bool = False
     model: str | None = None
@@ -119,11 +122,24 @@ def _inside(config: Mapping[str, Any], known: Family | None) -> tuple[tuple[str,
         inner = config.get(key)
         if isinstance(inner, Mapping) and inner:
             default = known.inside[1] if known and known.inside and known.inside[0] == key else None
-            path, innermost = _inside(inner, family(inner.get("model_type") or default))
+            given = None if known is not None and known.only and default else inner.get("model_type")
+            filled = known if known is not None and known.filled else None
+            path, innermost = _inside(inner, _within(filled, given or default))
             return (key, *path), innermost
     while known is not None and known.inside:  # the config leaves the language model out, or is flat
-        known = family(known.inside[1])
+        known = _within(known, known.inside[1])
     return (), known
+
+
+def _within(outer: Family | None, model_type: str | None) -> Family | None:
+    """The family of the language model in a config of `outer`."""
+    inner = family(model_type)
+    if inner is None or outer is None or outer.silent is None:
+        return inner
+    silent = dict(outer.silent)
+    rope = silent.pop("rope_parameters", None)
+    theta = {} if rope is None else {"theta": rope["rope_theta"], "rope": rope}
+    return replace(inner, defaults={**inner.defaults, **silent}, **theta)
 
 
 def completed(text: Mapping[str, Any], known: Family | None) -> dict[str, Any]:
@@ -156,7 +172,8 @@ def head_dim(full: Mapping[str, Any], known: Family | None) -> int | None:
     that quotient), `qk_rope_head_dim` (always that key), or that key, or twice the quotient, unless head_dim is there.
     """
     rule = known.head if known else ("qk_rope_head_dim" if full.get("qk_rope_head_dim") else "head_dim")
-    if rule == "qk_rope_head_dim" or (rule == "qk_rope_head_dim?" and "head_dim" not in full):
+    latent = rule == "qk_rope_head_dim" or (rule == "qk_rope_head_dim?" and "head_dim" not in full)
+    if latent and full["qk_rope_head_dim"] != 0:  # without a latent, DeepSeek VL2's small models rotate whole heads
         return int(full["qk_rope_head_dim"])
     hidden, heads = full.get("hidden_size"), full.get("num_attention_heads")
     quotient = hidden // heads if hidden and heads else None
@@ -173,7 +190,8 @@ def layer_types(full: Mapping[str, Any], known: Family | None) -> tuple[str, ...
     """The type of every decoder layer; None in a family whose layers have none."""
     given = full.get("layer_types") or full.get("layers_block_type")
     if isinstance(given, (list, tuple)):
-        return tuple(OLD_TYPES.get(str(entry), str(entry)) for entry in given)
+        # more of them than layers: those of layers that predict further tokens, which are not built
+        return tuple(OLD_TYPES.get(str(entry), str(entry)) for entry in given[: full.get("num_hidden_layers")])
     count = full.get("num_hidden_layers")
     if known is None or known.layers is None or not count:
         return None

@@ -35,6 +35,10 @@ class Plan:
         if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
             raise ValueError(f"attention_factor={self.attention_factor}: give a finite number above 0")
 
+    def changes(self) -> dict[str, Any]:
+        """What it does beyond setting frequencies, as plain data."""
+        return {}
+
 
 Plans = tuple[tuple[str, Plan], ...]
 """A plan for every layer type of a model, and for single layers where they have their own: ((layers, plan), ...).
@@ -65,6 +69,8 @@ def layer_numbers(text: str) -> tuple[int, ...]:
         ends = (first, last if dash else first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[1]) < int(ends[0]):
             raise ValueError(f"layers {text!r}: give layer numbers and ranges from 0 on, such as 0-7,12")
+        if len(ends[1]) > 5:
+            raise ValueError(f"layers {text[:60]!r}: no model has that many layers; give numbers up to 99999")
         numbers += range(int(ends[0]), int(ends[1]) + 1)
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"layers {text!r}: a layer is in it twice; name each once")

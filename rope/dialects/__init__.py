@@ -17,11 +17,11 @@ import numpy as np
 from rope.config import DeclaredScaling, geometry_of
 from rope.dialects import exllama, llama_cpp, sglang, transformers_v4, transformers_v5, vllm
 from rope.dialects.deployment import Config, Deployment, ScalingRequest, Unsupported
+from rope.dialects.engine_models import verify
 from rope.dialects.llama_cpp_reading import from_llama_cpp
 from rope.dialects.transformers_v5 import to_transformers
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
-from rope.pairwise import Pairwise
-from rope.strategies import STRATEGIES, canonical_name, options_of, plans, required_options
+from rope.strategies import CROPS_TEXT, STRATEGIES, canonical_name, options_of, plans, required_options
 
 __all__ = [
     "ENGINES",
@@ -84,15 +84,26 @@ def deploy(
         raise ValueError(f"unknown engine: {engine!r}; engines: {', '.join(ENGINES)}")
     request = ScalingRequest(engine, config, strategy, options, geometries, length)
     try:
-        return ENGINES[engine].deploy(request)
+        return _verified(request)
     except Unsupported as refusal:
         reason = str(refusal).partition("; the closest supported alternative")[0]  # as it is known without trying
         raise Unsupported(f"{reason}; {_advice(request)}") from refusal
 
 
+def _verified(request: ScalingRequest) -> Deployment:
+    """What the engine takes, if it computes the plan with it."""
+    engine, served = ENGINES[request.engine], request.served
+    deployment = engine.deploy(served)
+    verify(served, engine.read_back(deployment, served.config))
+    if served is request:
+        return deployment
+    note = f"nothing needs exporting: serve the model as it is, and give it the last {served.length:,} tokens of a text"
+    return replace(deployment, notes=(*deployment.notes, note))
+
+
 def _advice(request: ScalingRequest) -> str:
     """What comes closest to a refused request, tried before it is named: a strategy here, and this one elsewhere."""
-    candidates = (name for name in STRATEGIES if name not in ("none", canonical_name(request.strategy)))
+    candidates = (name for name in STRATEGIES if name not in {"none", *CROPS_TEXT, canonical_name(request.strategy)})
     others = sorted(filter(lambda name: _runs(_another(request, name)), candidates), key=partial(_distance, request))
     here = [others[0]] if others else []
     elsewhere = [f"--to {name}" for name in ENGINES if name != request.engine and _runs(replace(request, engine=name))]
@@ -111,7 +122,7 @@ def _another(request: ScalingRequest, strategy: str) -> ScalingRequest:
 
 def _runs(request: ScalingRequest) -> bool:
     try:
-        ENGINES[request.engine].deploy(request)
+        _verified(request)
     except ValueError:
         return False
     return True
@@ -132,7 +143,7 @@ def _distance(request: ScalingRequest, strategy: str) -> float:
 def _plans(request: ScalingRequest) -> dict[str, Plan]:
     """By layer type; {} where a plan changes attention itself, or differs for single layers."""
     chosen = dict(plans(request.strategy, request.geometries, request.length, **request.options))
-    if any(isinstance(plan, Pairwise) or layers_of(key)[1] for key, plan in chosen.items()):
+    if any(plan.changes() or layers_of(key)[1] for key, plan in chosen.items()):
         return {}
     return chosen
 

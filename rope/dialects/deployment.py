@@ -14,9 +14,10 @@ import numpy as np
 
 from rope import families
 from rope.config import rope_parameters, with_defaults
+from rope.cropping import cropped
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
 from rope.pairwise import Pairwise
-from rope.strategies import canonical_name, options_of, plans, stretch
+from rope.strategies import CROPS_TEXT, canonical_name, options_of, plans, stretch
 from rope.strategies.over import with_factor
 from rope.strategies.registry import as_options
 from rope.strategies.scaling import running_factor
@@ -151,6 +152,14 @@ class ScalingRequest:
     options: Mapping[str, Any]
     geometries: Mapping[str, Geometry]
     length: int
+
+    @property
+    def served(self) -> ScalingRequest:
+        """What is left for an engine to do: of a plan that crops a text, to run the plain model at that window."""
+        if canonical_name(self.strategy) not in CROPS_TEXT:
+            return self
+        crop = cropped(plans(self.strategy, self.geometries, self.length, **self.options))
+        return replace(self, strategy="none", options={}, length=self.length if crop is None else crop.window)
 
     @cached_property
     def declared(self) -> dict[str, Config | None]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rope.config import DeclaredScaling
-from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported
+from rope.dialects.deployment import Config, LayerScaling, ScalingRequest, Unsupported
 from rope.strategies.ramps import mscale_of
 
 FILE = Path(__file__).with_suffix(".json")
@@ -148,11 +148,11 @@ def check_read(model: ModelClass, scaling: LayerScaling, parameters: Config) -> 
         )
 
 
-def verified(request: ScalingRequest, deployment: Deployment, read: Mapping[str, DeclaredScaling]) -> Deployment:
-    """The deployment, if what the engine computes with it is the plan.
+def verify(request: ScalingRequest, read: Mapping[str, DeclaredScaling]) -> None:
+    """Refuse a deployment with which the engine computes (`read`, by layer type) another plan than asked for.
 
     Raises:
-        Unsupported: it is not.
+        Unsupported: it does.
     """
     for layer_type, scaling in request.scalings.items():
         theirs = read[layer_type].plan(request.length)
@@ -163,7 +163,6 @@ def verified(request: ScalingRequest, deployment: Deployment, read: Mapping[str,
             and math.isclose(theirs.attention_factor, ours.attention_factor, rel_tol=CLOSE)
         ):
             raise Unsupported(
-                f"{TITLES[request.engine]} would compute other frequencies, or another attention factor, for "
-                f"{scaling.strategy} on this model"
+                f"{TITLES.get(request.engine, request.engine)} would compute other frequencies, or another attention "
+                f"factor, for {scaling.strategy} on this model"
             )
-    return deployment

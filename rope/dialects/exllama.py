@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rope.config import DeclaredScaling, declared_scalings, geometry_of, rope_parameters, text_config
+from rope.config import DeclaredScaling, declared_scalings, geometry_of, length_key, rope_parameters, text_config
 from rope.dialects.deployment import Deployment, FlagParser, LayerScaling, ScalingRequest, Unsupported, format_number
-from rope.dialects.engine_models import CLOSE, model_class, verified
+from rope.dialects.engine_models import CLOSE, model_class
 from rope.dialects.transformers_v4 import v4_config
 from rope.geometry import ALL_LAYERS, Geometry
 from rope.strategies.ramps import mscale_of
@@ -56,7 +56,7 @@ def deploy(request: ScalingRequest) -> Deployment:
             needs_file=bool(text_config(request.config).get("rope_parameters")),  # which it does not read
             notes=notes,
         )
-        return verified(request, deployment, read_back(deployment, request.config))
+        return deployment
     patched = v4_config(request)
     text: Any = text_config(patched)
     name = "llama3"
@@ -69,7 +69,7 @@ def deploy(request: ScalingRequest) -> Deployment:
     deployment = Deployment(
         ENGINE, name, arguments=served, with_file=served, config=patched, needs_file=True, notes=notes
     )
-    return verified(request, deployment, read_back(deployment, request.config))
+    return deployment
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -127,7 +127,7 @@ def read_arguments(arguments: Sequence[str], config: Any) -> dict[str, DeclaredS
     """
     flags = _parser().parse_known_args(list(arguments))[0]
     text = text_config(config)
-    limit = int(text["max_position_embeddings"])
+    limit = int(text[length_key(config)])
     length = flags.length or limit
     v4 = {key: value for key, value in text.items() if key != "rope_parameters"}
     (own,) = (parameters or {} for parameters in rope_parameters(v4).values())

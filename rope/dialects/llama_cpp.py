@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rope.config import DeclaredScaling, geometry_of, rope_parameters, text_config
+from rope.config import DeclaredScaling, geometry_of, length_key, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, format_number
 from rope.dialects.llama_cpp_reading import BETAS, ENGINE, from_llama_cpp
 from rope.geometry import ALL_LAYERS, Plan
@@ -64,7 +64,7 @@ def deploy(request: ScalingRequest) -> Deployment:
         )
     found = _found(request, rules, architecture)
     keys = dict(found.keys)
-    if request.length > (text.get("max_position_embeddings") or 0):
+    if request.length > (text.get(length_key(text)) or 0):
         keys["context_length"] = request.length
     context = ("-c", str(request.length))
     flags, overridden = found.flags, {"rope.scaling.attn_factor", "context_length"}  # which have no flags

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.config import DeclaredScaling, declared_scalings, length_key, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
-from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class, verified
+from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class
 from rope.dialects.transformers_v5 import base_parameters, override_deployment, parameters_for, patched_config
 from rope.geometry import ALL_LAYERS
 from rope.strategies.ramps import mscale_of
@@ -40,7 +40,7 @@ def deploy(request: ScalingRequest) -> Deployment:
     patched = patched_config(request, sglang_parameters)
     text: Any = text_config(patched)
     parameters = text["rope_parameters"]
-    key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
+    key = length_key(request.config)
     overrides: Config = {}
     if not scaling.native or request.declared[ALL_LAYERS] != parameters:
         overrides["rope_scaling"] = parameters
@@ -48,8 +48,7 @@ def deploy(request: ScalingRequest) -> Deployment:
             overrides["rope_theta"] = parameters["rope_theta"]  # where SGLang on transformers v4 looks for it
     if text_config(request.config).get(key) != text[key]:
         overrides[key] = text[key]
-    deployment = override_deployment(request, "SGLang", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
-    return verified(request, deployment, read_back(deployment, request.config))
+    return override_deployment(request, "SGLang", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rope import families
-from rope.config import LENGTH_KEYS, RUNTIME, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.config import RUNTIME, DeclaredScaling, declared_scalings, length_key, rope_parameters, text_config
 from rope.dialects.deployment import (
     Config,
     Deployment,
@@ -39,7 +39,7 @@ NOT_BY_LENGTH = frozenset({"deepseek_v4"})
 DEFAULT_ONLY = frozenset({"recurrent_gemma"})
 """model_type of families whose class takes no rope_type but default."""
 
-HEADS_BY_LAYER = frozenset({"gemma4_text", "gemma4_unified_text", "dots3_note_text"})
+HEADS_BY_LAYER = frozenset({"gemma4_text", "gemma4_unified_text", "dots3_note_text", "step3p5"})
 """model_type of families whose heads differ by layer even where their config does not say so."""
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base")
@@ -78,7 +78,7 @@ def to_transformers(
             changes attention itself, or one that would have to be a longrope in a model whose heads differ by layer,
             which transformers refuses.
     """
-    return deploy(ScalingRequest(ENGINE, config, strategy, options, geometries, length)).config or {}
+    return deploy(ScalingRequest(ENGINE, config, strategy, options, geometries, length).served).config or {}
 
 
 def deploy(request: ScalingRequest) -> Deployment:
@@ -216,6 +216,9 @@ def base_parameters(scaling: LayerScaling) -> Config:
     # a proportional share counts rotating pairs, and under any other rope_type it would count dimensions
     dropped = SCALING_KEYS | ({"partial_rotary_factor"} if scaling.declared["rope_type"] == "proportional" else set())
     own = {key: copy.deepcopy(value) for key, value in scaling.declared.items() if key not in dropped}
+    if scaling.text.get("partial_rotary_factor") is not None and "partial_rotary_factor" not in dropped:
+        # the share beside the parameters would go into them; some classes overlook it in a plain rotation only
+        own["partial_rotary_factor"] = scaling.geometry.partial
     return own | {"rope_theta": scaling.geometry.base}
 
 
@@ -366,9 +369,7 @@ def _llama3_parameters(scaling: LayerScaling, low: float, high: float) -> Config
 
 
 def _set_lengths(text: Any, scalings: Mapping[str, LayerScaling], written: list[Config]) -> None:
-    known = families.family(next(iter(scalings.values())).family)
-    own = [name for name, canonical in (known.names if known else {}).items() if canonical == LENGTH_KEYS[0]]
-    key = next((name for name in (*own, *LENGTH_KEYS) if text.get(name) is not None), LENGTH_KEYS[0])
+    key = length_key(text)
     changed = [scaling for scaling in scalings.values() if not scaling.native]
     trained = max(scaling.geometry.trained_length for scaling in scalings.values())
     length = next(iter(scalings.values())).length

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rope.config import LENGTH_KEYS, DeclaredScaling, declared_scalings, rope_parameters, text_config
+from rope.config import DeclaredScaling, declared_scalings, length_key, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, as_mapping
-from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class, verified
+from rope.dialects.engine_models import check_read, is_latent, latent_parameters, latent_scaling, model_class
 from rope.dialects.transformers_v5 import (
     base_parameters,
     longrope,
@@ -47,10 +47,9 @@ def deploy(request: ScalingRequest) -> Deployment:
     if not unchanged or not all(scaling.native for scaling in request.scalings.values()):
         overrides["rope_parameters"] = text["rope_parameters"]
     if _reach(text_config(request.config), rope_parameters(patched)) < request.length:
-        key = next(name for name in LENGTH_KEYS if text.get(name) is not None)
+        key = length_key(request.config)
         overrides[key] = text[key]
-    deployment = override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
-    return verified(request, deployment, read_back(deployment, request.config))
+    return override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:
@@ -113,7 +112,7 @@ def read_overrides(overrides: Mapping[str, Any], config: Any) -> dict[str, Decla
         for key in ("rope_scaling", "rope_theta", "rope_local_base_freq"):
             text.pop(key, None)
     text.update(copy.deepcopy(dict(inner)))
-    limit = next(text[name] for name in LENGTH_KEYS if text.get(name) is not None)
+    limit = text[length_key(merged)]
     return {
         layer_type: _computed(merged, layer_type, parameters, limit)
         for layer_type, parameters in rope_parameters(merged).items()
@@ -156,7 +155,7 @@ def _as_transformers(config: Config, layer_type: str, changed: Config, parameter
 
 def _reach(text: Mapping[str, Any], own: Mapping[str, Config | None]) -> float:
     """Tokens that vLLM allows, and has cosines for, by the checkpoint's own length, which a linear type multiplies."""
-    limit = next((text[name] for name in LENGTH_KEYS if text.get(name) is not None), 0)
+    limit = text.get(length_key(text), 0)
     parameters = own.get(ALL_LAYERS)
     linear = parameters is not None and parameters["rope_type"] == "linear"
     return float(limit * parameters["factor"] if parameters and linear else limit)

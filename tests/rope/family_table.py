@@ -253,6 +253,13 @@ CODE: dict[str, dict[str, Any]] = {
         "partial_keys": ["partial_rotary_factor", "qk_rope_head_dim"],
         "scaled_defaults": {"yarn": {"attention_factor": 1.0}},
     },
+    "step3p5": {
+        "by_type": {
+            kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in ("full_attention", "sliding_attention")
+        },
+        "theta_keys": {kind: ["rope_theta"] for kind in ("full_attention", "sliding_attention")},
+        "listed_share": "partial_rotary_factors",
+    },
     "minimax": {"windowed": "full_attention"},
     "moshi": {"window": None},  # its mask has no window
     "kyutai_speech_to_text": {"window": None},
@@ -307,6 +314,16 @@ REMOTE: dict[str, dict[str, Any]] = {
         "partial": 1.0,
         "partial_keys": ["rope_pct"],
         "source": "modeling_stablelm_epoch.py: rotary_ndims = int(head_dim * rope_pct)",
+    },
+    "phi3small": {
+        "theta_keys": ["rope_embedding_base"],
+        "source": "modeling_phi3_small.py: RotaryEmbedding(dim=head_dim, base=rope_embedding_base)",
+    },
+    "deepseek_vl_v2": {"inside": ["language_config", "deepseek_vl_v2_text"]},
+    "deepseek_vl_v2_text": {
+        "defaults": {"qk_rope_head_dim": 64, "max_position_embeddings": 2048},
+        "head": "qk_rope_head_dim",
+        "source": "modeling_deepseek.py of DeepSeek-VL2: multi-head attention over whole heads where use_mla is false",
     },
     **{
         kind: {"source": "its code takes a base of 10000 where the config has none"}
@@ -530,6 +547,36 @@ def head_rule(decoder: Decoder) -> tuple[str, bool]:
     return f"? {[(k, n) for _, k, n in tried]}", share
 
 
+def takes_one(outer: str, key: str) -> bool:
+    """Whether the class has one class for its language model, whatever model_type the config gives that."""
+    with contextlib.suppress(Exception):
+        given = BUILDS.get(outer, {}) | {key: {"model_type": "of no class"}}
+        return hasattr(getattr(CONFIG_MAPPING[outer](**given), key), "model_type")
+    return False
+
+
+def assumed_within(outer: str, key: str) -> dict[str, Any]:
+    """What the class takes for its language model where a config leaves that out, other than the defaults of its class.
+
+    filled: whether it takes them also where the config gives it without those keys.
+    """
+    make, names = CONFIG_MAPPING[outer], sorted({*SIZES, *READ, "rope_parameters"})
+
+    def assumed(given: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(Exception):
+            inner = getattr(make(**BUILDS.get(outer, {}) | given), key)
+            own = type(inner)(vocab_size=1000)
+            found = {n: getattr(inner, n) for n in names if getattr(inner, n, None) != getattr(own, n, None)}
+            head = getattr(inner, "head_dim", None)
+            return found | (
+                {"head_dim": head} if found and head != inner.hidden_size // inner.num_attention_heads else {}
+            )
+        return {}
+
+    silent, given = assumed({}), assumed({key: {"vocab_size": 1000}})
+    return {"silent": silent, **({"filled": True} if given else {})} if silent else {}
+
+
 def wrappers() -> dict[str, dict[str, Any]]:
     """The configs that hold a language model: under which key, of which type, and what is in it if it is left out."""
     lines = {}
@@ -539,7 +586,8 @@ def wrappers() -> dict[str, dict[str, Any]]:
             key = next((key for key in NESTS if hasattr(getattr(config, key, None), "model_type")), None)
             if key is not None:
                 inner = getattr(config, key)
-                lines[outer] = {"inside": [key, inner.model_type]}
+                lines[outer] = {"inside": [key, inner.model_type]} | ({"only": True} if takes_one(outer, key) else {})
+                lines[outer] |= assumed_within(outer, key)
                 if inner.model_type not in (*outer_types(), *decoders()):
                     _, text = text_of(inner)
                     inside = next(k for k in NESTS if hasattr(getattr(inner, k, None), "model_type"))
@@ -550,6 +598,7 @@ def wrappers() -> dict[str, dict[str, Any]]:
 def table() -> dict[str, Any]:
     """All of families.json."""
     lines = wrappers() | {kind: measured(decoder) for kind, decoder in decoders().items()}
+    lines["exaone4_5_text"] = lines["exaone4"]  # the name in the first release: Exaone4_5_Config.__post_init__
     return {"transformers": transformers.__version__, "families": dict(sorted((REMOTE | lines).items()))}
 
 

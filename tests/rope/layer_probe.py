@@ -66,9 +66,9 @@ def attending(decoder: Decoder) -> tuple[Any, dict[int, tuple[bool, int]]]:
     own = [
         m
         for m in getattr(model, "get_decoder", lambda: model)().modules()
-        if isinstance(getattr(m, "layer_idx", None), int)
+        if isinstance(getattr(m, "layer_idx", None), int) and not type(m).__name__.endswith("Indexer")
     ]
-    attentions = [m for m in own if not any(hasattr(inner, "layer_idx") for inner in list(m.modules())[1:])]
+    attentions = [m for m in own if not any(inner in own for inner in list(m.modules())[1:])]
     types = getattr(config, "layer_types", None) or {}
     attentions = [m for m in attentions if not types or types[m.layer_idx] not in NO_ATTENTION]
     attentions = [m for m in attentions if "position_embeddings" in inspect.signature(m.forward).parameters]

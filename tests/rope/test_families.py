@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import transformers
-from family_table import ROTATES, SINUSOIDAL, STILL, Decoder, decoders, table
+from family_table import BUILDS, ROTATES, SINUSOIDAL, STILL, Decoder, decoders, table, text_of
 from family_table import built as on_meta
 from layer_probe import TOKENS, attending
-from transformers import RoFormerModel
+from transformers import CONFIG_MAPPING, RoFormerModel
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
@@ -220,6 +220,7 @@ TRUE_REASONS = (
     "rotates 1 dimensions",
     "give the rotated share of head_dim",  # CodeGen and GPT-J with a rotary_dim above their heads
     "no max_position_embeddings",  # RecurrentGemma's class has no length
+    "nests some under",  # two classes that overlook nested blocks in silence: what the config says is not what runs
 )
 """Why a config is refused that transformers builds a rotary module from."""
 
@@ -247,6 +248,33 @@ def test_configs_of_every_family_are_read_as_transformers_builds_them():
     counts = swept()
     print(f"\n{counts.total()} probes of {len(decoders())} families: {dict(counts)}")
     assert counts["right"] > 7000 and len(decoders()) > 150
+
+
+@pytest.mark.sweep
+def test_a_language_model_within_another_is_of_the_class_that_transformers_takes():
+    """Whatever model_type the inner config gives: some classes hold always the same one."""
+    lines = json.loads(TABLE.read_text())["families"]
+    by_class = {decoder.config: decoder for decoder in decoders().values()}
+    faults, right = [], 0
+    for outer, (key, kind) in ((outer, line["inside"]) for outer, line in lines.items() if "inside" in line):
+        if "inside" in lines[kind]:
+            continue
+        sizes = {"hidden_size": 512, "num_attention_heads": 4, "max_position_embeddings": 4096, "head_dim": 64}
+        given = [sizes | ({"model_type": name} if name else {}) for name in (None, kind, "llama", "of no class")]
+        for inner in (*given, {"vocab_size": 1000}, None):
+            config = {"model_type": outer} | ({key: inner} if inner else {})
+            try:
+                _, text = text_of(CONFIG_MAPPING[outer](**BUILDS.get(outer, {}) | copy.deepcopy(config)))
+                decoder = by_class[type(text)]
+                held, length, error = truth(decoder, text.to_dict())
+            except Exception:
+                continue  # transformers refuses it, or it holds no language model
+            found, said = verdict(Probe(decoder.kind, "", config, held, length, error))
+            right += found == "right"
+            if found == "wrong" or (found == "refused" and not any(reason in said for reason in TRUE_REASONS)):
+                faults.append(f"{outer} holding {inner}: {found}: {said}")
+    assert not faults, "\n".join(faults)
+    assert right > 200
 
 
 @pytest.mark.sweep
@@ -306,6 +334,21 @@ QWEN_1 = {"hidden_size": 4096, "num_attention_heads": 32, "kv_channels": 128, "s
         (
             {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"hidden_size": 64, "head_dim": 16}}},
             Geometry(16, 1e6, 32768),
+        ),
+        (
+            {"model_type": "phi3small", "hidden_size": 4096, "num_attention_heads": 32, "rope_embedding_base": 1e6}
+            | {"max_position_embeddings": 8192},
+            Geometry(128, 1e6, 8192),
+        ),
+        (
+            {"model_type": "deepseek_vl_v2", "language_config": {"hidden_size": 1280, "num_attention_heads": 10}}
+            | {"x": None},
+            Geometry(64, 1e4, 2048),
+        ),
+        (
+            {"model_type": "deepseek_vl_v2"}
+            | {"language_config": {"hidden_size": 1280, "num_attention_heads": 10, "qk_rope_head_dim": 0}},
+            Geometry(128, 1e4, 2048),
         ),
         (
             {"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2", "head_dim": 8, "rope_theta": 5e5}}

@@ -19,7 +19,7 @@ from rope.patch import patched
 from rope.strategies import plans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NEEDED = "needs llama.cpp: uv pip install cyllama==0.2.18"
+NEEDED = "needs llama.cpp: uv sync --group engines"
 needs_llama_cpp = pytest.mark.skipif(find_spec("cyllama") is None, reason=NEEDED)
 
 TOKENS = 160

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 
 import numpy as np
 import pytest
 import torch
 from test_patch import DYNAMIC, LINEAR, LLAMA3, PLAIN, SHAPE, TRAINED, YARN, buffers, gemma, llama, logits, of, same
-from transformers import Phi3Config, Phi3ForCausalLM, PhimoeConfig, PhimoeForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM, PhimoeConfig, PhimoeForCausalLM, modeling_rope_utils
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -111,6 +112,8 @@ def config_alone(model):
 
 
 def long_numbers(model):
+    if "if long_inv_freq is None" not in inspect.getsource(modeling_rope_utils):
+        pytest.skip("the installed transformers computes the long list anew for every forward")
     rotary(model).long_inv_freq = rotary(model).original_inv_freq / 2
 
 
