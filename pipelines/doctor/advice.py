@@ -179,9 +179,11 @@ def commands(
     if target <= holds or len(suggested) == 1:
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
     # Both tasks, as perplexity alone does not show retrieval from far back; as many documents as a comparison takes.
-    limit = statistics.needed(len(untuned) - 1)
+    # And cropping: a strategy is of use only where it is better than to throw the far text away.
+    limit = statistics.needed(len(untuned))
     lengths = ",".join(map(str, dict.fromkeys([holds, target])))
-    names = ",".join(candidate.strategy for candidate in untuned)
+    first, *others = (candidate.strategy for candidate in untuned)
+    names = ",".join([first, "crop", *others])
     decide = f"{start} strategy={names} length={lengths} limit={limit}{end} task="
     ntk = next(candidate for candidate in untuned if candidate.strategy == "ntk")
     factors = ",".join(f"{factor:g}" for factor in ntk.sweep)

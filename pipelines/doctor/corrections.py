@@ -11,8 +11,9 @@ from typing import Any
 from pipelines.doctor.files import Files
 from pipelines.doctor.rules import Correction, RuleFinding
 from pipelines.models import find
+from pipelines.records import inputs
 from pipelines.records.cells import Model, Refusal
-from rope.config import LENGTH_KEYS, geometry_of, rope_parameters, text_config
+from rope.config import LENGTH_KEYS, geometry_of, length_key, rope_parameters, text_config
 from rope.families import Family, language_model
 from rope.geometry import ALL_LAYERS
 
@@ -24,8 +25,12 @@ REWRITE = Correction(lambda text: None, keeps=True)
 
 
 def set_top(keeps: bool = False, **values: Any) -> Correction:
-    """Set keys beside the rope parameters, such as max_position_embeddings."""
-    return Correction(lambda text: text.update(values), keeps=keeps)
+    """Set keys beside the rope parameters, such as max_position_embeddings, under the config's own name for it."""
+
+    def correct(text: dict[str, Any]) -> None:
+        text.update({length_key(text) if key == LENGTH_KEYS[0] else key: value for key, value in values.items()})
+
+    return Correction(correct, keeps=keeps)
 
 
 def set_rope(layers: str, keeps: bool = False, **values: Any) -> Correction:
@@ -190,7 +195,7 @@ def write(files: Files, model: Model, findings: Iterable[RuleFinding], out: Path
     bodies: dict[str, Mapping[str, Any]] = {"config.json": config}
     if files.tokenizer:
         bodies["tokenizer_config.json"] = tokenizer(files, config)
-    out.mkdir(parents=True, exist_ok=True)
+    inputs.made(out)
     for name, body in bodies.items():
         (out / name).write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for file in folder.iterdir():
@@ -201,8 +206,7 @@ def write(files: Files, model: Model, findings: Iterable[RuleFinding], out: Path
 
 def tokenizer(files: Files, config: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer's settings, with a limit no lower than the config's; without settings none."""
-    text = text_config(config)
-    limit = next((text[key] for key in LENGTH_KEYS if text.get(key)), None)
+    limit = text_config(config).get(length_key(config))
     needed = max(limit or 0, files.target or 0)
     present = files.tokenizer.get("model_max_length")
     raised = {"model_max_length": needed} if isinstance(present, (int, float)) and present < needed else {}

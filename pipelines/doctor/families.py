@@ -29,6 +29,10 @@ class Variant:
     trained: int | None = None
     source: str = LITGPT
 
+    def names_it(self, text: Mapping[str, Any], name: str) -> bool:
+        """Whether a config's name, or the one it was made from, is of this checkpoint."""
+        return bool(re.search(self.names, f"{name} {text.get('_name_or_path', '')}".lower()))
+
     @property
     def plain_length(self) -> int:
         """Tokens that its plain frequencies were trained on."""
@@ -120,8 +124,7 @@ def variant(text: Mapping[str, Any], name: str) -> Variant | None:
     """The checkpoint that a config should be of: the one whose name it bears, else the one of its length, else the
     only one of its shape; None where these do not decide."""
     known = variants(text)
-    model_name = f"{name} {text.get('_name_or_path', '')}".lower()
-    named = [variant for variant in known if re.search(variant.names, model_name)]
+    named = [variant for variant in known if variant.names_it(text, name)]
     for some in (named, known):
         same = [variant for variant in some if variant.length == text.get("max_position_embeddings")]
         if len(some) == 1 or same:

@@ -209,6 +209,11 @@ class Files:
         return families.variant(self.text, self.name)
 
     @property
+    def named(self) -> bool:
+        """Whether its name says that it is that checkpoint, and not its shape and length alone."""
+        return self.variant is not None and self.variant.names_it(self.text, self.name)
+
+    @property
     def known_length(self) -> int | None:
         """Tokens of plain training of the known family; None where it is not known, or its members differ."""
         known = [self.variant] if self.variant else families.variants(self.text)
@@ -231,27 +236,8 @@ def read(model: Model, target: int | None = None, strategy: str = "none", task: 
     header, tokenizer = None, {}
     if source.gguf is not None:
         header = gguf_files.read_header(source.gguf)
-        config = gguf_files.header_config(header)
-        # The header's own values where it has some: they are what is to be judged.
-        if header.rope_freqs:
-            config = gguf_files.with_scaling(config, header, source.gguf.name)
-        else:
-            config |= header_scaling(header)
+        config = gguf_files.with_scaling(gguf_files.header_config(header), header, source.gguf.name)
     else:
         _, config = find.describe(model)
         tokenizer = find.side_file(model, "tokenizer_config.json")
     return Files(model.name, config, tokenizer, header, target, strategy, model.trained_length, task)
-
-
-def header_scaling(header: Header) -> dict[str, Any]:
-    """The scaling that a GGUF header declares, with the keys of a config; {} without any."""
-    kind = header.value("rope.scaling.type")
-    if kind in (None, "none"):
-        return {}
-    block = {
-        "rope_type": kind,
-        "factor": header.value("rope.scaling.factor"),
-        "original_max_position_embeddings": header.value("rope.scaling.original_context_length"),
-        "attention_factor": header.value("rope.scaling.attn_factor"),
-    }
-    return {"rope_scaling": {key: value for key, value in block.items() if value is not None}}

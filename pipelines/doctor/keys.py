@@ -126,7 +126,8 @@ def null_theta(files: Files) -> Iterator[RuleMatch]:
     blocks |= {f"{layers}.rope_theta": block for layers, block in files.declared.items()}
     for place, block in blocks.items():
         theta = block.get("rope_theta", 0)
-        if isinstance(theta, (int, float)) and not isinstance(theta, bool):
+        by_layer = known is not None and known.listed_share is not None and isinstance(theta, list)
+        if by_layer or (isinstance(theta, (int, float)) and not isinstance(theta, bool)):
             continue
         if files.variant and not bounded(place.partition(".")[0]):
             theta = files.variant.theta

@@ -57,7 +57,9 @@ def unlike_its_family(files: Files) -> Iterator[RuleMatch]:
     theta, values = block.get("rope_theta"), {"family": published.label, "published_in": published.source}
     if theta and abs(theta - published.theta) > 1e-6 * published.theta:
         measured = {"rope_theta": theta, "published": published.theta, "family": published.label}
-        if theta == DEFAULT_THETA or theta < published.theta:
+        if theta < published.theta and theta != DEFAULT_THETA and not files.named:
+            pass  # another model of that shape and length, such as DeepSeek Coder
+        elif theta < published.theta:
             yield RuleMatch(measured, "theta_lost", values, corrections.set_theta(published.theta))
         else:
             yield RuleMatch(measured, "theta_larger", values)

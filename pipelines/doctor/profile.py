@@ -348,7 +348,7 @@ class _Scorer:
 
     def ends(self, ids: Sequence[int], windows: Sequence[tuple[int, int]], last: int) -> Array:
         """(windows, last) of the last tokens of windows (start, end) of a document, in one forward each."""
-        from pipelines.tasks.scorer import Spans
+        from pipelines.tasks.exact import Spans
 
         spans = Spans("windows", ids, [(start, end, last) for start, end in windows])
         (answer,) = self.lm.loglikelihood_rolling([SimpleNamespace(args=(spans,))], disable_tqdm=True)

@@ -94,6 +94,16 @@ def not_taken(files: Files) -> Iterator[RuleMatch]:
                 )
 
 
+@measures("S19")
+def chunked_length(files: Files) -> Iterator[RuleMatch]:
+    """A length that vLLM reaches by dual chunk attention, which transformers does not have."""
+    chunks = files.text.get("dual_chunk_attention_config")
+    plain = chunks.get("original_max_position_embeddings") if isinstance(chunks, dict) else None
+    if plain and files.limit and plain < files.limit and (files.trained or files.limit) > plain:
+        values = {"limit": files.limit, "plain": plain}
+        yield RuleMatch({"max_position_embeddings": files.limit, "trained": plain}, values=values)
+
+
 @measures("S15")
 def local_alone(files: Files) -> Iterator[RuleMatch]:
     target = files.target or files.limit

@@ -236,10 +236,17 @@ STATIC: dict[str, list[tuple[Files | None, Files | None]]] = {
         ),
         (None, of({**EXAONE_4, "rope_scaling": LLAMA3_BLOCK})),
     ],
+    "S19": [
+        (
+            of({**PLAIN, "dual_chunk_attention_config": {"original_max_position_embeddings": 256}}),
+            of({**PLAIN, "dual_chunk_attention_config": None}),
+        ),
+    ],
     "S10": [
         (of({**LLAMA_32, "rope_scaling": LLAMA3_BLOCK}), of(LLAMA_32)),
         (of({**LLAMA_3, "rope_theta": 1e4}), of(LLAMA_3)),
         (of({**LLAMA_3, "rope_theta": 2e8}), of({**PLAIN, "rope_theta": 2e8})),
+        (of({**LLAMA_3, "rope_theta": 1e5}, name="llama-3-8b"), of({**LLAMA_3, "rope_theta": 1e5})),
     ],
     "S11": [
         (of(PLAIN, tokenizer={"model_max_length": 256}), of(PLAIN, tokenizer={"model_max_length": 512})),

@@ -15,6 +15,7 @@ import numpy as np
 import planted_models
 import planted_profiles
 import pytest
+import tiny_gguf
 from planted import (
     EXAONE_4,
     LLAMA3_BLOCK,
@@ -33,8 +34,10 @@ from support import PROJECT
 
 from pipelines.cli.main import run
 from pipelines.doctor import advice, corrections, examine, families, numeric, profile, rules
+from pipelines.doctor.files import read as read_files
 from pipelines.doctor.rules import MEASURES, RULES
 from pipelines.models import header
+from pipelines.records.cells import Model
 from rope.config import geometry_of, rope_parameters
 
 CHANCE = np.random.default_rng(0)
@@ -322,6 +325,23 @@ def test_a_header_is_read_as_the_library_reads_it():
     for key, value in ours.keys.items():
         read = theirs.fields[key]
         assert value == (read.contents() if not isinstance(value, int) or len(read.data) == 1 else len(read.data)), key
+
+
+@pytest.mark.parametrize(
+    "keys, declared",
+    [
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope_type": "default"}),
+    ],
+)
+def test_a_header_is_judged_by_the_scaling_that_a_grid_would_run(keys, declared, tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**tiny_gguf.SIZES)).eval()
+    file = tiny_gguf.write(tmp_path / "x.gguf", llama, "llama", keys)
+    parameters = read_files(Model("x", str(file))).parameters["all"]
+    assert parameters.items() >= declared.items()
 
 
 def test_a_header_that_is_none_is_refused(tmp_path):
