@@ -7,10 +7,14 @@ make such plans are in rope/strategies/attention.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from rope.cropping import Cropped
 from rope.geometry import Plan, Plans
 
 VERSION = 2
@@ -44,7 +48,8 @@ OWN = Position()
 class Region:
     """The pairs of a query m and a key n <= m with since <= m // unit - n // unit < until, and their positions.
 
-    until: None for no limit. unit: tokens.
+    until: None for no limit. unit: tokens. limit: only keys below it, so that those between belong to no region and are
+    not seen; None for all.
     """
 
     since: int
@@ -52,6 +57,7 @@ class Region:
     query: Position
     key: Position
     unit: int = 1
+    limit: int | None = None
 
     def first(self, query: Any) -> Any:
         """The first key of each query; below 0 where the region reaches back to the beginning."""
@@ -59,7 +65,8 @@ class Region:
 
     def last(self, query: Any) -> Any:
         """The last key of each query; may lie after the query, where causality cuts it off."""
-        return (query // self.unit - self.since + 1) * self.unit - 1
+        last = (query // self.unit - self.since + 1) * self.unit - 1
+        return last if self.limit is None else last - (last >= self.limit) * (last - self.limit + 1)
 
 
 PLAIN = (Region(0, None, OWN, OWN),)
@@ -78,17 +85,32 @@ class LogN:
 class Pairwise(Plan):
     """A plan that changes attention itself.
 
-    regions: a partition of the causal pairs; empty where the model's own attention stays.
+    regions: of causal pairs, none in two of them, and every query with itself in one; what is in none is not seen.
+        Empty where the model's own attention stays.
     query_scale: on every query, before its product with the keys; None for 1.
     """
 
     regions: tuple[Region, ...] = ()
     query_scale: LogN | None = None
 
+    def reach(self, length: int) -> int:
+        """The largest distance, rounded up, to which a pair of so many tokens is rotated; or a bound of it."""
+        tokens, farthest = np.arange(length), 0 if self.regions else length - 1
+        for region in self.regions:
+            if region.query == region.key == OWN:
+                distance = min(length, length if region.until is None else region.until * region.unit) - 1
+            else:
+                distance = math.ceil(region.query.at(tokens).max() - region.key.at(tokens).min())
+            farthest = max(farthest, distance)
+        return farthest
+
     def changes(self) -> dict[str, Any]:
-        """What it does beyond setting frequencies, as plain data."""
         scale = None if self.query_scale is None else asdict(self.query_scale)
-        return {"regions": [asdict(region) for region in self.regions], "query_scale": scale}
+        regions = [asdict(region) for region in self.regions]
+        for region in regions:
+            if region["limit"] is None:  # younger than the ids of the cells that have none
+                del region["limit"]
+        return {"regions": regions, "query_scale": scale}
 
 
 def replaces_attention(plans: Plans) -> bool:
@@ -99,6 +121,8 @@ def replaces_attention(plans: Plans) -> bool:
 def plan_from_dict(spec: Mapping[str, Any]) -> Plan:
     """The plan that dataclasses.asdict, or JSON, turned into this mapping."""
     inv_freq, factor = tuple(spec["inv_freq"]), spec["attention_factor"]
+    if "window" in spec:
+        return Cropped(inv_freq, factor, spec["window"], spec["stride"])
     if "regions" not in spec:
         return Plan(inv_freq, factor)
     regions = tuple(

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rope.attention import Undo, comparing, install, install_original, recording, text_config
+from rope.cropping import cropped
 from rope.geometry import ALL_LAYERS, Plan, Plans, layers_of
 from rope.pairwise import PLAIN, Pairwise
 from rope.rotary import BUILT, ROUNDING, RotarySlot, check_built, own_numbers, rotary_slots
@@ -71,8 +72,8 @@ def patched(model: nn.Module, plans: Plans, reading: Reading | None = None) -> I
 
     Raises:
         ValueError: no rotary module, a layer type without a plan, a plan of another number of pairs, a plan for layers
-            that the model does not have, or has of another type, or a Pairwise plan for a model whose attention is more
-            than rotated products of queries and keys. The model is then as before.
+            that the model does not have, or has of another type, a Pairwise plan for a model whose attention is more
+            than rotated products of queries and keys, or a plan that crops the text. The model is then as before.
         BuiltOtherwise: the modules are not what was read (a ValueError too).
     """
     undo = apply(model, plans, reading)
@@ -98,6 +99,10 @@ def apply(model: nn.Module, plans: Plans, reading: Reading | None = None) -> Und
     Raises:
         ValueError: as `patched`. The model is then as before.
     """
+    if (crop := cropped(plans)) is not None:
+        raise ValueError(
+            f"crop changes nothing in a model: leave it as it is, and give it the last {crop.window} tokens of a text"
+        )
     slots, length = rotary_slots(model), None if reading is None else reading.length
     if reading is not None:
         check_built(model, slots, reading)

@@ -272,14 +272,18 @@ def out_of_distribution(native: Plan, plan: Plan, trained_length: int, length: i
 
 
 def equivalent_base(plan: Plan) -> float | None:
-    """The base whose plain frequencies have the same last one; None where that is 0, or the only one.
+    """The base whose plain frequencies have the same last one; None where that is 0, the only one, or so small that no
+    number is such a base.
 
     inv_freq[-1] ** (-d / (d - 2))
     """
     rotated = 2 * len(plan.inv_freq)
     if rotated == 2 or plan.inv_freq[-1] == 0:
         return None
-    return float(plan.inv_freq[-1] ** (-rotated / (rotated - 2)))
+    try:
+        return float(plan.inv_freq[-1] ** (-rotated / (rotated - 2)))
+    except OverflowError:
+        return None
 
 
 def angle_error(plan: Plan, position: int, dtype: str) -> Array:

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from pipelines.records.cells import Refusal
 from pipelines.tasks import text
-from pipelines.tasks.documents import Document, Encoder, Span, stderr
+from pipelines.tasks.documents import Document, Encoder, Span, ratio
 from pipelines.tasks.kinds import Measure, OwnTask, Selection
+from rope import strategies
 
 WINDOWS = ("prefix", "sliding", "means", "overlapping")
 
@@ -43,6 +44,7 @@ OPTIONS: Mapping[str, Any] = {
     "bos_at": "window",
     "part": None,
     "skip": 0,
+    "evaluator": None,
 }
 """text: a source of pipelines/tasks/text.py. bos: begin every document with a BOS; None: as the tokenizer does.
 last: tokens at the end whose NLL is reported on its own. buckets: of equal width, for NLL by position.
@@ -50,7 +52,7 @@ windows: how they are laid, as above. stride: tokens from one to the next. docum
 cut; None: as many as they have. at_least: tokens that a document must have, so that every length can be given the same
 documents; None: those of a window. choose: first, or random: as many as the limit, drawn by the seed. bos_at: window or
 document, whose beginning a BOS is put at. part: tune or report, a half of the text. skip: documents left out at its
-beginning."""
+beginning. evaluator: a strategy that decides which tokens are key (pipelines/tasks/key_tokens.py); None: none is."""
 
 
 def _validate(options: Mapping[str, Any], length: int) -> None:
@@ -70,6 +72,12 @@ def _validate(options: Mapping[str, Any], length: int) -> None:
             f"stride={options['stride']} of the task perplexity at length={length}: windows that slide overlap; "
             "give a stride below the length, or windows=prefix"
         )
+    if options["evaluator"] is not None:
+        if options["evaluator"] not in strategies.STRATEGIES or options["evaluator"] in strategies.CROPS_TEXT:
+            known = ", ".join(sorted(strategies.STRATEGIES.keys() - strategies.CROPS_TEXT))
+            raise Refusal(f"evaluator={options['evaluator']} of the task perplexity: give a strategy: {known}")
+        if sliding:
+            raise Refusal("evaluator of the task perplexity: key tokens are of whole documents; give windows=prefix")
     if options["document"] is not None and options["document"] < length:
         raise Refusal(f"document={options['document']} of the task perplexity: give at least the length, {length}")
 
@@ -169,15 +177,9 @@ def _weigh(
     nll = np.array([measure(row, [answer])["nll"] for row, answer in zip(rows, answers, strict=True)])
     by_token = options["windows"] == "sliding"
     weights = np.array([document.scored if by_token else len(document.spans) for document in documents], np.float64)
-    metrics["nll"], spread = _ratio(nll * weights, weights)
+    metrics["nll"], spread = ratio(nll * weights, weights)
     if spread is not None and "nll_stderr" in metrics:
         metrics["nll_stderr"] = spread
-
-
-def _ratio(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float | None]:
-    """Of all sums over all weights, and its standard error over documents to first order."""
-    ratio = float(sums.sum() / weights.sum())
-    return ratio, stderr(list((sums - ratio * weights) / weights.mean()))
 
 
 def by_position(nll: NDArray[np.float64], buckets: int) -> list[tuple[float, float]]:
@@ -223,14 +225,23 @@ class Perplexity(OwnTask):
     name = "perplexity"
     version = 1
     options = OPTIONS
+    optional: Mapping[str, type] = {"bos": bool, "document": int, "at_least": int, "part": str}
     hashed = ("text", "bos", "last", "buckets")
     headlines = ("ppl", "ppl_last_256")
-    measure = Measure("nll", lower=True)
+    measure = Measure("nll", lower=True, exp="perplexity")
     halves = PerplexityHalves()
+
+    def evaluator(self, options: Mapping[str, Any]) -> str | None:
+        name: str | None = options["evaluator"]
+        return name
 
     def worst(self, vocabulary: int) -> float:
         """As of guessing every token alike."""
         return math.log(vocabulary)
+
+    def scored(self, options: Mapping[str, Any], length: int) -> int:
+        windows = {**OPTIONS, **options}["windows"]
+        return length - 1 if windows in ("prefix", "overlapping") else {**OPTIONS, **options}["stride"]
 
     def forwards(
         self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
@@ -264,6 +275,13 @@ class Perplexity(OwnTask):
             return [_prefix(encode, (*beginning, *piece.ids)) for piece in pieces]
         return [_windowed(options, encode, piece.ids, length) for piece in pieces]
 
+    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, list[float]]:
+        """NLL of each bucket of positions, so that two results can be paired by position."""
+        if document.spans:
+            return {}
+        nll = -answer.tokens.astype(np.float64)
+        return {"nll_by_position": [mean for _, mean in by_position(nll, options["buckets"])]}
+
     def finish(
         self,
         metrics: dict[str, float],
@@ -286,7 +304,7 @@ class Perplexity(OwnTask):
         sizes = np.array([fact.get("bytes", 0) for fact in facts], dtype=np.float64)
         if sizes.sum() > 0:
             bits = np.array([-float(answer) for answer in answers]) / math.log(2)
-            metrics["bits_per_byte"], spread = _ratio(bits, sizes)
+            metrics["bits_per_byte"], spread = ratio(bits, sizes)
             if spread is not None:
                 metrics["bits_per_byte_stderr"] = spread
         if options["windows"] != "prefix":

@@ -2,7 +2,8 @@
 
 A change here that can change a score raises SCORER_VERSION (pipelines/tasks/documents.py).
 It never holds logits of [length, vocabulary], sums in float64 what it computed in float32, keeps the log-probability of
-every token, and refuses where lm-eval truncates. Scores are those of the stock model to float32 accuracy.
+every token, and refuses where lm-eval truncates. Scores are those of the stock model to float32 accuracy. Where a plan
+crops, every text that goes through the model is cut to its last tokens here, whatever the task.
 
 Shapes: B rows a batch, L tokens, n scored tokens, H hidden width, V vocabulary.
 """
@@ -20,10 +21,11 @@ import torch
 from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipelines.records.cells import Refusal
+from pipelines.tasks.exact import LogLikelihood, Spans, Tokens, joined
+from rope.cropping import Cropped
 
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""
@@ -31,7 +33,7 @@ HEAD_ELEMENTS = 2**25
 WINDOW_TOKENS = 2**20
 """Tokens of the windows that are cut out at a time, some 16 MB; all those of a long book would take gigabytes."""
 
-Scored = tuple["LogLikelihood", bool]
+Scored = tuple[LogLikelihood, bool]
 Request = tuple[Any, list[int], list[int]]
 """As lm-eval hands them on: (anything, context ids, continuation ids)."""
 
@@ -48,58 +50,6 @@ class TooLong(Refusal):
             f"choose length={needed} or more, or a shorter text"
         )
         self.needed, self.allowed = needed, allowed
-
-
-class LogLikelihood(float):
-    """A sum of log-probabilities (nats) that remembers its terms, so that tasks can read them behind the harness.
-
-    tokens: (n,) float32, log-probability of each scored token, in order.
-    """
-
-    tokens: NDArray[np.float32]
-
-    def __new__(cls, value: float, tokens: NDArray[np.float32]) -> LogLikelihood:
-        likelihood = super().__new__(cls, value)
-        likelihood.tokens = tokens
-        return likelihood
-
-    def __getnewargs__(self) -> tuple[float, NDArray[np.float32]]:  # type: ignore[override]
-        return float(self), self.tokens
-
-
-class Tokens(str):
-    """A text with the exact ids that stand for it, so that a task can hand ids through the harness as a string.
-
-    LongLM uses `ids` as they are, wherever it would otherwise encode the text; a BOS, if wanted, is among them.
-    """
-
-    ids: tuple[int, ...]
-
-    def __new__(cls, text: str, ids: Iterable[int]) -> Tokens:
-        tokens = super().__new__(cls, text)
-        tokens.ids = tuple(ids)
-        return tokens
-
-    def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
-        return str(self), self.ids
-
-
-class Spans(Tokens):
-    """A document that is scored in several forwards: of each span (start, stop, scored) the last `scored` tokens of
-    ids[start:stop], given those before them and `prefix`, which is put in front of every span."""
-
-    spans: tuple[tuple[int, int, int], ...]
-    prefix: tuple[int, ...]
-
-    def __new__(
-        cls, text: str, ids: Iterable[int], spans: Iterable[tuple[int, int, int]] = (), prefix: Iterable[int] = ()
-    ) -> Spans:
-        document = str.__new__(cls, text)
-        document.ids, document.spans, document.prefix = tuple(ids), tuple(spans), tuple(prefix)
-        return document
-
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
-        return str(self), self.ids, self.spans, self.prefix
 
 
 @contextlib.contextmanager
@@ -143,6 +93,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         progress: show a bar over the forwards.
 
     Attributes:
+        crop: how texts are cut to their last tokens; None: they are not.
         scored_tokens, forward_tokens: tokens scored, and sent through the model (padding not counted), since the last
             `reset_counts`.
         head: how logits are reached: "chunked", or where the model's head is more than this file knows,
@@ -188,6 +139,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
         self._cap = getattr(text_config, "final_logit_softcapping", None)
         self.head, self.head_reason = self._reach()
+        self.crop: Cropped | None = None
         self.reset_counts()
 
     @property
@@ -230,6 +182,10 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         width = max(map(len, rows))
         if left_truncate_len and width > left_truncate_len:
             raise TooLong("a prompt", width + self.max_length - left_truncate_len, self.max_length)
+        if self.crop is not None:  # its answer must be seen with it
+            answer = self.max_length - left_truncate_len if left_truncate_len else 0
+            rows = [self._last(row, len(row), self.crop.window - answer) for row in rows]
+            width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -270,7 +226,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             scored = self._loglikelihood_tokens([window for _, window in group], disable_tqdm)
             for (number, _), (likelihood, _) in zip(group, scored, strict=True):
                 parts[number].append(likelihood)
-        return [_joined(part) for part in parts]
+        return [joined(part) for part in parts]
 
     def _windows(self, text: str) -> Iterator[Request]:
         if isinstance(text, Spans):
@@ -291,17 +247,40 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             for window in windows:
                 yield None, *utils.make_disjoint_window(window)
 
+    def _last(self, row: Sequence[int], stop: int, window: int) -> list[int]:
+        """The last `window` tokens of row[:stop]; a BOS at its beginning stays there, as one of them."""
+        if stop <= window:
+            return list(row[:stop])
+        kept = row[:1] if row[0] == self.tokenizer.bos_token_id else row[:0]
+        return [*kept, *row[stop - window + len(kept) : stop]]
+
+    def _cropped(self, request: Request, crop: Cropped) -> Iterator[Request]:
+        """The windows in which a request is scored."""
+        _, context, continuation = request
+        whole = [*context, *continuation]
+        for _, stop, scored in crop.windows(len(whole) - 1, len(continuation)):
+            row = [*self._last(whole, stop, crop.window), whole[stop]]
+            yield None, row[:-scored], row[-scored:]
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Scored]:
-        by_row: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
-        for number, (_, context, continuation) in enumerate(requests):
+        for _, context, continuation in requests:
             if not context or not continuation:
                 raise Refusal("a log-likelihood needs at least 1 token of context and 1 to score")
-            row = (*context, *continuation[:-1])
-            if len(row) > self.max_length:
-                raise TooLong("a text to score", len(row), self.max_length)
-            by_row.setdefault(row, []).append(number)
+            if len(context) + len(continuation) - 1 > self.max_length:
+                raise TooLong("a text to score", len(context) + len(continuation) - 1, self.max_length)
+        if self.crop is None:
+            return self._likelihoods(requests, disable_tqdm)
+        windows = [list(self._cropped(request, self.crop)) for request in requests]
+        scored = iter(self._likelihoods([window for of_one in windows for window in of_one], disable_tqdm))
+        parts = [[next(scored) for _ in of_one] for of_one in windows]
+        return [(joined([part for part, _ in of_one]), all(greedy for _, greedy in of_one)) for of_one in parts]
+
+    def _likelihoods(self, requests: Sequence[Request], disable_tqdm: bool) -> list[Scored]:
+        by_row: dict[tuple[int, ...], list[int]] = {}  # requests that differ in the last token only share a forward
+        for number, (_, context, continuation) in enumerate(requests):
+            by_row.setdefault((*context, *continuation[:-1]), []).append(number)
         answers: dict[int, Scored] = {}
         # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
         work = list(batches(by_row, self.batch_tokens if self.head == "chunked" else 1))
@@ -436,8 +415,3 @@ def _groups(windows: Iterable[tuple[int, Request]]) -> Iterator[list[tuple[int, 
         tokens += size
     if group:
         yield group
-
-
-def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:
-    tokens = np.concatenate([part.tokens for part in parts]) if parts else np.zeros(0, np.float32)
-    return LogLikelihood(sum(map(float, parts)), tokens)

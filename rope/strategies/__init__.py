@@ -9,15 +9,17 @@ beyond its formula stands above it, as `Promise`s.
 
 # The order of families is the order in which strategies are listed: from the simplest to those built on others.
 # isort: off
-from rope.strategies import uniform, bases, ramps, lists, masks, over, attention
+from rope.strategies import uniform, bases, ramps, lists, masks, over, attention, baselines
 from rope.strategies.registry import (
     ALIASES,
     CHANGES_ATTENTION,
+    CROPS_TEXT,
     PROMISES,
     STRATEGIES,
     Promise,
     Strategy,
     canonical_name,
+    frequency_strategies,
     kinds_of,
     options_of,
     plan,
@@ -30,14 +32,17 @@ from rope.strategies.scaling import stretch
 __all__ = [
     "ALIASES",
     "CHANGES_ATTENTION",
+    "CROPS_TEXT",
     "PROMISES",
     "STRATEGIES",
     "Promise",
     "Strategy",
     "attention",
+    "baselines",
     "bases",
     "bounded",
     "canonical_name",
+    "frequency_strategies",
     "kinds_of",
     "lists",
     "masks",

@@ -7,7 +7,7 @@ import math
 from rope.geometry import Geometry, Plan, check_flag, check_integer, check_number
 from rope.pairwise import OWN, LogN, Pairwise, Position, Region
 from rope.strategies.over import with_factor
-from rope.strategies.registry import ALIASES, CHANGES_ATTENTION, STRATEGIES, plan, strategy
+from rope.strategies.registry import ALIASES, frequency_strategies, plan, strategy
 
 FILLED = 2 / 3
 """Share of the trained positions that self_extend fills by default; its authors advise one half to two thirds."""
@@ -189,11 +189,9 @@ def logn(
     Source:
         Su 2021, https://kexue.fm/archives/8823; clipped: Su 2023, https://kexue.fm/archives/9708, and bojone/rerope
     """
-    frequency_strategies = [name for name in [*STRATEGIES, *ALIASES] if name not in CHANGES_ATTENTION]
-    if over not in frequency_strategies:
-        raise ValueError(
-            f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(frequency_strategies)}"
-        )
+    known = [*frequency_strategies(), *ALIASES]
+    if over not in known:
+        raise ValueError(f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(known)}")
     check_flag("clip", clip)
     frequencies = plan(over, geometry, length, **with_factor(over, {}, factor))
     if clip and length <= geometry.trained_length:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rope.cropping import cropped
 from rope.geometry import Geometry, Plan, Plans, layer_numbers
 from rope.pairwise import Pairwise
 from rope.strategies.over import with_factor
@@ -43,6 +44,8 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
                 f"({', '.join(geometries)}); give a frequency strategy, or a model whose layers are of one type"
             )
         chosen += [(layer_type, geometry.native(length))] if bounded(layer_type) else stretched
+    if (crop := cropped(tuple(chosen))) is not None:  # bounded layers see no more of the text than the others
+        chosen = [(key, geometries[key].native(crop.window) if bounded(key) else each) for key, each in chosen]
     return tuple(chosen)
 
 

@@ -40,7 +40,10 @@ STRATEGIES: dict[str, Strategy] = {}
 """Every strategy."""
 
 CHANGES_ATTENTION: set[str] = set()
-"""Those that change attention itself, whose plans are Pairwise; all others change frequencies alone."""
+"""Those that change attention itself, whose plans are Pairwise."""
+
+CROPS_TEXT: set[str] = set()
+"""Those that change how much of a text the model sees, whose plans are Cropped."""
 
 ALIASES = {"pi": "linear"}
 
@@ -54,6 +57,7 @@ def strategy(
     required: Options | None = None,
     examples: Sequence[Options] = (),
     changes_attention: bool = False,
+    crops_text: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a strategy, under its own name.
 
@@ -65,6 +69,7 @@ def strategy(
             4,096 tokens at 16,384. Only needed for options that tests cannot try by themselves: they try a factor of
             8, half of a default that is a number, and the opposite of a flag.
         changes_attention: its plans are Pairwise.
+        crops_text: its plans are Cropped.
     """
 
     def register(function: Function) -> Function:
@@ -75,9 +80,16 @@ def strategy(
         REQUIRED[name] = required or {}
         if changes_attention:
             CHANGES_ATTENTION.add(name)
+        if crops_text:
+            CROPS_TEXT.add(name)
         return function
 
     return register
+
+
+def frequency_strategies() -> list[str]:
+    """The strategies that change frequencies alone."""
+    return [name for name in STRATEGIES if name not in CHANGES_ATTENTION | CROPS_TEXT]
 
 
 def canonical_name(strategy: str) -> str:
@@ -128,7 +140,8 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
         options: of that strategy; the others have their published defaults.
 
     Returns:
-        Plan with (pairs,) inverse frequencies, float64, radians per token; a Pairwise where attention itself changes.
+        Plan with (pairs,) inverse frequencies, float64, radians per token; a Pairwise where attention itself changes, a
+        Cropped where the model sees only the end of a text.
 
     Raises:
         ValueError: an unknown strategy, an unknown option, or a value that the strategy refuses.
@@ -138,7 +151,7 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
-    if name != "none" and geometry.running is not None:
+    if name != "none" and name not in CROPS_TEXT and geometry.running is not None:
         geometry = replace(geometry, running=None)  # the strategy takes its place
     return STRATEGIES[name](geometry, length, **options)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from support import PROJECT
 
-from rope.strategies import CHANGES_ATTENTION, STRATEGIES, options_of, required_options
+from rope.strategies import STRATEGIES, frequency_strategies, options_of, required_options
 from rope.strategies.registry import EXAMPLES, filled
 
-FREQUENCY_STRATEGIES = [name for name in STRATEGIES if name not in CHANGES_ATTENTION]
+FREQUENCY_STRATEGIES = frequency_strategies()
 
 FOR_SHORT_CONTEXTS = {"original_length", "short_factor", "short_mscale"}
 """Options that set the plan up to the trained length, which is then not the native one."""

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rope.config import geometry_of
 from rope.patch import apply, patched
-from rope.strategies import CHANGES_ATTENTION, STRATEGIES, plans
+from rope.strategies import CHANGES_ATTENTION, CROPS_TEXT, STRATEGIES, plans
 
 TRAINED, PROMPT, NEW = 64, 90, 40
 LENGTH = PROMPT + NEW
@@ -61,7 +61,7 @@ def forward(model, tokens):
     return model(tokens, use_cache=False).logits[:, PROMPT - 1 : -1]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - CROPS_TEXT))
 def test_a_cache_changes_neither_tokens_nor_logits(strategy):
     model = llama()
     chosen = of(model, strategy)

@@ -72,17 +72,20 @@ OPTIONS = {
     "rerope": {"window": 12, "logn": False},
     "leaky_rerope": {"window": 12, "step": 2.5, "logn": False},
     "dual_chunk": {"chunk_size": 16, "local_window": 4},
+    "streaming": {"sinks": 3, "window": 12},
 }
-REACH = {"self_extend": 12, "rerope": 13, "leaky_rerope": 13, "dual_chunk": 17}
+REACH = {"self_extend": 12, "rerope": 13, "leaky_rerope": 13, "dual_chunk": 17, "streaming": 16}
 """Tokens up to which each of them, with those options, leaves every distance unchanged."""
 WIDE = {
     "self_extend": {"group_size": 5, "window": 150},
     "rerope": {"window": 200, "logn": True},
     "leaky_rerope": {"window": 130, "step": 2.5, "logn": True},
     "dual_chunk": {"chunk_size": 250, "local_window": 40},
+    "streaming": {"sinks": 4, "window": 150},
 }
 """Windows that hold whole blocks of keys, as those of OPTIONS do not."""
 REGIONS = sorted(OPTIONS)
+SCALING = [name for name in REGIONS if "logn" in options_of(name)]
 
 
 pytestmark = [
@@ -91,8 +94,11 @@ pytestmark = [
 ]
 
 
-def distance(name, m, n, *, group_size=5, window=12, step=2.5, chunk_size=16, local_window=4, logn=False):
-    """The rotary distance from query m to key n <= m, as the papers have it."""
+def distance(name, m, n, *, group_size=5, window=12, step=2.5, chunk_size=16, local_window=4, sinks=3, logn=False):
+    """The rotary distance from query m to key n <= m, as the papers have it; nan where n is not seen."""
+    if name == "streaming":
+        far = min(m, sinks + window) - n if n < sinks else math.nan
+        return m - n if m - n <= window else far
     if name == "dual_chunk":
         c = chunk_size - local_window
         key = n - n // c * c
@@ -119,7 +125,8 @@ def dense(query, key, value, matrix, inv_freq, scales=None, factor=1.0):
     length, pairs = query.shape[2], len(inv_freq)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    angles = matrix[..., None] * torch.tensor(inv_freq, dtype=torch.float64)
+    unseen = matrix.isnan() | torch.ones(length, length).triu(1).bool()
+    angles = matrix.nan_to_num()[..., None] * torch.tensor(inv_freq, dtype=torch.float64)
     q1, q2, q3 = query[..., :pairs], query[..., pairs : 2 * pairs], query[..., 2 * pairs :]
     k1, k2, k3 = key[..., :pairs], key[..., pairs : 2 * pairs], key[..., 2 * pairs :]
     scores = torch.einsum("bhmp,bhnp,mnp->bhmn", q1, k1, angles.cos()) + torch.einsum(
@@ -131,8 +138,7 @@ def dense(query, key, value, matrix, inv_freq, scales=None, factor=1.0):
     if scales is not None:
         scores = scores * scales[:, None]
     scores = scores / math.sqrt(query.shape[-1])
-    future = torch.ones(length, length).triu(1).bool()
-    return (scores.masked_fill(future, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+    return (scores.masked_fill(unseen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
 def states(length, batch=2, heads=4, groups=2, width=16, seed=0):
@@ -238,6 +244,14 @@ def test_up_to_the_window_the_plan_is_the_native_one_and_a_token_later_it_is_not
     close(attended(longer, query, key, value), dense(query, key, value, distances("none", reach), longer.inv_freq))
 
 
+@pytest.mark.parametrize("name", REGIONS)
+def test_the_reach_of_a_plan_is_its_largest_distance_or_a_bound_of_it(name):
+    largest = float(distances(name, 200).nan_to_num().max())
+    reach = plan(name, GEOMETRY, 200, **OPTIONS[name]).reach(200)
+    assert math.ceil(largest) <= reach <= largest + 5
+    assert plan(name, GEOMETRY, 200).reach(200) < TRAINED
+
+
 def test_self_extend_by_default_is_none_up_to_the_trained_length():
     assert plan("self_extend", GEOMETRY, TRAINED) == GEOMETRY.native(TRAINED)
     assert isinstance(plan("self_extend", GEOMETRY, TRAINED + 1), Pairwise)
@@ -302,13 +316,13 @@ def test_logn_is_the_list_that_qwen_published():
 
 
 def test_logn_composes_with_regions_and_is_the_default_where_the_code_has_it():
-    for name in REGIONS:
+    for name in SCALING:
         chosen = plan(name, GEOMETRY, 150, **OPTIONS[name] | {"logn": True})
         query, key, value = states(150)
         scales = torch.tensor([max(1.0, math.log(m + 1) / math.log(TRAINED)) for m in range(150)])
         wanted = dense(query, key, value, distances(name, 150), chosen.inv_freq, scales)
         close(attended(chosen, query, key, value), wanted)
-    defaults = {name: options_of(name)["logn"] for name in REGIONS}
+    defaults = {name: options_of(name)["logn"] for name in SCALING}
     assert defaults == {"self_extend": False, "rerope": True, "leaky_rerope": True, "dual_chunk": False}
 
 
@@ -370,7 +384,8 @@ def test_half_precision_rounds_and_no_more(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_gpu_gives_the_same(name):
-    pairwise = plan(name, GEOMETRY, 700, **OPTIONS[name] | {"logn": True})
+    logn = {"logn": True} if "logn" in options_of(name) else {}
+    pairwise = plan(name, GEOMETRY, 700, **OPTIONS[name] | logn)
     for dtype, atol, rtol in ((torch.float32, 1e-5, 1e-2), (torch.bfloat16, 1e-3, 2**-7)):
         given = [part.to(dtype) for part in states(700)]
         wanted = attended(pairwise, *(part.float() for part in given))
@@ -467,7 +482,7 @@ def test_blocks_counted_from_the_ends_of_rows_are_those_of_the_mask(queries, len
                 m = m + length - queries
                 apart = m // region.unit - n // region.unit
                 within = apart < (length if region.until is None else region.until)
-                return (n <= m) & (apart >= region.since) & within
+                return (n <= m) & (apart >= region.since) & within & (n < (region.limit or length))
 
             wanted = create_block_mask(inside, 1, 1, queries, length, device="cpu")
             result = fused.mask_of(region, queries, length, torch.device("cpu"))
@@ -747,7 +762,8 @@ def a_cell(strategy="none", length=320, model=None, **options):
 
 def test_two_options_are_two_cells_and_what_changes_nothing_is_the_cell_of_none():
     cells = [a_cell(), a_cell("logn"), a_cell("logn", over="yarn")]
-    cells += [a_cell(name, **options) for name in REGIONS for options in ({}, OPTIONS[name], {"logn": True})]
+    cells += [a_cell(name, **options) for name in REGIONS for options in ({}, OPTIONS[name])]
+    cells += [a_cell(name, logn=True) for name in SCALING]
     # ReRoPE and its leaky kin scale queries already
     assert len({cell.id for cell in cells}) == len(cells) - 2
     for name in REGIONS:
@@ -806,9 +822,10 @@ def test_windows_that_fit_the_model_are_not_refused_for_another():
         a_cell("dual_chunk", local_window=48)
 
 
-def test_regions_partition_all_pairs():
+def test_regions_partition_all_pairs_that_are_seen():
     for name in REGIONS:
         regions = plan(name, GEOMETRY, 100, **OPTIONS[name]).regions
         for m in range(100):
             rows = [range(max(0, r.first(m)), min(m, r.last(m)) + 1) for r in regions]
-            assert sorted(n for row in rows for n in row) == list(range(m + 1))
+            seen = [n for n in range(m + 1) if not math.isnan(distance(name, m, n))]
+            assert sorted(n for row in rows for n in row) == seen

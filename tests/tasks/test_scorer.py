@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 
 from pipelines.records.cells import Refusal
 from pipelines.tasks import scorer
-from pipelines.tasks.scorer import LogLikelihood, LongLM, Spans, Tokens, TooLong, batches
+from pipelines.tasks.exact import LogLikelihood, Spans, Tokens
+from pipelines.tasks.scorer import LongLM, TooLong, batches
 
 PAIRS = [
     ("The quick brown fox", " jumps over the lazy dog"),
