@@ -43,6 +43,19 @@ class Results(Sequence[tuple[Cell, Result]]):
 
         return frame.compare(self, baseline=baseline)
 
+    def gains(self) -> pandas.DataFrame:
+        """What every strategy is worth over `crop` (the plain model on the last tokens) over the same tokens: gain with
+        its 95 % interval, and whether it is useful, intact or broken."""
+        from pipelines.report import frame
+
+        return frame.gains(self)
+
+    def effective_lengths(self) -> pandas.DataFrame:
+        """How far every strategy keeps what the model can do, by context gain and by published rules."""
+        from pipelines.report import frame
+
+        return frame.effective_lengths(self)
+
     def table(self) -> str:
         """Strategy x length, a table for each model and task, as the command line shows them."""
         return "\n\n".join(
@@ -52,7 +65,12 @@ class Results(Sequence[tuple[Cell, Result]]):
     def _tables(self) -> list[tuple[str, list[list[str]], str]]:
         from pipelines.report import tables
 
-        return [(shown.title, [shown.header, *shown.rows], shown.legend) for shown in tables.tables(self)]
+        shown: list[tuple[str, list[list[str]], str]] = []
+        for scores in tables.tables(self):
+            shown.append((scores.title, [scores.header, *scores.rows], scores.legend))
+            if (worth := scores.gains) is not None:
+                shown.append((worth.title, [worth.header, *worth.rows], f"{worth.summary}\n{worth.legend}".strip()))
+        return shown
 
     def _repr_html_(self) -> str:
         parts = []

@@ -41,13 +41,18 @@ def _by_decades(axes: Any, values: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Axes:
-    """What a figure's axes say. trained: where to mark the trained length, if at all; doubling: x by powers of two."""
+    """What a figure's axes say.
+
+    trained: where to mark the trained length, if at all. doubling: x by powers of two. around_zero: y is above or below
+    0, which is drawn; linear up to a twentieth, logarithmic beyond.
+    """
 
     x: str
     y: str
     title: str
     trained: int | None
     doubling: bool = False
+    around_zero: bool = False
 
 
 def lines(curves: Mapping[str, Sequence[Point]], path: Path, labels: Axes) -> Path:
@@ -70,6 +75,9 @@ def lines(curves: Mapping[str, Sequence[Point]], path: Path, labels: Axes) -> Pa
             axes.minorticks_off()
         else:
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        if labels.around_zero:
+            axes.set_yscale("symlog", linthresh=0.05)
+            axes.axhline(0, color="gray", linewidth=1)
         # nan: a gap in the line
         _by_decades(axes, [y for curve in curves.values() for _, y, _ in curve if not math.isnan(y)])
         if labels.trained is not None and lengths[0] <= labels.trained <= lengths[-1]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.choices.sweep import full_options, trained_length
 from pipelines.records.cells import Cell, Refusal, Result, strategy_label
 from pipelines.report import curves, statistics
-from pipelines.report.tables import headlines
+from pipelines.report.tables import headlines, tables
 
 if TYPE_CHECKING:
     import pandas
@@ -111,6 +111,68 @@ def compare(rows: Sequence[tuple[Cell, Result]], baseline: str = "none") -> pand
     frame = pandas.DataFrame(records, columns=list(COMPARISON))
     numbers = ["difference", "low", "high", "p", "p_adjusted"]
     return frame.astype({**dict.fromkeys(numbers, "float64"), "documents": "Int64"})
+
+
+GAINS = (
+    *("model", "length", "task", "strategy", "verdict", "gain", "low", "high", "unit", "p", "p_adjusted"),
+    *("documents", "reason"),
+)
+
+
+def gains(rows: Sequence[tuple[Cell, Result]]) -> pandas.DataFrame:
+    """What every result is worth over the cropped one of its length, over the same tokens; empty without such.
+
+    gain, low, high: with its 95 % interval, as a share of what `unit` says; up to the trained length the cost of the
+    strategy there, which is negative. verdict: as pipelines.report.gain.Verdict.
+    """
+    import pandas
+
+    records = [
+        {
+            "model": one.cell.model.name,
+            "length": one.cell.length,
+            "task": one.cell.task.name,
+            "strategy": standing.strategy,
+            "verdict": None if one.refusal else one.verdict,
+            "gain": one.gain,
+            "low": one.low,
+            "high": one.high,
+            "unit": one.unit,
+            "p": one.p,
+            "p_adjusted": one.adjusted,
+            "documents": one.count,
+            "reason": one.refusal,
+        }
+        for shown in tables(rows)
+        if shown.gains is not None
+        for standing in shown.gains.standings
+        for _, one in sorted({**standing.gains, **standing.costs}.items())
+    ]
+    numbers = dict.fromkeys(["gain", "low", "high", "p", "p_adjusted"], "float64")
+    return pandas.DataFrame(records, columns=list(GAINS)).astype({**numbers, "documents": "Int64"})
+
+
+def effective_lengths(rows: Sequence[tuple[Cell, Result]]) -> pandas.DataFrame:
+    """The effective lengths of every strategy by each rule of pipelines.report.effective, with 95 % intervals."""
+    import pandas
+
+    records = [
+        {
+            "model": shown.model,
+            "task": shown.task,
+            "strategy": standing.strategy,
+            "rule": rule,
+            "value": one.value,
+            "low": one.low,
+            "high": one.high,
+        }
+        for shown in tables(rows)
+        if shown.gains is not None
+        for standing in shown.gains.standings
+        for rule, one in standing.lengths.items()
+    ]
+    columns = ["model", "task", "strategy", "rule", "value", "low", "high"]
+    return pandas.DataFrame(records, columns=columns).astype(dict.fromkeys(columns[-3:], "float64"))
 
 
 def effective_factor(cell: Cell) -> float:

@@ -30,6 +30,9 @@ DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
 """Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
 number has a version of its own in the cell. Host, driver, threads and time move the last digits at most."""
 
+OF_PLANS = ("regions", "crop")
+"""Versions that only cells of some plans have."""
+
 SEED = 0
 """Of the resampling, so that the same results give the same p every time."""
 
@@ -124,10 +127,19 @@ def compare(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str 
     Raises:
         Refusal: the two do not compare; why, and what would make them.
     """
+    return difference(measure_of(ours[0].task.name, metric), paired(ours, theirs, metric))
+
+
+def paired(ours: tuple[Cell, Result], theirs: tuple[Cell, Result], metric: str | None = None) -> NDArray[np.float64]:
+    """(units,) the first result's measure minus the second's, of each unit.
+
+    Raises:
+        Refusal: as `compare`.
+    """
     measure = measure_of(ours[0].task.name, metric)
     check(ours, theirs)
-    first, second = (_by_unit(measure, *row) for row in (ours, theirs))
-    return difference(measure, np.array([first[unit] - second[unit] for unit in first]))
+    first, second = (by_unit(measure, *row) for row in (ours, theirs))
+    return np.array([first[unit] - second[unit] for unit in first])
 
 
 def check(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> None:
@@ -270,8 +282,8 @@ def _reasons(ours: tuple[Cell, Result], theirs: tuple[Cell, Result]) -> Iterable
     elif _tokens(ours[1]) != _tokens(theirs[1]):
         yield "the tokens of their documents differ; compute both anew with force=true"
     first, second = (_conditions(*row) for row in (ours, theirs))
-    # A plan of regions brings a version of its own, which says nothing of how another plan's result was computed.
-    apart = {"regions"} if "regions" not in first or "regions" not in second else set()
+    # Some plans bring a version of their own, which says nothing of how another plan's result was computed.
+    apart = {name for name in OF_PLANS if name not in first or name not in second}
     for name in sorted({*first, *second} - apart):
         if first.get(name) != second.get(name):
             values = " and ".join(str(conditions.get(name, "unknown")) for conditions in (first, second))
@@ -288,7 +300,7 @@ def _tokens(result: Result) -> list[tuple[Any, Any]]:
     return [(document.get("index"), document.get("tokens")) for document in result.documents]
 
 
-def _by_unit(measure: Measure, cell: Cell, result: Result) -> dict[Any, float]:
+def by_unit(measure: Measure, cell: Cell, result: Result) -> dict[Any, float]:
     """The measure of each unit, in the documents' order.
 
     Raises:

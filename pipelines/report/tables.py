@@ -15,8 +15,9 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.numbers import duration, number
 from pipelines.records.results import Store
-from pipelines.report import curves, drawing, statistics
+from pipelines.report import curves, drawing, gain, statistics
 from pipelines.report.curves import Results
+from pipelines.report.gain_table import GainTable, gain_table
 from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.report.terminal import table
 from pipelines.tasks import registry
@@ -27,11 +28,12 @@ BETTER, WORSE = "▲", "▼"
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """One model and task: strategy x length, and what of it is chance.
+    """One model and task: strategy x length, what of it is chance, and what it is worth over cropping.
 
     legend: what the marks mean, or why there are none; "" where nothing is compared.
     differences: a line a comparison, under DIFFERENCES.
-    longest: how many of the last differences are of the longest length.
+    longest: how many of the last differences are of the longest length. gains: over cropping; None where nothing is
+        cropped.
     """
 
     title: str
@@ -40,6 +42,9 @@ class ScoreTable:
     legend: str = ""
     differences: tuple[tuple[str, ...], ...] = ()
     longest: int = 0
+    gains: GainTable | None = None
+    model: str = ""
+    task: str = ""
 
 
 DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
@@ -54,6 +59,9 @@ def show(console: Console, rows: Results, shown: Iterable[ScoreTable], store: St
         if scores.longest:
             lines = scores.differences[-scores.longest :]
             table(console, "Differences at the longest length", DIFFERENCES, lines)
+        if scores.gains is not None:
+            table(console, scores.gains.title, scores.gains.header, scores.gains.rows)
+            console.print("\n".join(filter(None, [scores.gains.summary, scores.gains.legend])))
     cells = distinct_rows(rows)
     for cell, result in cells:
         if not result.finished:
@@ -99,7 +107,8 @@ def _table(model: str, task: str, rows: Results) -> ScoreTable:
     compared = sorted(compared, key=lambda one: one.cell.length)
     lines = tuple(difference_line(one, one.difference) for one in compared if one.difference is not None)
     longest = [line for line in lines if line[0] == lines[-1][0]] if _enough(compared) else []
-    return ScoreTable(title, header, body, _legend(compared), lines, len(longest))
+    gained = gain_table(model, task, rows, metrics[0] if metrics else None, _trained_length(rows[0][0]))
+    return ScoreTable(title, header, body, _legend(compared), lines, len(longest), gained, model, task)
 
 
 def _mark(difference: Difference | None) -> str:
@@ -235,6 +244,8 @@ def markdown(shown: Iterable[ScoreTable]) -> str:
     for scores in shown:
         parts += [f"**{scores.title}**", _markdown(scores.header, scores.rows), scores.legend.replace("\n", "\n\n")]
         parts += [_markdown(DIFFERENCES, scores.differences)] if scores.differences else []
+        if (gains := scores.gains) is not None:
+            parts += [f"**{gains.title}**", _markdown(gains.header, gains.rows), gains.summary, gains.legend]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -244,8 +255,8 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def figures(results: Results, folder: Path) -> list[Path]:
-    """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; and, for
-    perplexity, NLL against position at the longest length. Returns the files."""
+    """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; for
+    perplexity, NLL against position at the longest length; and gains over cropping in both ways. Returns the files."""
     paths = []
     for (model, task), rows in curves.by_task(results).items():
         title, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
@@ -266,9 +277,31 @@ def figures(results: Results, folder: Path) -> list[Path]:
             for label, of_one in strategies.items()
         }
         if any(by_position.values()):
-            title = f"{title}: NLL by position at {longest:,}"
-            axes = drawing.Axes("position (tokens)", "NLL (nats a token)", title, trained)
+            axes = drawing.Axes(
+                "position (tokens)", "NLL (nats a token)", f"{title}: NLL by position at {longest:,}", trained
+            )
             paths.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
+        paths += _gain_figures(rows, name or None, folder / stem, title, trained)
+    return paths
+
+
+def _gain_figures(rows: Results, metric: str | None, stem: Path, title: str, trained: int | None) -> list[Path]:
+    """Context gain over cropping by length, and by position at the longest one; of one model and task."""
+    paths = []
+    if any(by_length := gain.by_length(rows, metric)):
+        measure = statistics.measure_of(rows[0][0].task.name, metric)
+        unit = "nats a token" if measure.exp else "points"
+        axes = drawing.Axes("length (tokens)", f"gain ({unit})", f"{title}: gain over cropping", trained, True, True)
+        paths.append(drawing.lines(by_length, stem.with_name(f"{stem.name}_context_gain.png"), axes))
+    longest = max(cell.length for cell, _ in rows)
+    last = [(cell, result) for cell, result in rows if cell.length == longest]
+    crop = next((row for row in last if row[0].strategy == gain.CROP), None)
+    others = [row for row in last if row[0].strategy != gain.CROP]
+    by_position = {row[0].strategy_label: gain.by_position(row, crop) for row in others} if crop else {}
+    if any(by_position.values()):
+        said = f"{title}: gain over cropping by position at {longest:,}"
+        axes = drawing.Axes("position (tokens)", "gain (nats a token)", said, trained, around_zero=True)
+        paths.append(drawing.lines(by_position, stem.with_name(f"{stem.name}_context_gain_by_position.png"), axes))
     return paths
 
 

@@ -25,11 +25,13 @@ class Measure:
     lower: whether less of it is better.
     unit: key of a record, such as key_number. Documents of one value of it count as one observation and are averaged
         first, for they are not independent (the same passkey at several depths); None: every document is its own.
+    exp: what its exponential is called, where it is the logarithm of something that people read; else "".
     """
 
     name: str
     lower: bool
     unit: str | None = None
+    exp: str = ""
 
     @property
     def units(self) -> str:
@@ -75,7 +77,8 @@ class Halves(Protocol):
 class TaskKind:
     """One task; the defaults are those of a task that lm-eval brings.
 
-    options: every option with its default.
+    options: every option with its default, whose type its values have.
+    optional: of options whose default is null: the type of their other values.
     hashed: the options that a cell's id has even at their default. Any other is left out there, so that a new option
         leaves the ids of older cells alone.
     headlines: the metrics that its table shows; (): the first that is no standard error.
@@ -86,6 +89,7 @@ class TaskKind:
     """
 
     options: Mapping[str, Any]
+    optional: Mapping[str, type] = {}
     hashed: tuple[str, ...] = ()
     headlines: tuple[str, ...] = ()
     measure: Measure | None = None
@@ -93,9 +97,28 @@ class TaskKind:
     halves: Halves | None = None
     over: Mapping[str, Callable[[Curve], float]] = {}
 
+    def check_types(self, task: str, options: Mapping[str, Any]) -> None:
+        """Refuse options that have another type than their default.
+
+        Raises:
+            Refusal: the option, its value, and what it takes.
+        """
+        for name, value in options.items():
+            default = self.options.get(name)
+            kind = self.optional.get(name) if default is None else type(default)
+            if kind is None or (default is None and value is None):
+                continue
+            if not _fits(kind, value):
+                null = ", or null" if default is None else ""
+                raise Refusal(f"{name}={value!r} of the task {task}: give {_WORDS[kind]}{null}")
+
     def larger(self, count: int) -> str:
         """The overrides that make it that many observations: what advice spells out."""
         return f"limit={count}"
+
+    def scored(self, options: Mapping[str, Any], length: int) -> int:
+        """How many of the last tokens of a forward are scored, at most; 1 where it is an answer of a few."""
+        return 1
 
     def worst(self, vocabulary: int) -> float:
         """What stands for the measure of a document whose score is not finite. vocabulary: the model's tokens."""
@@ -123,6 +146,17 @@ class TaskKind:
         }
 
 
+_WORDS = {int: "a whole number", bool: "true or false", str: "a text", tuple: "a list of numbers"}
+
+
+def _fits(kind: type, value: Any) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 10**12
+    if kind is tuple:
+        return isinstance(value, (tuple, list)) and all(isinstance(entry, (int, float)) for entry in value)
+    return isinstance(value, kind)
+
+
 class OwnTask(TaskKind, ABC):
     """A task of this folder: a file that makes documents, and a YAML of lm-eval's that scores each.
 
@@ -131,6 +165,8 @@ class OwnTask(TaskKind, ABC):
 
     name: str
     version: int
+    chance: float | None = None
+    """Score of guessing; None: its score is no share."""
 
     @abstractmethod
     def build(
@@ -146,11 +182,19 @@ class OwnTask(TaskKind, ABC):
         """Refuse, cheaply, what `build` would refuse."""
         self.build(options, encode, length=length, limit=1, seed=0)
 
+    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, list[float]]:
+        """What a document's record keeps beside its metrics: lists of numbers by name, to be paired entry by entry."""
+        return {}
+
     def forwards(
         self, options: Mapping[str, Any], encode: Encoder | None, *, length: int, limit: int | None
     ) -> int | None:
         """How many forwards the documents take; None where that takes an encoder, or a data set, not at hand."""
         return limit
+
+    def evaluator(self, options: Mapping[str, Any]) -> str | None:
+        """The strategy that decides which tokens are key; None where none are asked for."""
+        return None
 
     def yaml(self, options: Mapping[str, Any]) -> str:
         """Name of the lm-eval task that scores the documents."""

@@ -9,7 +9,6 @@ from typing import Any
 from pipelines.choices.sweep import full_options, geometry_for, patched_config
 from pipelines.records.cells import Cell, Refusal, Result
 from rope.geometry import layers_of
-from rope.pairwise import Pairwise
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,6 @@ def frequencies(cell: Cell) -> dict[str, Any]:
                 before / after if after else None for before, after in zip(trained, plan.inv_freq, strict=True)
             ],
             "attention_factor": plan.attention_factor,
-            **(plan.changes() if isinstance(plan, Pairwise) else {}),
+            **plan.changes(),
         }
     return by_layers

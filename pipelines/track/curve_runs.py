@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.records.cells import Cell, digest_of
 from pipelines.records.results import Store
 from pipelines.report import curves
+from pipelines.report.statistics import OF_PLANS
 from pipelines.track.cell_runs import choice_params
 from pipelines.track.database import locked, search, start_run
 
@@ -77,6 +78,7 @@ def _points(run: Any) -> dict[str, str]:
 
 def _common(cell: Cell) -> dict[str, Any]:
     """Everything of a cell but its length and the plan for it."""
-    # At the trained length a plan has no regions, and no version of them.
-    params = {name: value for name, value in choice_params(cell).items() if name != "version.regions"}
+    # At the trained length a plan has no regions and crops nothing, and has no version of that.
+    without = {f"version.{name}" for name in OF_PLANS}
+    params = {name: value for name, value in choice_params(cell).items() if name not in without}
     return {**params, "data": cell.data, "device": cell.device}

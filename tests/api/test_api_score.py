@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_passkeys_in_half_precision_are_those_of_the_same_cell_from_files(tiny):
     options = {"limit": 1, "depths": [0.5], "answer": "generate"}
     [(cell, result)] = ropewalk.score(half, tiny[1], "self_extend", 600, "passkey", **options)
     assert cell.dtype == "bfloat16" and result.status == "ok"
-    [from_files] = evaluate.evaluate([cell])
+    unknown = replace(cell, model=replace(cell.model, fingerprint=""))  # a live model's is of its tensors, not of files
+    [from_files] = evaluate.evaluate([unknown])
     assert (from_files.metrics, from_files.documents) == (result.metrics, result.documents)
 
 

@@ -11,7 +11,7 @@ from support import CELL, PROJECT
 
 from pipelines.records.cells import Model, Refusal, Result, Task
 from pipelines.report import curves
-from pipelines.report.frame import compare, documents_frame, to_frame
+from pipelines.report.frame import GAINS, compare, documents_frame, effective_lengths, gains, to_frame
 from rope.geometry import ALL_LAYERS, Plan
 
 TINY = Model("tiny", str(PROJECT / "models" / "tiny"))  # trained on 512 tokens
@@ -103,3 +103,15 @@ def test_a_curve_is_every_metric_and_cost_by_length():
     points = curves.by_length([long, short])
     assert points["ppl"] == [(512, short[1].metrics["ppl"], 0.5), (1024, long[1].metrics["ppl"], 0.5)]
     assert points["seconds"] == [(512, 2.0, None), (1024, 2.0, None)] and set(points) == {"ppl", "seconds"}
+
+
+def test_gains_and_effective_lengths_are_tables_too():
+    rows = [row("crop", length=n, shift=s) for n, s in ((1024, -0.1), (2048, -0.2))]
+    rows += [row("yarn", length=n, shift=s) for n, s in ((1024, -0.5), (2048, 0.5))]
+    frame = gains(rows)
+    assert frame.columns.tolist() == list(GAINS) and frame.strategy.tolist() == ["yarn", "yarn"]
+    assert frame.verdict.tolist() == ["useful", "broken"] and frame.documents.tolist() == [8, 8]
+    assert frame.gain[0] > 0 > frame.gain[1] and (frame.low <= frame.gain).all() and (frame.gain <= frame.high).all()
+    lengths = effective_lengths(rows)
+    assert lengths[["strategy", "rule", "value"]].to_numpy().tolist() == [["yarn", "gain", 1024.0]]
+    assert gains([row("none")]).empty and effective_lengths([row("none")]).empty
