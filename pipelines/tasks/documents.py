@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.records.cells import Options, Refusal
 
@@ -34,6 +35,8 @@ class Document:
     facts: what its record holds beside its scores, such as the depth of a key.
     spans: the windows in which it is scored; none: it is one forward.
     prefix: tokens before every window, which are not among ids.
+    choices: continuations of ids of which the likeliest is the answer; none: there is nothing to choose.
+    room: tokens that an answer may take, where it is generated after ids; 0: as many as its YAML says.
     """
 
     ids: tuple[int, ...] = field(repr=False)
@@ -41,9 +44,16 @@ class Document:
     facts: Options = ()
     spans: tuple[Span, ...] = field(default=(), repr=False)
     prefix: tuple[int, ...] = ()
+    choices: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    room: int = 0
 
     def fact(self, name: str) -> Any:
         return dict(self.facts)[name]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it takes at most, without those generated."""
+        return len(self.ids) + max(map(len, self.choices), default=0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Encoder:
 
     fingerprint: str
     tokenizer: Any = field(compare=False, repr=False)
+    template: str = field(default="", repr=False)
+    """Of chats; "" where there is none."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> Encoder:
@@ -79,7 +91,9 @@ class Encoder:
         serialized = backend.to_str()
         parts = serialized.partition('"added_tokens"')[2] or serialized
         splits = bool(getattr(tokenizer, "split_special_tokens", False))
-        return cls(hashlib.sha256(f"{tokenizer.bos_token_id}\0{splits}\0{parts}".encode()).hexdigest(), tokenizer)
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        fingerprint = hashlib.sha256(f"{tokenizer.bos_token_id}\0{splits}\0{parts}".encode()).hexdigest()
+        return cls(fingerprint, tokenizer, template)
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
@@ -115,6 +129,8 @@ def digest(documents: Iterable[Document]) -> str:
         hashed.update(np.array([len(document.ids), document.scored, *document.ids], dtype="<i8").tobytes())
         if document.spans:
             hashed.update(np.array([*document.prefix, *sum(document.spans, ())], dtype="<i8").tobytes())
+        for choice in document.choices:
+            hashed.update(np.array([len(choice), *choice], dtype="<i8").tobytes())
     return hashed.hexdigest()[:16]
 
 
@@ -123,3 +139,9 @@ def stderr(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def ratio(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Of all sums over all weights, and its standard error over documents to first order."""
+    mean = float(sums.sum() / weights.sum())
+    return mean, stderr(list((sums - mean * weights) / weights.mean()))

@@ -25,7 +25,8 @@ from lm_eval.tasks import TaskManager
 from pipelines.records.cells import Refusal
 from pipelines.tasks import named
 from pipelines.tasks.documents import Document, Encoder, stderr
-from pipelines.tasks.scorer import LongLM, Spans, Tokens, quiet
+from pipelines.tasks.exact import Spans, Tokens
+from pipelines.tasks.scorer import LongLM, quiet
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,7 +37,7 @@ class TaskRun:
 
     metrics: by name, with NAME_stderr where there is one.
     documents: index and metrics of each.
-    answers: the model's answer to the first request of each document.
+    answers: the model's answer to each document: to its request, or a list of those to all where it has several.
     requests: the texts of every request of each document.
     """
 
@@ -73,9 +74,13 @@ class Prepared(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     def fewshot_context(self, *args: Any, **kwargs: Any) -> str:
         return ""  # contexts are joined as plain strings, which would lose the ids
 
-    def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> Instance:
+    def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> Instance | list[Instance]:
         document, encode = doc["document"], doc["encode"]
         arguments: tuple[Any, ...]
+        if document.choices:
+            context = Tokens(encode.text(document.ids), document.ids)
+            pairs = [(context, Tokens(encode.text(choice), choice)) for choice in document.choices]
+            return [self._instance(doc, pair, kwargs["metadata"], number) for number, pair in enumerate(pairs)]
         if document.spans:
             label = f"{len(document.spans)} windows of a document of {len(document.ids)} tokens"
             arguments = (Spans(label, document.ids, document.spans, document.prefix),)
@@ -85,11 +90,12 @@ class Prepared(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             parts = [document.ids[: -document.scored], document.ids[-document.scored :]]
         arguments = tuple(Tokens(encode.text(ids), ids) for ids in parts)
         if self.OUTPUT_TYPE == "generate_until":
-            arguments += (deepcopy(self.config.generation_kwargs),)
+            settings = deepcopy(self.config.generation_kwargs)
+            arguments += (settings | {"max_gen_toks": document.room} if document.room else settings,)
         return self._instance(doc, arguments, kwargs["metadata"])
 
-    def _instance(self, doc: Mapping[str, Any], arguments: tuple[Any, ...], metadata: Any) -> Instance:
-        return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, metadata=metadata)
+    def _instance(self, doc: Mapping[str, Any], arguments: tuple[Any, ...], metadata: Any, number: int = 0) -> Instance:
+        return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=number, metadata=metadata)
 
 
 def dataset(rows: Rows | None = None, **_: Any) -> dict[str, Rows]:
@@ -117,10 +123,9 @@ def by_name(
     """A task that lm-eval brings, its data made or loaded for one length and tokenizer.
 
     Raises:
-        Refusal: it needs packages or data that are not there, cannot be made at this length, or runs code that a
-            model writes.
+        Refusal: it needs packages or data that are not there, or cannot be made at this length.
     """
-    settings = {"max_seq_lengths": [length], "tokenizer": folder, "pretrained": folder}
+    settings = {"max_seq_lengths": named.length_setting(path, length), "tokenizer": folder, "pretrained": folder}
     try:
         with quiet(), _seeded(f"{name}/{length}/{seed}"):
             task = TaskManager(include_defaults=False, metadata=settings).load([str(path)])["tasks"][name]
@@ -133,8 +138,6 @@ def by_name(
         raise Refusal(
             f"the data of task {name} cannot be loaded: {reason}; check the network, or load it once"
         ) from error
-    if getattr(task, "UNSAFE_CODE", False):
-        raise Refusal(f"task {name} runs code that the model writes, which ropewalk does not do; choose another task")
     if num_fewshot is not None or task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=seed)
@@ -168,16 +171,23 @@ def run(lm: LongLM, task: Any, *, length: int, limit: int | None) -> TaskRun:
     name = task.task_name
     with contextlib.nullcontext() if lm.progress else quiet():
         results = lm_eval.evaluate(
-            lm=lm, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=100, cache_requests=False
+            lm=lm,
+            task_dict={"tasks": {name: task}},
+            limit=limit,
+            bootstrap_iters=100,
+            cache_requests=False,
+            confirm_run_unsafe_code=True,  # registry.check_safe has asked
         )
     documents = _documents(results["samples"][name], length)
-    answers: dict[int, Any] = {}
+    answers: dict[int, list[Any]] = {}
     requests: dict[int, list[list[str]]] = {}
     for instance in task.instances:
-        answers.setdefault(instance.doc_id, instance.resps[0])
+        answers.setdefault(instance.doc_id, []).append(instance.resps[0])
         requests.setdefault(instance.doc_id, []).append([str(part) for part in instance.args if isinstance(part, str)])
     metrics = _metrics(results["results"][name], documents, length)
-    return TaskRun(metrics, documents, [answers[row["index"]] for row in documents], list(requests.values()))
+    said = [answers[row["index"]] for row in documents]
+    single = [each[0] if len(each) == 1 else each for each in said]
+    return TaskRun(metrics, documents, single, list(requests.values()))
 
 
 def _documents(samples: Sequence[Mapping[str, Any]], length: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ class NamedTask(TaskKind):
     """num_fewshot: examples before each question; None: as the task has it."""
 
     options: Mapping[str, Any] = {"num_fewshot": None}
+    optional: Mapping[str, type] = {"num_fewshot": int}
     hashed = ("num_fewshot",)
 
 
@@ -32,6 +33,9 @@ RULER_LEAST = 1024
 """Tokens. Below, RULER's generators make prompts without content, or look without end for one that fits."""
 RULER_WORDS = 2.5
 """Tokens a word, at most. Above, they look without end at any length: theirs are sized for tokenizers of words."""
+
+BABILONG_SIZES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+"""Thousands of tokens; the documents have about as many, of the tokenizer that they were made with."""
 
 
 def find(name: str, ours: Iterable[str] = ()) -> Path:
@@ -68,6 +72,19 @@ def _index() -> tuple[dict[str, Path], set[str]]:
     return tasks, groups
 
 
+_UNSAFE = re.compile(r"^unsafe_code:[ \t]*(true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
+_INCLUDED = re.compile(r"""^include:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
+
+
+def runs_what_models_write(path: Path, depth: int = 8) -> bool:
+    """Whether a task's YAML, or one that it includes, says unsafe_code. Nothing of the task is imported for it."""
+    if depth == 0 or not path.is_file():
+        return False
+    body = path.read_text(encoding="utf-8")
+    included = (path.parent / name for name in _INCLUDED.findall(body))
+    return bool(_UNSAFE.search(body)) or any(runs_what_models_write(other, depth - 1) for other in included)
+
+
 def check(name: str, encode: Encoder, length: int, ours: Iterable[str] = ()) -> Path:
     """The task's YAML, after what can be known without loading it.
 
@@ -88,6 +105,17 @@ def check(name: str, encode: Encoder, length: int, ours: Iterable[str] = ()) -> 
                 f"{rate:.1f}; choose task=passkey, which fits any tokenizer"
             )
     return path
+
+
+def length_setting(path: Path, length: int) -> list[int] | str:
+    """The length as a task's files take it: a list of tokens; of BABILong the name of its largest size that may fit.
+
+    >>> length_setting(Path("babilong/babilong_qa1.yaml"), 6000), length_setting(Path("ruler/vt.yaml"), 6000)
+    ('4k', [6000])
+    """
+    if path.parent.name != "babilong":
+        return [length]
+    return f"{max((size for size in BABILONG_SIZES if size * 1024 <= length), default=0)}k"
 
 
 def needs(name: str, what: str, extra: str | None = None) -> str:

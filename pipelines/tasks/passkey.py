@@ -58,6 +58,9 @@ NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 CODE_NEEDLE = "def my_function():\n    return {key}"
 CODE_QUESTION = "assert my_function() == "
+MOST_KEYS = 10_000
+TRIED = 100
+"""Keys whose prompts are encoded to know the least length: all have five digits, and cost almost the same."""
 CODE_LINES = 12
 """Of the longest function that surrounds the key in code: short ones fill a length almost to the token."""
 NEW_TOKENS = 10
@@ -77,8 +80,8 @@ def _validate(options: Mapping[str, Any]) -> None:
         return
     if not depths or not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
         raise Refusal(f"depths={list(depths)} of the task passkey: give different shares from 0 to 1")
-    if keys < 1:
-        raise Refusal(f"keys={keys} of the task passkey: give at least 1")
+    if not 1 <= keys <= MOST_KEYS:
+        raise Refusal(f"keys={keys} of the task passkey: give at least 1 and at most {MOST_KEYS:,}")
     if answer not in ("loglikelihood", "generate"):
         raise Refusal(f"answer={answer} of the task passkey: give loglikelihood or generate")
 
@@ -261,6 +264,7 @@ class PasskeyHalves:
 class Passkey(OwnTask):
     name = "passkey"
     version = 2
+    chance = 0.0
     options = OPTIONS
     hashed = ("depths", "keys", "answer")
     headlines = ("acc",)
@@ -279,7 +283,7 @@ class Passkey(OwnTask):
         """Refuse options out of range, and a length that the shortest prompt does not fit into."""
         options = _settled(options)
         _validate(options)
-        least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _questions(options, None, seed=0))
+        least = max(_cost(encode, options, key, depth, 0) for _, key, depth in _questions(options, TRIED, seed=0))
         if length < least:
             raise Refusal(
                 f"length={length}: the passkey prompt alone takes {least} tokens; choose length={least} or more"

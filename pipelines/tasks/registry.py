@@ -10,17 +10,55 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pipelines.records.cells import Options, Refusal, Task
-from pipelines.tasks import named, passkey, perplexity, text
+from pipelines.records.cells import Options, Refusal, Task, frozen
+from pipelines.tasks import (
+    conversation,
+    graph_walks,
+    key_tokens,
+    many_shot,
+    named,
+    passkey,
+    perplexity,
+    recall,
+    ruler,
+    sections,
+    text,
+)
 from pipelines.tasks.documents import SCORER_VERSION, Document, Encoder, Scores, digest
 from pipelines.tasks.kinds import Curve, OwnTask, TaskKind
 
 if TYPE_CHECKING:
     from pipelines.tasks.scorer import LongLM
 
-__all__ = ["OVER", "OWN", "Scores", "forwards", "held", "kind", "options_of", "prepare", "score", "versions"]
+__all__ = [
+    "OVER",
+    "OWN",
+    "Scores",
+    "documents",
+    "evaluator",
+    "forwards",
+    "held",
+    "kind",
+    "options_of",
+    "prepare",
+    "score",
+    "task_of",
+    "versions",
+]
 
-OWN: Mapping[str, OwnTask] = {task.name: task for task in (perplexity.KIND, passkey.KIND)}
+OWN: Mapping[str, OwnTask] = {
+    task.name: task
+    for task in (
+        perplexity.KIND,
+        passkey.KIND,
+        ruler.KIND,
+        recall.KIND,
+        sections.KIND,
+        conversation.KIND,
+        many_shot.KIND,
+        graph_walks.KIND,
+    )
+}
 """Our own tasks by name. A new one is a file of this folder and its entry here."""
 
 OVER: Mapping[str, Callable[[Curve], float]] = {
@@ -38,6 +76,28 @@ def versions(task: Task) -> dict[str, Any]:
     """Versions of whatever decides a task's numbers: of the scorer, and of the task or of lm-eval that brings it."""
     own = {"task": OWN[task.name].version} if task.name in OWN else {"lm_eval": importlib.metadata.version("lm_eval")}
     return {"scorer": SCORER_VERSION, **own}
+
+
+def check_safe(name: str) -> None:
+    """Refuse a task that runs what the model writes, before anything of it is imported.
+
+    Raises:
+        Refusal: it is such a task.
+    """
+    try:
+        path = None if name in OWN else named.find(name, OWN)
+    except Refusal:
+        return  # of an unknown name `prepare` says more
+    if path is not None and named.runs_what_models_write(path):
+        raise Refusal(
+            f"task {name} runs the code that the model writes, on this machine and as you (unsafe_code in its YAML); "
+            "choose another task, or give allow_unsafe_tasks=true in a container that may be lost"
+        )
+
+
+def evaluator(task: Task) -> str | None:
+    """The strategy that decides which of a task's tokens are key; None where none are asked for."""
+    return OWN[task.name].evaluator(options_of(task, None)) if task.name in OWN else None
 
 
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:
@@ -86,11 +146,32 @@ def held(task: Task, tokenizer: Any, *, part: str, length: int) -> int | None:
     return halves.held(part, options_of(task, None), Encoder.of(tokenizer), length)
 
 
-def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) -> Scores:
+def task_of(chosen: Mapping[str, Any]) -> Task:
+    """A chosen task, its name among its options, with those options that differ from their defaults."""
+    options = dict(chosen)
+    name = str(options.pop("name"))
+    return Task(name, frozen(kind(name).id_options(options)))
+
+
+def documents(task: Task, encode: Encoder, *, length: int, limit: int | None, seed: int) -> list[Document]:
+    """The documents of a task of our own, as a model reads them.
+
+    Raises:
+        Refusal: as `prepare`.
+    """
+    options = options_of(task, limit)
+    OWN[task.name].check(options, encode, length)
+    return OWN[task.name].build(options, encode, length=length, limit=limit, seed=seed)
+
+
+def score(
+    lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int, under: key_tokens.Under | None = None
+) -> Scores:
     """Run a task at one length; sets lm.max_length to it.
 
     limit: at most so many documents; None: all there are.
     seed: of generated documents.
+    under: puts the model under another strategy, for tasks whose key tokens one decides.
 
     Raises:
         Refusal: as `prepare`; or a task of lm-eval has a request longer than `length`, or data that cannot be loaded.
@@ -98,23 +179,53 @@ def score(lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int) 
     options = options_of(task, limit)
     lm.max_length = length
     if task.name in OWN:
-        return _score_own(lm, task.name, options, length, limit, seed)
+        return _score_own(lm, task.name, options, length, limit, seed, under)
     return _score_named(lm, task.name, options, length, limit, seed)
 
 
-def _score_own(lm: LongLM, name: str, options: Mapping[str, Any], length: int, limit: int | None, seed: int) -> Scores:
+def _score_own(
+    lm: LongLM,
+    name: str,
+    options: Mapping[str, Any],
+    length: int,
+    limit: int | None,
+    seed: int,
+    under: key_tokens.Under | None,
+) -> Scores:
     from pipelines.tasks import harness
 
     own, encode = OWN[name], Encoder.of(lm.tokenizer)
     data = text.digest(options["text"]) if "text" in options else ""
     documents = _documents(name, tuple(options.items()), encode, data, length, limit, seed)
     rows = harness.Rows(documents, encode, options)
-    outcome = harness.run(lm, harness.prepared(own.yaml(options), rows), length=length, limit=None)
+
+    def run() -> harness.TaskRun:
+        return harness.run(lm, harness.prepared(own.yaml(options), rows), length=length, limit=None)
+
+    outcome = run()
     metrics, series = own.finish(dict(outcome.metrics), documents, outcome.answers, options)
     records = [
-        {"index": row["index"], "tokens": len(document.ids), **dict(document.facts), **row}
-        for document, row in zip(documents, outcome.documents, strict=True)
+        {
+            "index": row["index"],
+            "tokens": document.tokens,
+            **dict(document.facts),
+            **row,
+            **own.detail(document, answer, options),
+        }
+        for document, row, answer in zip(documents, outcome.documents, outcome.answers, strict=True)
     ]
+    if (decides := own.evaluator(options)) is not None:
+        assert under is not None, "key tokens take a model that can be put under another strategy"
+        with under("crop") as crop:
+            short = run().answers
+        with under(decides):
+            long = run().answers
+        window = length if crop is None else crop.window
+        keys = [key_tokens.key_tokens(a.tokens, b.tokens, window) for a, b in zip(long, short, strict=True)]
+        tokens = [answer.tokens for answer in outcome.answers]
+        metrics |= key_tokens.of_all(tokens, keys)
+        of_each = map(key_tokens.of_document, tokens, keys)
+        records = [record | found for record, found in zip(records, of_each, strict=True)]
     return Scores(metrics, series, records, digest(documents))
 
 
@@ -152,7 +263,7 @@ def options_of(task: Task, limit: int | None) -> Mapping[str, Any]:
     """Every option of a task, defaults included.
 
     Raises:
-        Refusal: an unknown option, or a limit below 1.
+        Refusal: an unknown option, one of another type, or a limit below 1.
     """
     if limit is not None and limit < 1:
         raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
@@ -160,4 +271,5 @@ def options_of(task: Task, limit: int | None) -> Mapping[str, Any]:
     unknown = sorted(set(dict(task.options)) - set(known))
     if unknown:
         raise Refusal(f"task {task.name} takes no option {', '.join(unknown)}; its options: {', '.join(known)}")
+    kind(task.name).check_types(task.name, dict(task.options))
     return {**known, **dict(task.options)}

