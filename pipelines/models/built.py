@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rope.patch import RotaryState
 
-FORMAT = 1
+FORMAT = 2
 """Of the cached answers: up with whatever they hold, or with how it is found."""
 
 
@@ -58,13 +58,17 @@ def built(config: Mapping[str, Any]) -> Built:
     """
     place = _place(config)
     try:
-        return _plain(json.loads(place.read_text(encoding="utf-8")))
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        if kept["digest"] != digest_of(kept["built"]):
+            raise ValueError("damaged")
+        return _plain(kept["built"])
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: built anew
         answer = describe(config)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as temporary:
-            json.dump(asdict(answer), temporary)
+            plain = json.loads(json.dumps(asdict(answer)))
+            json.dump({"digest": digest_of(plain), "built": plain}, temporary)
         os.replace(temporary.name, place)
     except OSError:  # a full or read-only disk costs time, and no answer
         pass

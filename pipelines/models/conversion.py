@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipelines.models import copies, header
-from pipelines.models.digest import sampled_digest
+from pipelines.models.digest import content_digest
 from pipelines.models.gguf_files import MODEL_TYPES, header_config, read_header, with_scaling
 from pipelines.models.header import Header
 from pipelines.records.places import cache_folder
@@ -26,6 +27,9 @@ CONVERSION = 2
 
 MANIFEST = "conversion.json"
 """Beside a conversion: the digest of its files, so that a damaged one is noticed and made anew."""
+
+PART = ".part"
+"""Behind the name of a conversion's folder while it is made."""
 
 GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 """Layers by which llama.cpp knows the largest Gemma of a generation."""
@@ -60,24 +64,41 @@ def convert_once(path: Path, fingerprint: str) -> Path:
     """
     folder = converted_folder(fingerprint)
     if not _is_whole(folder):
-        again = " again, as the files are not those that were written" if folder.is_dir() else ", once"
         gguf = read_header(path)
-        print(f"converting {path.name} to safetensors{again} ...", file=sys.stderr, flush=True)
-        _convert(path, gguf, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear(folder.parent)
+        with _alone(folder):
+            if not _is_whole(folder):  # another process may just have made it
+                again = " again, as the files are not those that were written" if folder.is_dir() else ", once"
+                print(f"converting {path.name} to safetensors{again} ...", file=sys.stderr, flush=True)
+                _convert(path, gguf, folder)
     return folder
+
+
+def _alone(folder: Path, timeout: float = -1) -> FileLock:
+    """Held by the one process that makes a conversion; the system lets go of it when the process ends in any way."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"), timeout=timeout)
+
+
+def _clear(cache: Path) -> None:
+    """Remove what conversions that were killed have left."""
+    for part in cache.glob(f"gguf-*{PART}"):
+        with contextlib.suppress(Timeout), _alone(part.with_suffix(""), timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a conversion is there, with the files that were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["digest"] == _digest(folder, manifest["files"]))
+        there = {file.name for file in folder.iterdir()} - {MANIFEST}
+        return there == {*manifest["files"]} and bool(manifest["digest"] == _digest(folder, manifest["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _digest(folder: Path, files: list[str]) -> str:
-    return sampled_digest((name, folder / name) for name in files)
+    return content_digest((name, folder / name) for name in files)
 
 
 def _convert(path: Path, gguf: Header, folder: Path) -> None:
@@ -103,8 +124,8 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
             "all; give the folder that it was made from"
         )
     logging.disable_progress_bar()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
+    temporary = folder.with_name(f"{folder.name}{PART}")
+    temporary.mkdir()
     try:
         files = header.parts(path)
         whole = path
@@ -131,23 +152,10 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
         names = sorted(file.name for file in temporary.iterdir())
         manifest = {"digest": _digest(temporary, names), "files": names}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        temporary.chmod(0o755)
-        _put(temporary, folder)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put(temporary: Path, folder: Path) -> None:
-    """Move a finished conversion to its place, where a damaged one may lie."""
-    if folder.is_dir() and not _is_whole(folder):
-        damaged = Path(tempfile.mkdtemp(dir=folder.parent, prefix="damaged-"))
-        folder.rename(damaged / folder.name)
-        shutil.rmtree(damaged, ignore_errors=True)
-    try:
-        temporary.rename(folder)
-    except OSError:  # another process was first, with the same files
-        if not _is_whole(folder):
-            raise
 
 
 def unread(gguf: Header) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models import conversion, header
-from pipelines.models.digest import sampled_digest
+from pipelines.models.digest import content_digest, file_state, sampled_digest
+from pipelines.records import inputs
 from pipelines.records.cells import Model, Options, Refusal, digest_of
 from pipelines.records.places import DATA
 from pipelines.records.refusal import first_line
+from rope.config_types import check_types
 
 PACKAGE = "package://"
 RANDOM = "random"
@@ -43,7 +45,12 @@ class ModelFiles:
 
 
 def requested(
-    name: str, path: str, revision: str | None = None, trained_length: int | None = None, shape: Options = ()
+    name: str,
+    path: str,
+    revision: str | None = None,
+    trained_length: int | None = None,
+    shape: Options = (),
+    allow_pickle: bool = False,
 ) -> Model:
     """A model as it is asked for, not looked for yet. OWNER/NAME@REVISION is a hub id at a commit, tag or branch.
 
@@ -56,7 +63,7 @@ def requested(
             both = f"and revision={revision} " if wanted else ""
             raise Refusal(f"model {path} {both}: give one revision, a commit, tag or branch, as in OWNER/NAME@REVISION")
         path, revision = repository, wanted
-    return Model(name, path, revision, trained_length, shape)
+    return Model(name, path, revision, trained_length, shape, allow_pickle=allow_pickle)
 
 
 def locate(model: Model) -> ModelFiles:
@@ -105,14 +112,11 @@ def describe(model: Model) -> tuple[Model, dict[str, Any]]:
                 folder = _hub_file(source.hub, "adapter_config.json", model.revision)[0].parent
                 raise Refusal(f"model {model.name}: {adapter_sentence(folder)}") from reason
             raise
-        return replace(model, fingerprint=f"{source.hub}@{commit}", revision=commit), read_json(path)
+        return replace(model, fingerprint=f"{source.hub}@{commit}", revision=commit), read_config(path)
     if source.folder is not None:
-        return replace(model, fingerprint=_fingerprint(source.folder)), read_json(source.folder / "config.json")
+        return replace(model, fingerprint=_fingerprint(source.folder)), read_config(source.folder / "config.json")
     assert source.gguf is not None
-    try:
-        model = replace(model, fingerprint=_fingerprint(source.gguf))
-    except ValueError as error:  # parts of it are missing
-        raise Refusal(str(error)) from error
+    model = replace(model, fingerprint=_fingerprint(source.gguf))
     return model, conversion.read_config(source.gguf, model.fingerprint)
 
 
@@ -123,7 +127,7 @@ def config_of(model: Model) -> dict[str, Any]:
         Refusal: as `describe`.
     """
     folder = locate(model).folder
-    return read_json(folder / "config.json") if folder is not None else describe(model)[1]
+    return read_config(folder / "config.json") if folder is not None else describe(model)[1]
 
 
 def side_file(model: Model, name: str) -> dict[str, Any]:
@@ -131,10 +135,11 @@ def side_file(model: Model, name: str) -> dict[str, Any]:
     source = locate(model)
     if source.hub is not None:
         try:
-            return read_json(_hub_file(source.hub, name, model.revision)[0])
+            return inputs.json_object(_hub_file(source.hub, name, model.revision)[0])
         except Refusal:
             return {}
-    return read_json(source.folder / name) if source.folder is not None and (source.folder / name).is_file() else {}
+    there = source.folder is not None and (source.folder / name).is_file()
+    return inputs.json_object(source.folder / name) if source.folder is not None and there else {}
 
 
 class PlainTokenizer:
@@ -156,7 +161,6 @@ class PlainTokenizer:
         return str(self.backend_tokenizer.decode(ids, skip_special_tokens=False))
 
 
-@lru_cache(maxsize=4)
 def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     """The model's tokenizer without transformers; None where it has no tokenizer.json (a GGUF file before its
     conversion).
@@ -164,6 +168,12 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     Raises:
         Refusal: the model is not there.
     """
+    return _plain_tokenizer(model, state(model))
+
+
+@lru_cache(maxsize=4)
+def _plain_tokenizer(model: Model, state: tuple[Any, ...]) -> PlainTokenizer | None:
+    """state: of the model's files; a tokenizer is kept only while they are the same."""
     from tokenizers import Tokenizer
 
     source = locate(model)
@@ -179,13 +189,14 @@ def plain_tokenizer(model: Model) -> PlainTokenizer | None:
     assert folder is not None
     if not (folder / "tokenizer.json").is_file():
         return None
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    bos = settings.get("bos_token")
+    beside = folder / "tokenizer_config.json"
+    bos = inputs.json_object(beside).get("bos_token") if beside.is_file() else None
+    bos = bos.get("content") if isinstance(bos, dict) else bos
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # tokenizers raises nothing narrower; what is wrong with the file is load.tokenizer's to say
         return None
-    return PlainTokenizer(backend, bos["content"] if isinstance(bos, dict) else bos)
+    return PlainTokenizer(backend, bos if isinstance(bos, str) else None)
 
 
 class Unreachable(Refusal):
@@ -217,7 +228,7 @@ def _here(path: str) -> Path:
 
 def _in_package(model: Model) -> Path:
     package, _, file = model.path.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(package)
+    spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise Refusal(
             f"model {model.name} takes its weights from the package {package}, which is not installed; "
@@ -229,6 +240,7 @@ def _in_package(model: Model) -> Path:
 def random_config(shape: Mapping[str, Any]) -> dict[str, Any]:
     base = {"model_type": "llama", "rope_theta": 10000.0, "vocab_size": BYTE_VOCABULARY, "seed": 0}
     config = {**base, **shape}
+    _check(config, "model.shape")
     if config["vocab_size"] < BYTE_VOCABULARY:
         raise Refusal(f"model.shape.vocab_size={config['vocab_size']}: give at least {BYTE_VOCABULARY}, a token a byte")
     return config
@@ -257,17 +269,92 @@ def _hub_file(repository: str, file: str, revision: str | None) -> tuple[Path, s
     return path, path.parent.name
 
 
+def earlier_fingerprint(model: Model) -> str | None:
+    """What earlier versions knew the same files by, which did not read all of them; None where it is the fingerprint.
+
+    Raises:
+        Refusal: the model is not there.
+    """
+    source = locate(model)
+    place = source.folder or source.gguf
+    if place is None:
+        return None
+    files = _files(place)
+    earlier = sampled_digest(
+        [(name, file) for name, file in files if not name or (name.endswith(KINDS) and file.parent == place)]
+    )
+    return None if earlier == content_digest(files) else earlier
+
+
+def changed_at(model: Model) -> float:
+    """When any of a model's local files last changed, in seconds since 1970: in content, name or links. inf of others.
+
+    It is the system's own note, which no program sets back.
+    """
+    return max((written[3] / 1e9 for written in state(model)), default=math.inf)
+
+
+def state(model: Model) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Name, size, times and inode of each of a model's local files: equal only while nothing of them was changed.
+
+    Raises:
+        Refusal: the model is not there.
+    """
+    source = locate(model)
+    place = source.folder or source.gguf
+    if place is None:
+        return ()
+    return tuple((name, *file_state(file)) for name, file in _files(place))
+
+
+KINDS = (".json", ".safetensors", ".bin", ".gguf", ".model")
+"""Suffixes of the files of a folder that were always digested."""
+
+TOKENIZER = (".jinja", ".tiktoken", ".bpe", ".codes", ".spm")
+TOKENIZER_TEXTS = frozenset({"merges.txt", "vocab.txt"})
+"""Files of a tokenizer beside those: whatever else a folder holds, such as a README, decides no number."""
+
+
 def _fingerprint(path: Path) -> str:
-    """Digest of a model's files: of a folder, or of a GGUF file with its parts."""
+    """Digest of a model's files: of a folder, or of a GGUF file with its parts.
+
+    Raises:
+        Refusal: one of them cannot be read.
+    """
+    try:
+        return content_digest(_files(path))
+    except OSError as error:
+        raise Refusal(f"{error.filename or path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """The files that decide what a model computes. The parts of a GGUF file have no names: they do not matter."""
     if path.is_file():
-        return sampled_digest(("", file) for file in header.parts(path))
-    kinds = (".json", ".safetensors", ".bin", ".gguf", ".model")
-    return sampled_digest((file.name, file) for file in sorted(path.iterdir()) if file.suffix in kinds)
+        return [("", file) for file in _parts(path, file_state(path))]
+    names = {file.name for file in path.iterdir() if file.suffix in (*KINDS, *TOKENIZER)}
+    names |= TOKENIZER_TEXTS
+    for index in path.glob("*.index.json"):  # which may name files in folders below
+        read: Any = inputs.json_object(index)
+        shards = read.get("weight_map") if isinstance(read, dict) else None
+        names |= {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
+    return [(name, path / name) for name in sorted(names) if (path / name).is_file()]
+
+
+@lru_cache(maxsize=64)
+def _parts(path: Path, state: tuple[int, ...]) -> tuple[Path, ...]:
+    """The parts of a GGUF file, whose header is read for their number: slowly, so once for each state."""
+    try:
+        return header.parts(path)
+    except ValueError as error:  # parts of it are missing
+        raise Refusal(str(error)) from error
 
 
 def adapter_sentence(folder: Path) -> str:
     """What to do with a folder that holds an adapter and no model."""
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "a model that it does not name"
+    base = (
+        inputs.json_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        or "a model that it does not name"
+    )
     return (
         f"{folder} holds an adapter of {base} and no weights of a model; merge them first "
         f"(peft: AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained(FOLDER), "
@@ -275,9 +362,19 @@ def adapter_sentence(folder: Path) -> str:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{path} cannot be read as JSON ({first_line(error)})") from error
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json as plain data.
+
+    Raises:
+        Refusal: it cannot be read, or a key of it holds what no model has there.
+    """
+    config = inputs.json_object(path)
+    _check(config, str(path))
     return config
+
+
+def _check(config: Mapping[str, Any], where: str) -> None:
+    try:
+        check_types(config)
+    except ValueError as error:
+        raise Refusal(f"{where}: {error}") from error

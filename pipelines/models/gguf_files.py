@@ -14,6 +14,7 @@ from pipelines.models import header
 from pipelines.models.header import Header
 from pipelines.records.refusal import Refusal
 from rope.config import geometry_of
+from rope.config_types import check_types, of_config
 from rope.dialects import from_llama_cpp, to_transformers
 from rope.geometry import ALL_LAYERS
 from rope.llama_cpp_rules import FREQS, LONG, SHORT, Rules, rules_of
@@ -69,9 +70,14 @@ def read_header(path: Path) -> Header:
     if len(blocks) < read.value("block_count") or "token_embd.weight" not in read.tensors:
         has = f"has tensors of {len(blocks)} layers of {read.value('block_count')}"
         raise Refusal(f"{path.name} {has if blocks else 'has no weights of layers'}; download or convert it again")
+    try:
+        check_types(header_config(read))
+    except ValueError as error:
+        raise Refusal(f"{path.name}: {error}; convert the model anew") from error
     return read
 
 
+@of_config
 def header_config(gguf: Header) -> dict[str, Any]:
     """What a GGUF header says of positions and of sizes, under the keys of a Hugging Face config; no scaling.
 

@@ -19,6 +19,7 @@ from pipelines.models.find import (
     locate,
     random_config,
     side_file,
+    state,
 )
 from pipelines.records.cells import Model, Refusal
 from pipelines.records.refusal import first_line
@@ -41,13 +42,19 @@ def materialise(model: Model) -> str:
     return str(conversion.convert_once(source.gguf, model.fingerprint or describe(model)[0].fingerprint))
 
 
-@lru_cache(maxsize=4)
 def tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer; of a random model one of bytes.
 
     Raises:
-        Refusal: the model has no tokenizer that loads, or that of another model.
+        Refusal: the model has no tokenizer that loads, or that of another model; or its files changed since it was
+            described.
     """
+    return _tokenizer(model, state(model))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: Model, state: tuple[Any, ...]) -> PreTrainedTokenizerBase:
+    """state: of the model's files; a tokenizer is kept only while they are the same."""
     from transformers import AutoTokenizer
 
     if model.path == RANDOM:
@@ -63,6 +70,7 @@ def tokenizer(model: Model) -> PreTrainedTokenizerBase:
             f"model {model.name}: its tokenizer has {tokenizer.vocab_size:,} tokens, and its config says "
             f"vocab_size {rows:,}: they are not of one model; give it the tokenizer that it was trained with"
         )
+    check_unchanged(model)
     # Its own limit only makes it warn about long texts; what fits is decided by the scorer.
     tokenizer.model_max_length = sys.maxsize
     return tokenizer  # type: ignore[no-any-return]
@@ -73,7 +81,8 @@ def model(model: Model, dtype: str, device: str) -> PreTrainedModel:
     """The model in evaluation mode. The last one stays in memory: cells come a model at a time.
 
     Raises:
-        Refusal: its weights do not load, or are not all those that the model has.
+        Refusal: its weights do not load, or are not all those that the model has; or its files changed since it was
+            described.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -91,7 +100,18 @@ def model(model: Model, dtype: str, device: str) -> PreTrainedModel:
             parameter.data = parameter.data.to(kind)
         return built.to(device).eval()
     loaded = complete(model, kind, **spread)
+    check_unchanged(model)
     return (loaded if spread else loaded.to(device)).eval()  # type: ignore[no-any-return]
+
+
+def check_unchanged(model: Model) -> None:
+    """Refuse a model that was described, and whose files are others by now: after they were read, so that what was
+    read is what is known by the fingerprint. A worker on another machine may have other files under the same path."""
+    if model.fingerprint and state(model) and (now := describe(model)[0].fingerprint) != model.fingerprint:
+        raise Refusal(
+            f"model {model.name}: its files are not those that this launch began with (digest {now}, "
+            f"{model.fingerprint} then): they were changed meanwhile, or are others on this machine; launch again"
+        )
 
 
 def complete(model: Model, dtype: torch.dtype, config: Any = None, **options: Any) -> PreTrainedModel:
@@ -114,6 +134,8 @@ def complete(model: Model, dtype: torch.dtype, config: Any = None, **options: An
             revision=model.revision,
             dtype=dtype,
             trust_remote_code=False,
+            use_safetensors=None if model.allow_pickle else True,
+            weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported then, with both shapes, and refused here
             **({} if config is None else {"config": config}),

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.models.find import adapter_sentence, config_of, locate, read_json
+from pipelines.models.find import adapter_sentence, config_of, locate
+from pipelines.records import inputs
 from pipelines.records.cells import Model, Refusal
 from pipelines.records.refusal import first_line
 from rope.config import text_config
@@ -32,6 +33,12 @@ FOREIGN = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".
 
 POINTER = b"version https://git-lfs"
 """What the text begins with that git leaves in the place of a large file until git-lfs fetches it."""
+
+PICKLES = (
+    "and a pickle can hold code that runs when it is read; give safetensors, which hold numbers alone, or "
+    "model.allow_pickle=true if you trust where they come from: torch then reads plain tensors and nothing else"
+)
+"""What is said of weights in torch's older format."""
 
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors itself reads none that is longer."""
@@ -83,12 +90,12 @@ def check(model: Model, *, needed: bool = True) -> None:
     if folder is None:
         return
     try:
-        _check(folder, config_of(model), needed)
+        _check(folder, config_of(model), needed, model.allow_pickle)
     except Refusal as reason:
         raise Refusal(f"model {model.name}: {reason}") from reason
 
 
-def _check(folder: Path, config: Mapping[str, Any], needed: bool) -> None:
+def _check(folder: Path, config: Mapping[str, Any], needed: bool, allow_pickle: bool) -> None:
     found = weight_files(folder, config)
     if (folder / "adapter_config.json").is_file():
         if not found.files:
@@ -102,6 +109,8 @@ def _check(folder: Path, config: Mapping[str, Any], needed: bool) -> None:
         if needed:
             raise Refusal(_nothing(folder))
         return
+    if (pickles := [file.name for file in found.files if file.suffix != ".safetensors"]) and not allow_pickle:
+        raise Refusal(f"its weights are pickles ({some(pickles)}), {PICKLES}")
     if absent := sorted(file.name for file in found.files if not file.is_file()):
         raise Refusal(
             f"{len(absent)} of the {len(found.files)} files of weights that the index of {folder} names are not there "
@@ -128,16 +137,23 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
     """
     named = config.get("transformers_weights")
     for name in [named] if isinstance(named, str) else [n for one in SINGLE for n in (one, f"{one}.index.json")]:
-        file = folder / name
+        file = _inside(folder, name)
         if not file.is_file() and name != named:
             continue
         if not name.endswith(".index.json"):
             return WeightFiles((file,), {})
-        index = read_json(file).get("weight_map")
+        index = inputs.json_object(file).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(part, str) for part in index.values()):
             raise Refusal(f"{file} has no weight_map from tensors to files; fetch the model again")
-        return WeightFiles(tuple(folder / part for part in sorted(set(index.values()))), index)
+        return WeightFiles(tuple(_inside(folder, part) for part in sorted(set(index.values()))), index)
     return WeightFiles((), {})
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file that a config or an index names, which lies in its own folder."""
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise Refusal(f"{folder} names {name!r} as a file of its weights, which lies elsewhere; fetch the model again")
+    return folder / name
 
 
 def header(file: Path) -> dict[str, Stored]:

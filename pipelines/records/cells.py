@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipelines.records.refusal import Refusal as Refusal
 from rope.geometry import Plan, Plans
-from rope.pairwise import Pairwise, plan_from_dict
+from rope.pairwise import plan_from_dict
 
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments in a hashable form: ((name, value), ...), sorted by name."""
@@ -70,6 +70,7 @@ class Model:
     trained_length: tokens, where its config.json says otherwise than what it was trained with.
     path: a folder, a GGUF file, a hub id, package://MODULE/FILE, or "random" (then `shape` says what to build).
     fingerprint: what its weights and config are known by: the hub revision, or a digest of the local files.
+    allow_pickle: whether its weights may be read from a pickle (.bin), by torch's reader of plain tensors alone.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Model:
     trained_length: int | None = None
     shape: Options = ()
     fingerprint: str = ""
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,4 +222,4 @@ def _options(pairs: Iterable[tuple[str, Any]]) -> Options:
 def _rounded(plan: Plan) -> list[Any]:
     # Twelve digits: another machine's pow() may differ in the last bits of a float64, and the cell is the same.
     numbers = [f"{value:.12g}" for value in (*plan.inv_freq, plan.attention_factor)]
-    return [*numbers, plan.changes()] if isinstance(plan, Pairwise) else numbers
+    return [*numbers, changes] if (changes := plan.changes()) else numbers

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import platform
 import shutil
-import socket
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pipelines.records.places import SITE
+from pipelines.records.processes import machine
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "tokenizers")
 """Packages whose version may change a number."""
+
+
+MEASURING = (
+    "rope/*",
+    "rope/strategies/*",
+    "pipelines/tasks/*",
+    "pipelines/models/built.py",
+    "pipelines/models/conversion.py",
+    "pipelines/models/load.py",
+    "pipelines/workers/evaluate.py",
+)
+"""Files of ours that compute a number: how a model is read and loaded, what is put into it, and what is scored."""
 
 
 def version() -> str:
@@ -58,16 +72,72 @@ def code_labels(provenances: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, str]:
-    """Python, the packages that may change a number, the host, and its GPU driver where there is one."""
+    """Python, the packages that may change a number, the machine by a digest, and its GPU driver where there is one."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     lines = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
     driver = [line.strip() for line in lines if line[:1].isdigit()]
     return {
         "python": platform.python_version(),
         **packages,
-        "host": socket.gethostname(),
+        "measuring": measuring(),
+        "machine": machine(),
         **({"driver": driver[0]} if driver else {}),
     }
+
+
+@lru_cache(maxsize=1)
+def measuring(site: Path = SITE) -> str:
+    """12 hexadecimal digits of the source that computes numbers: the same for other comments, docstrings and layout.
+
+    In a clone code changes without a new version of it; of an installed release it is always the same.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(file.relative_to(site).as_posix() for file in _measuring_files(site)):
+        content = (site / name).read_bytes()
+        digest.update(f"{name}\0".encode() + (_meaning(content) if name.endswith(".py") else content))
+    return digest.hexdigest()[:12]
+
+
+def _measuring_files(site: Path) -> Iterator[Path]:
+    for pattern in MEASURING:
+        yield from (file for file in site.glob(pattern) if file.suffix in (".py", ".json", ".yaml"))
+
+
+def _meaning(source: bytes) -> bytes:
+    """A module's syntax tree without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()
+
+
+def made_otherwise(provenances: Iterable[Mapping[str, Any]]) -> str:
+    """How many results were computed by other measuring code, or with other packages, than is here now, and what to do,
+    in a sentence; "" where none was. Of a result that says nothing of it, nothing is known.
+
+    A cell's id has the versions that its number is meant to depend on, so these results still count: what differs here
+    should change no number, unless by a fault, or by an edit that was not meant to be kept.
+    """
+    now, differences, count = environment(), dict[str, None](), 0
+    for provenance in provenances:
+        own = [name for name in PACKAGES if provenance.get(name, now[name]) != now[name]]
+        differences |= dict.fromkeys(f"{name} {provenance[name]}" for name in own)
+        # the syntax trees of two versions of Python do not compare
+        if _series(provenance.get("python")) == _series(now["python"]) and provenance.get("measuring") is not None:
+            own += ["measuring"] if provenance["measuring"] != now["measuring"] else []
+        differences |= {"other measuring code (rope, pipelines/tasks)": None} if "measuring" in own else {}
+        count += bool(own)
+    if not differences:
+        return ""
+    results = "1 of them was" if count == 1 else f"{count} of them were"
+    return (
+        f"{results} computed with {' and '.join(differences)}, which is not what is here now; force=true computes anew"
+    )
+
+
+def _series(python: Any) -> list[str]:
+    return str(python).split(".")[:2]
 
 
 def nvidia_smi(*arguments: str) -> list[str]:

@@ -5,9 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pipelines.records.privacy import without_secrets
+
 
 class Refusal(ValueError):
-    """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it."""
+    """Bad input in a sentence: what was given, what is allowed, what to do. Commands end with exit code 2 on it.
+
+    The sentence shows no secret, whatever it was made of.
+    """
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
+
+
+class LaunchEnded(RuntimeError):
+    """A launch that ends before its cells, in a sentence: why, and what to do. Commands end with exit code 1 on it."""
 
 
 def suggestion(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:

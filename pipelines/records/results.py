@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.records.cells import Cell, Refusal, Result, digest_of
+from pipelines.records.public import public
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,12 @@ class Store:
 
     def read(self, cell_id: str) -> Result | None:
         """A cell's result, or None where there is none that is whole and its own."""
-        row = _believed(self.cell(cell_id) / "result.json", _cell_and_result)
+        row = self.row(cell_id)
         return None if row is None else row[1]
+
+    def row(self, cell_id: str) -> tuple[dict[str, Any], Result] | None:
+        """As `read`, with the cell as it was kept (Cell.spec)."""
+        return _believed(self.cell(cell_id) / "result.json", _cell_and_result)
 
     def newest(self, count: int) -> Iterator[tuple[dict[str, Any], Result]]:
         """The `count` latest finished cells, as (Cell.spec, Result), newest first."""
@@ -83,7 +88,7 @@ class Store:
         folder = self.cell(result.cell_id)
         _set_aside_unless(folder / "result.json", _cell_and_result)
         if result.error:
-            _write(folder / "error.txt", result.error)
+            _write(folder / "error.txt", public(result.error))
         else:
             (folder / "error.txt").unlink(missing_ok=True)
         path = folder / "result.json"
@@ -145,14 +150,14 @@ def _cell_and_result(path: Path) -> tuple[dict[str, Any], Result]:
 
 
 def _write_checked(path: Path, body: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps({"schema": SCHEMA, **body}, allow_nan=False))
+    plain = json.loads(public(json.dumps({"schema": SCHEMA, **body}, allow_nan=False)))
     _write(path, json.dumps({"checksum": digest_of(plain), **plain}, indent=1))
 
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

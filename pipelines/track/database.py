@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import importlib
+import json
 import logging
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 
 from pipelines.records import provenance
+from pipelines.records.processes import is_running, this_process
+from pipelines.records.public import public
 from pipelines.records.results import Store, set_aside
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def connect(store: Store) -> Any:
             _follow(store)
         client = MlflowClient(tracking_uri(store))
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' AND tags.process LIKE '{_host()}:%'"):
-        if not _alive(run.data.tags["process"]):
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING' AND tags.process LIKE '%:%'"):
+        if is_running(run.data.tags["process"]) is False:
             client.set_terminated(run.info.run_id, "KILLED")
     return client
 
@@ -148,20 +148,20 @@ class Run:
         """Write parameters and metrics. at: the metrics' time in milliseconds, by default now."""
         from mlflow.entities import Metric, Param
 
-        written = [Param(name, str(value)) for name, value in (params or {}).items()]
+        written = [Param(name, public(str(value))) for name, value in (params or {}).items()]
         at = at or now()
         rows = [Metric(name, value, at, step) for name, value, step in metrics]
         for start in range(0, max(len(rows), 1), BATCH):
             self.client.log_batch(self.id, metrics=rows[start : start + BATCH], params=written if start == 0 else [])
 
     def tag(self, name: str, value: str) -> None:
-        self.client.set_tag(self.id, name, value)
+        self.client.set_tag(self.id, name, public(value))
 
     def json(self, body: Mapping[str, Any], name: str) -> None:
-        self.client.log_dict(self.id, dict(body), name)
+        self.text(public(json.dumps(dict(body), indent=2)), name)
 
     def text(self, body: str, name: str) -> None:
-        self.client.log_text(self.id, body, name)
+        self.client.log_text(self.id, public(body), name)
 
     def files(self, paths: Iterable[Path], folder: str | None = None) -> None:
         for path in paths:
@@ -181,20 +181,21 @@ def start_run(
 ) -> Iterator[Run]:
     """A run that ends with the block: as its status says, or FAILED or KILLED where the block raises.
 
-    experiment: its id. tags: empty ones are left out. code: the version that computed it, by default this one.
-    start: milliseconds, by default now. resume: the id of an earlier run that goes on.
+    experiment: its id. tags: empty ones are left out, and MLflow's user is ROPEWALK_USER, if that is set. code: the
+    version that computed it, by default this one. start: milliseconds, by default now. resume: the id of an
+    earlier run that goes on.
     """
     code = provenance.code() if code is None else code
     common = {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": os.environ.get("ROPEWALK_USER", ""),
         "mlflow.source.name": "ropewalk",
         "mlflow.source.git.commit": str(code.get("commit", "")),
         "git_dirty": str(code.get("dirty", "")).lower(),
         "git_difference": str(code.get("difference", "")),
-        "process": _process(),
+        "process": this_process(),
     }
     if resume is None:
-        given = {key: value for key, value in {**common, **tags}.items() if value}
+        given = {key: public(value) for key, value in {**common, **tags}.items() if value}
         created = client.create_run(experiment, run_name=name, tags=given, start_time=start or now())
         run = Run(client, str(created.info.run_id))
     else:
@@ -210,13 +211,16 @@ def start_run(
 
 
 def search(client: Any, experiment: str, query: str) -> list[Any]:
-    """All runs of an experiment that match a query, over all pages; none where there is no experiment of the name."""
+    """All runs of an experiment that match a query; none where there is no experiment of the name."""
     known = client.get_experiment_by_name(experiment)
-    if known is None:
-        return []
+    return [] if known is None else pages(client, known.experiment_id, query)
+
+
+def pages(client: Any, experiment: str, query: str) -> list[Any]:
+    """All runs that match a query, over all pages. experiment: its id."""
     token, runs = None, []
     while True:
-        page = client.search_runs([known.experiment_id], query, page_token=token)
+        page = client.search_runs([experiment], query, page_token=token)
         runs += list(page)
         if not (token := page.token):
             return runs
@@ -227,22 +231,6 @@ def locked(store: Store) -> Iterator[None]:
     """While no other process of this machine creates the database, or an experiment in it, or redraws a curve."""
     with FileLock(store.root / "mlflow.lock"):
         yield
-
-
-def _host() -> str:
-    return socket.gethostname().replace("'", "").replace("%", "")
-
-
-def _process() -> str:
-    """This process as host:pid:start, so that it is not taken for a later one with the same number."""
-    return f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _alive(process: str) -> bool:
-    _, pid, start = process.rsplit(":", 2)
-    with contextlib.suppress(psutil.Error):
-        return f"{psutil.Process(int(pid)).create_time():.0f}" == start
-    return False
 
 
 def now() -> int:

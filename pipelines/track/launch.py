@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from rich.console import Console
 from pipelines import track
 from pipelines.choices import estimate
 from pipelines.choices.sweep import Sweep
-from pipelines.models import load
+from pipelines.models import earlier, load
+from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
@@ -21,11 +23,17 @@ from pipelines.report import tables, terminal
 from pipelines.tasks import registry
 from pipelines.track import rebuild
 from pipelines.track.recorder import Recorder, unrecorded
-from pipelines.workers.compute import Run, compute
+from pipelines.workers.compute import Run, compute, settled
 
 
 def run(
-    sweep: Sweep, store: Store, compute_cells: Run, *, force: bool = False, console: Console = terminal.console
+    sweep: Sweep,
+    store: Store,
+    compute_cells: Run,
+    *,
+    force: bool = False,
+    retry: bool = False,
+    console: Console = terminal.console,
 ) -> list[tuple[Cell, Result]]:
     """The whole of one launch: the sweep's cells with their results, in their order.
 
@@ -34,25 +42,37 @@ def run(
         KeyboardInterrupt: after Ctrl-C. What was finished is recorded and shown.
     """
     cells = distinct(sweep.cells)
-    done = {} if force else store.recall(cell.id for cell in cells)
+    done = settled(cells, store, force=force, retry=retry)
+    died = [cell for cell in cells if cell.id in done and not done[cell.id].finished]
+    if not force:
+        done |= taken_over([cell for cell in cells if cell.id not in done], store, console)
     todo = [cell for cell in cells if cell.id not in done]
-    console.print(counted(len(sweep.cells), len(sweep.cells) - len(cells), len(done), len(todo)))
-    with ThreadPoolExecutor(1) as aside:  # MLflow is imported while transformers is
-        aside.submit(track.warm)
-        prepare(todo)
+    console.print(counted(len(sweep.cells), len(sweep.cells) - len(cells), len(done) - len(died), len(todo)))
+    for cell in died:
+        console.print(f"left out: {cell.label}: {done[cell.id].error_line}")
+    if otherwise := provenance.made_otherwise(result.provenance for result in done.values()):
+        console.print(otherwise)
+    # MLflow is imported while transformers is. A daemon: an import that Ctrl-C tore apart never ends in another thread.
+    aside = threading.Thread(target=_warm, daemon=True)
+    aside.start()
+    prepare(todo)
+    aside.join()
     if todo and (expected := estimate.sentence(todo, store)):
         console.print(expected)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
-    for cell in cells:
-        if cell.id in done:
-            recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=done[cell.id], cached=True))
-    progress, interrupted = _Progress(todo, console), True
+    recorder.submit(lambda _: rebuild.record_left_over(store))
+    recorder.submit(partial(_recall, rows=_rows(sweep, done)))
+    progress, others, interrupted = _Progress(todo, console), set[str](), True
+    computed = partial(compute, force=force, retry=retry, say=console.print, elsewhere=others)
     try:
-        for cell, result in compute(todo, store, compute_cells, progress, sweep.command_of, force=True):
+        for cell, result in computed(todo, store, compute_cells, progress, sweep.command_of):
             results[cell.id] = result
-            recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result, cached=False))
+            if cell.id in others:
+                recorder.submit(partial(_recall, rows=_rows(sweep, {cell.id: result})))
+            else:
+                recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
@@ -60,15 +80,39 @@ def run(
             recorder.submit(lambda tracker: tracker.conclude(rows, shown))
             tables.show(console, rows, shown, store)
             console.print(f"results: {store.root}")
-        recorder.submit(lambda _: rebuild.record_left_over(store))
         if reason := recorder.close(interrupted=interrupted, say=console.print):
             store.mark_unrecorded(sweep.id)
             console.print(unrecorded(reason))
     return rows
 
 
-def _record(tracker: track.Tracker, cells: Sequence[Cell], result: Result, cached: bool) -> None:
-    tracker.record(cells, result, cached=cached)
+def _warm() -> None:
+    with suppress(Exception):  # recording says it, in a sentence
+        track.warm()
+
+
+def taken_over(cells: Sequence[Cell], store: Store, console: Console) -> dict[str, Result]:
+    """Results of earlier versions of these cells, by id, kept anew where they still hold; what does not is said."""
+    before = earlier.results(cells, store)
+    for cell in cells:
+        if cell.id in before.taken:
+            store.save(cell, before.taken[cell.id])
+    if before.sentence:
+        console.print(before.sentence)
+    return before.taken
+
+
+def _record(tracker: track.Tracker, cells: Sequence[Cell], result: Result) -> None:
+    tracker.record(cells, result)
+
+
+def _recall(tracker: track.Tracker, rows: Sequence[tuple[Cell, Result]]) -> None:
+    tracker.recall(rows)
+
+
+def _rows(sweep: Sweep, results: Mapping[str, Result]) -> list[tuple[Cell, Result]]:
+    """Each result with the choices that come to its cell."""
+    return [(cell, result) for cell_id, result in results.items() for cell in sweep.bearing(cell_id)]
 
 
 def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
@@ -130,4 +174,5 @@ def line(cell: Cell, result: Result) -> str:
 
 def _work(cell: Cell) -> float:
     """Relative cost, for the time left."""
-    return cell.length * estimate.growth(cell.length)
+    windows, context = estimate.pieces(cell)
+    return windows * context * estimate.growth(context)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.choices.sweep import Sweep
-from pipelines.records.cells import Cell, Refusal, distinct
+from pipelines.records.cells import Cell, Refusal, Result, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
 from pipelines.track.cell_runs import cell_run
 from pipelines.track.curve_runs import prune_curves
 from pipelines.track.database import connect, has_own_database, search
+from pipelines.track.recorder import in_a_line, unrecorded
 from pipelines.track.studies import StudyTracker, runs_of
 from pipelines.track.sweeps import Tracker, forget, recorded
 
@@ -41,12 +42,15 @@ def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
     a server of the user's, other stores may have theirs.
 
     Raises:
-        Refusal: there is nothing on disk, and no database.
+        Refusal: there is nothing on disk, and no database; or MLflow does not answer.
     """
     specs, studies = list(store.sweeps()), list(store.studies())
     if not specs and not studies and not (store.root / "mlflow.db").exists():
         raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
-    client = connect(store)
+    try:
+        client = connect(store)
+    except Exception as error:  # whatever a server, a network or a database makes MLflow raise
+        raise Refusal(unrecorded(in_a_line(error), "the same command records them when it answers")) from error
     sweeps, cells = [], dict[str, Cell]()
     for spec in specs:
         try:
@@ -111,32 +115,39 @@ def _pruned(client: Any, on_disk: set[str]) -> Iterator[Rebuilt]:
 def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool, ours: bool = False) -> Rebuilt:
     """ours: a run of it that has not ended is this process's own, and given up."""
     results = {cell.id: result for cell in distinct(sweep.cells) if (result := store.read(cell.id)) is not None}
-    expected = sum(len(sweep.bearing(cell_id)) for cell_id in results)
-    present = recorded(client, sweep)
+    expected = [(cell, result) for cell_id, result in results.items() for cell in sweep.bearing(cell_id)]
+    present = recorded(client, sweep, expected)
     if present is None and not ours:
         return Rebuilt(sweep.label, "running, left alone")
-    if present == expected and not force:
+    if present == len(expected) and not force:
         store.mark_recorded(sweep.id)
         return Rebuilt(sweep.label, f"in MLflow already, {present} cell{'' if present == 1 else 's'}")
     try:  # everything is built before anything is deleted
-        runs = [[cell_run(cell, result) for cell in sweep.bearing(cell_id)] for cell_id, result in results.items()]
+        runs = [cell_run(cell, result) for cell, result in expected]
         rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
         shown = tables.tables(rows)
     except UNREADABLE as error:
         return Rebuilt(sweep.label, f"cannot be rebuilt, left as it is: {error!r}", complete=False)
     forget(client, sweep.experiment, sweep.id)
     with Tracker.open(sweep, store, client) as tracker:
-        for bearing in runs:
-            # Computed before the sweep began: recalled by it.
-            cached = str(bearing[0].result.provenance.get("at", "")) < sweep.created
-            tracker.write(bearing, cached=cached)
+        before = {cell_id for cell_id, result in results.items() if _at(result) < sweep.created}
+        tracker.recall((cell, result) for cell, result in expected if cell.id in before)
+        for cell_id in (cell_id for cell_id in results if cell_id not in before):
+            tracker.record(sweep.bearing(cell_id), results[cell_id])
         tracker.conclude(rows, shown)
     store.mark_recorded(sweep.id)
-    reasons = [run.lost for bearing in runs for run in bearing if run.lost]
+    reasons = [run.lost for run in runs if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"
     return Rebuilt(
-        sweep.label, f"recorded, {expected} cell{'' if expected == 1 else 's'}{lost if reasons else ''}", not reasons
+        sweep.label,
+        f"recorded, {len(expected)} cell{'' if len(expected) == 1 else 's'}{lost if reasons else ''}",
+        not reasons,
     )
+
+
+def _at(result: Result) -> str:
+    """When it was computed; "" where that is not known, as before everything."""
+    return str(result.provenance.get("at", ""))
 
 
 def _study(client: Any, study: Mapping[str, Any], store: Store, *, force: bool, ours: bool = False) -> Rebuilt:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
+from pipelines.records.public import public
 from pipelines.records.refusal import first_line
 
 log = logging.getLogger(__name__)
@@ -119,5 +120,5 @@ def unrecorded(reason: str, remedy: str = "`ropewalk sync` records them") -> str
 
 def in_a_line(error: BaseException) -> str:
     """What went wrong, in one line: MLflow's errors carry the whole query."""
-    kind, line = type(error).__name__, first_line(error)[:160]
+    kind, line = type(error).__name__, public(first_line(error))[:160]
     return kind if line == kind else f"{kind}: {line}"

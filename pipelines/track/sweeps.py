@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.choices.sweep import Sweep
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
+from pipelines.records.public import public
 from pipelines.records.results import Store
 from pipelines.report import curves, tables
+from pipelines.report.gain_table import as_metrics
+from pipelines.tasks import text
 from pipelines.track.cell_runs import CellRun, cell_run
 from pipelines.track.curve_runs import curve_id, draw_curve
-from pipelines.track.database import Run, connect, experiment_id, milliseconds, now, search, start_run
+from pipelines.track.database import Run, connect, experiment_id, milliseconds, now, pages, search, start_run
+
+SHOWN = 5
+"""Sweeps that a description names; the file beside it names all."""
+
+FEW = 20
+"""Cells up to which a search for each is quicker than a list of all."""
 
 
 class Tracker:
-    """Writes one sweep into MLflow."""
+    """Writes one sweep into MLflow.
+
+    before: the cells that have a run already, below the sweep of the id beside it: it is not written twice.
+    """
 
     def __init__(self, client: Any, experiment: str, sweep: Sweep, store: Store, parent: Run) -> None:
         self.client, self.experiment, self.sweep, self.store, self.parent = client, experiment, sweep, store, parent
+        self.before: list[tuple[Cell, str]] = []
 
     @classmethod
     @contextmanager
@@ -35,14 +49,22 @@ class Tracker:
         with start_run(client, experiment, sweep.label, tags, code=sweep.code, start=start) as parent:
             yield cls(client, experiment, sweep, store, parent)
 
-    def record(self, cells: Sequence[Cell], result: Result, *, cached: bool) -> None:
-        """One result as a run below the sweep's; where several strategies come to its plan, a run for each."""
-        self.write([cell_run(cell, result) for cell in cells], cached=cached)
+    def record(self, cells: Sequence[Cell], result: Result) -> None:
+        """A result that was computed for this sweep as a run below the sweep's; where several strategies come to its
+        plan, a run for each."""
+        for number, cell in enumerate(cells):
+            self._write(cell_run(cell, result), cached=number > 0)
 
-    def write(self, runs: Iterable[CellRun], *, cached: bool) -> None:
-        """Runs of one result; only the first of them can have been computed for this sweep."""
-        for number, run in enumerate(runs):
-            self._write(run, cached=cached or number > 0)
+    def recall(self, rows: Iterable[tuple[Cell, Result]]) -> None:
+        """Results that were there before: those that have a run in this experiment are noted with the sweep of that
+        run, and the others written."""
+        rows = list(rows)
+        known = runs_of_cells(self.client, self.experiment, {cell.id for cell, _ in rows})
+        for cell, result in rows:
+            if (sweep_id := known.sweep_of(cell, result)) is not None:
+                self.before.append((cell, sweep_id))
+            else:
+                self._write(cell_run(cell, result), cached=True)
 
     def _write(self, content: CellRun, *, cached: bool) -> None:
         from mlflow.entities import Dataset, DatasetInput
@@ -66,11 +88,13 @@ class Tracker:
         code = result.provenance.get("code", {})
         with start_run(self.client, self.experiment, cell.label, tags, code=code, start=start) as run:
             run.log(content.params, content.metrics, at=end)
+            source = str(dict(cell.task.options).get("text", cell.task.name))
             data = Dataset(
                 name=f"{cell.task.name}@{cell.length}",
                 digest=result.digest or cell.data or "unknown",
                 source_type="text",
-                source=str(dict(cell.task.options).get("text", cell.task.name)),
+                source=public(source),
+                profile=text.licence(source),
             )
             self.client.log_inputs(run.id, datasets=[DatasetInput(data)])
             for name, body in content.files.items():
@@ -82,9 +106,15 @@ class Tracker:
         """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
         counts = tables.counts([result for _, result in rows])
         self.parent.log(metrics=[(f"cells/{status}", count, 0) for status, count in counts.items()])
+        shown = list(shown)
+        for scores in shown:
+            if scores.gains is not None:
+                self.parent.log(metrics=as_metrics(scores.gains, scores.task))
         codes = provenance.code_labels(result.provenance for _, result in tables.distinct_rows(rows))
         if len(codes) > 1:
             self.parent.tag("mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items()))
+        if self.before:
+            self._note_before()
         self.parent.json(self.sweep.spec(), "sweep.json")
         self.parent.text(tables.markdown(shown), "tables.md")
         with tempfile.TemporaryDirectory() as folder:
@@ -94,14 +124,55 @@ class Tracker:
             cells = [cell for cell, _ in curve]
             draw_curve(self.client, self.experiment, self.store, cells, self.sweep.id)
 
+    def _note_before(self) -> None:
+        """Where the runs are of the cells that were finished before: in the sweep's description, and cell by cell."""
+        sweeps = list(dict.fromkeys(sweep_id for _, sweep_id in self.before))
+        searches = "\n".join(f"- `tags.sweep_id = '{sweep_id}'`" for sweep_id in sweeps[:SHOWN])
+        more = f"\n- and {len(sweeps) - SHOWN} more" if len(sweeps) > SHOWN else ""
+        cells = f"{len(self.before)} of its cells were finished before: finished_before.json names the sweep of each"
+        note = f"`{self.sweep.command}`\n\n{cells}; to see their runs, search for\n{searches}{more}"
+        self.parent.tag("mlflow.note.content", note)
+        self.parent.log(metrics=[("cells/finished_before", len(self.before), 0)])
+        rows = [{"cell": cell.label, "cell_id": cell.id, "sweep_id": sweep_id} for cell, sweep_id in self.before]
+        self.parent.json({"cells": rows}, "finished_before.json")
 
-def recorded(client: Any, sweep: Sweep) -> int | None:
-    """How many of a sweep's cells MLflow has; None: the sweep is running."""
+
+@dataclass(frozen=True)
+class CellRuns:
+    """Runs of cells in one experiment. rows: by cell id and label, when each ended and below which sweep."""
+
+    rows: Mapping[tuple[str, str], Sequence[tuple[int, str]]]
+
+    def sweep_of(self, cell: Cell, result: Result) -> str | None:
+        """The sweep below which a cell has a run of this very result; None where there is no such run."""
+        at = milliseconds(result.provenance["at"]) if "at" in result.provenance else None
+        ends = self.rows.get((cell.id, cell.label), ())
+        return next((sweep_id for end, sweep_id in ends if at in (None, end)), None)
+
+
+def runs_of_cells(client: Any, experiment: str, cell_ids: Collection[str]) -> CellRuns:
+    """The runs of these cells in an experiment, given by its id."""
+    # MLflow has no search for one of many: a few are looked for one by one, and for many all cells are listed.
+    few = [f"tags.cell_id = '{cell_id}'" for cell_id in sorted(cell_ids)]
+    rows: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for query in few if len(few) <= FEW else ["tags.`ropewalk.kind` = 'cell'"]:
+        for run in pages(client, experiment, query):
+            if (cell_id := run.data.tags.get("cell_id")) in cell_ids and run.info.status != "RUNNING":
+                row = (run.info.end_time, run.data.tags["sweep_id"])
+                rows.setdefault((cell_id, run.info.run_name), []).append(row)
+    return CellRuns(rows)
+
+
+def recorded(client: Any, sweep: Sweep, rows: Sequence[tuple[Cell, Result]]) -> int | None:
+    """Of how many results MLflow has the run, below this sweep or an earlier one; None: the sweep is running."""
     runs = _runs_of(client, sweep.experiment, sweep.id)
     if any(run.info.status == "RUNNING" for run in runs):
         return None
-    parents = {run.info.run_id for run in runs if run.data.tags["ropewalk.kind"] == "sweep"}
-    return len([run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents])
+    if not any(run.data.tags["ropewalk.kind"] == "sweep" for run in runs):
+        return 0
+    experiment = client.get_experiment_by_name(sweep.experiment).experiment_id
+    known = runs_of_cells(client, experiment, {cell.id for cell, _ in rows})
+    return sum(known.sweep_of(cell, result) is not None for cell, result in rows)
 
 
 def forget(client: Any, experiment: str, sweep_id: str) -> None:

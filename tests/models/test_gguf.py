@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import tiny_gguf
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipelines.models import conversion, find, gguf_files, header, load
+from pipelines.models import conversion, digest, find, gguf_files, header, load
 from pipelines.records.cells import Model, Refusal
 from rope.config import geometry_of
 from rope.llama_cpp_rules import table
@@ -353,6 +355,40 @@ def test_two_files_never_share_a_conversion_and_a_damaged_one_is_made_anew(tmp_p
         conversion.converted_folder("")
 
 
+def test_one_byte_of_a_large_conversion_is_noticed_though_its_times_and_size_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(digest, "SMALL", 1024)
+    path = tiny(tmp_path)
+    weights = Path(load.materialise(Model("m", str(path)))) / "model.safetensors"
+    whole, before = weights.read_bytes(), weights.stat()
+    with weights.open("r+b") as stream:
+        stream.seek(len(whole) // 2)
+        stream.write(bytes([whole[len(whole) // 2] ^ 1]))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    load.materialise(Model("m", str(path)))
+    assert weights.read_bytes() == whole
+
+
+def test_a_file_that_was_put_beside_a_conversion_makes_it_anew(tmp_path):
+    path = tiny(tmp_path)
+    folder = Path(load.materialise(Model("m", str(path))))
+    (folder / "adapter_config.json").write_text("{}")
+    load.materialise(Model("m", str(path)))
+    assert not (folder / "adapter_config.json").exists()
+
+
+def test_what_a_killed_conversion_leaves_is_removed_and_what_is_being_made_is_not(tmp_path):
+    from filelock import FileLock
+
+    cache = tmp_path / "cache"
+    for name in ("dead", "alive"):
+        (cache / f"gguf-{name}-2.part").mkdir(parents=True)
+        (cache / f"gguf-{name}-2.part" / "model.safetensors").write_text("half")
+    with FileLock(cache / "gguf-alive-2.lock"):
+        folder = Path(load.materialise(Model("m", str(tiny(tmp_path)))))
+    left = {file.name for file in cache.iterdir() if file.is_dir() and file.name.startswith("gguf-")}
+    assert left == {"gguf-alive-2.part", folder.name}
+
+
 CONVERTED = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
@@ -400,8 +436,6 @@ def test_gemmas_queries_are_scaled_as_llama_cpp_scales_them(layers, scale, tmp_p
 
 
 def test_a_manifest_names_every_file(tmp_path):
-    from pathlib import Path
-
     folder = Path(load.materialise(Model("m", str(tiny(tmp_path)))))
     manifest = json.loads((folder / conversion.MANIFEST).read_text())
     assert {*manifest["files"], conversion.MANIFEST} == {file.name for file in folder.iterdir()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_a_plain_tokenizer_neither_cuts_nor_pads(folder, tmp_path):
             "pad_token": "!",
         },
     }
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**find.read_json(folder / "tokenizer.json"), **limits}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**find.read_config(folder / "tokenizer.json"), **limits}))
     plain = find.plain_tokenizer(Model("limits", str(tmp_path)))
     assert [len(plain("a" * length)["input_ids"]) for length in (2, 9)] == [2, 9]
 
@@ -63,8 +64,6 @@ def test_a_random_model_is_the_same_every_time_and_another_with_another_seed():
 
 
 def test_a_folder_is_known_by_what_it_holds_not_by_its_name(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     first, config = find.describe(Model("a", str(folder)))
@@ -192,3 +191,27 @@ def test_the_pinned_hub_configs_are_what_conf_says(name, theta, limit):
     [geometry] = geometry_of(config, chosen.trained_length).values()
     assert (geometry.base, config["max_position_embeddings"]) == (theta, limit)
     assert geometry.trained_length == chosen.trained_length
+
+
+def test_files_that_changed_since_a_launch_began_are_refused_when_they_are_read(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    model, _ = find.describe(Model("a", str(copy)))
+    load.model.cache_clear()
+    assert load.tokenizer(model) is load.tokenizer(model)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for read in (load.tokenizer, lambda model: load.model(model, "float32", "cpu")):
+        with pytest.raises(Refusal, match="not those that this launch began with"):
+            read(model)
+
+
+def test_a_tokenizer_that_was_read_is_forgotten_when_its_file_changes(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    model = Model("a", str(copy))
+    before = find.plain_tokenizer(model), load.tokenizer(model)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "a"}))
+    after = find.plain_tokenizer(model), load.tokenizer(model)
+    assert [one.bos_token_id for one in before] != [one.bos_token_id for one in after]

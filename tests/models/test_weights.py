@@ -59,7 +59,7 @@ class Folder:
         self.hold({**self.weights, **{name.replace("__", "."): weight for name, weight in more.items()}})
 
     def say(self, **keys):
-        config = find.read_json(self.path / "config.json")
+        config = find.read_config(self.path / "config.json")
         (self.path / "config.json").write_text(json.dumps({**config, **keys}))
 
     def shard(self):
@@ -87,7 +87,7 @@ def folder(whole, tmp_path):
 
 def built(folder, dtype="float32"):
     load.model.cache_clear()
-    return load.model(Model("m", str(folder.path)), dtype, "cpu")
+    return load.model(Model("m", str(folder.path), allow_pickle=True), dtype, "cpu")
 
 
 def logits(model):
@@ -146,7 +146,7 @@ def adapter_alone(f):
 
 def index_of_another(f):
     f.shard()
-    index = find.read_json(f.path / "model.safetensors.index.json")
+    index = find.read_config(f.path / "model.safetensors.index.json")
     index["weight_map"]["model.layers.4.mlp.up_proj.weight"] = "model-00001-of-00002.safetensors"
     (f.path / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -322,11 +322,10 @@ def test_quantised_weights_that_are_computed_with_in_another_dtype_are_refused(f
 
 
 def test_a_tokenizer_of_another_model_is_refused(whole, folder):
-    load.tokenizer.cache_clear()
     load.tokenizer(Model("m", str(whole)))
     folder.say(vocab_size=200)
     with pytest.raises(Refusal, match="257 tokens, and its config says vocab_size 200"):
-        load.tokenizer(Model("m", str(folder.path)))
+        load.tokenizer(Model("m", str(folder.path), allow_pickle=True))
 
 
 def test_code_that_comes_with_a_tokenizer_is_neither_run_nor_asked_about(folder, monkeypatch):
@@ -336,11 +335,11 @@ def test_code_that_comes_with_a_tokenizer_is_neither_run_nor_asked_about(folder,
     (folder.path / "tok.py").write_text("raise SystemExit('run')\n")
     (folder.path / "tokenizer.json").unlink()
     with pytest.raises(Refusal, match="its tokenizer does not load"):
-        load.tokenizer(Model("m", str(folder.path)))
+        load.tokenizer(Model("m", str(folder.path), allow_pickle=True))
 
 
 def test_a_config_alone_is_enough_for_what_only_plans(folder):
-    model = Model("m", str(folder.path))
+    model = Model("m", str(folder.path), allow_pickle=True)
     folder.file.unlink()
     weights.check(model, needed=False)
     with pytest.raises(Refusal, match="no weights at all"):
@@ -393,3 +392,31 @@ def test_a_hub_id_gives_the_weights_of_its_revision_and_no_adapter_of_it(whole, 
     assert float(tagged.split()[1]) - float(main.split()[1]) == pytest.approx(1, abs=1e-4)
     assert adapted.startswith("Refusal") and "adapter" in adapted
     assert absent.startswith("Unreachable") and "at revision nope" in absent
+
+
+class Planted:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, witness):
+        self.witness = str(witness)
+
+    def __reduce__(self):
+        return (open, (self.witness, "w"))
+
+
+def test_a_pickle_is_read_only_where_that_is_said_and_then_runs_nothing(folder, tmp_path):
+    weights_file = folder.torch()
+    with pytest.raises(Refusal, match=r"pickles \(pytorch_model.bin\).*model.allow_pickle=true"):
+        load.check(Model("m", str(folder.path)))
+    torch.save({**folder.weights, "x": Planted(tmp_path / "ran")}, weights_file)
+    with pytest.raises(Refusal, match="its weights do not load"):
+        built(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors"])
+def test_weights_outside_the_models_folder_are_refused(folder, name):
+    (folder.path / "model.safetensors").rename(folder.path / "kept")
+    (folder.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(Refusal, match="which lies elsewhere"):
+        load.check(Model("m", str(folder.path)))

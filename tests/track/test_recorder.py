@@ -67,27 +67,33 @@ def test_an_error_that_quotes_half_a_character_is_kept_and_shown(store):
     assert store.read(CELLS[0].id).error_line == r"ValueError: \ud800 in [/INST]"
 
 
-def test_a_server_that_is_not_there_costs_a_sentence_and_the_next_launch_records_what_it_missed(store, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+def test_a_server_that_is_not_there_costs_a_sentence_and_the_next_launch_records_what_it_missed(
+    store, monkeypatch, capsys
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:planted@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     sweep, rows, text = launched(store)
+    assert "planted" not in text
     assert [result.status for _, result in rows] == ["ok", "ok"]
     assert text.count("MLflow is not up to date") == 1 and "ropewalk sync" in text
     assert set(store.recall(cell.id for cell in CELLS)) == {cell.id for cell in CELLS}
     assert store.unrecorded() == [sweep.id]
+    assert run(["sync", f"store={store.root}"]) == 2
+    said = capsys.readouterr().err
+    assert "MLflow is not up to date" in said and "planted" not in said
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     _, _, text = launched(store)
     assert "not up to date" not in text and store.unrecorded() == []
-    assert len(runs(store, "sweep")) == 2 and len(runs(store, "cell")) == 4
+    assert len(runs(store, "sweep")) == 2 and len(runs(store, "cell")) == 2
 
 
 def test_recording_that_fails_in_the_middle_is_done_again_as_a_whole(store, monkeypatch):
     original, failures = track.Tracker.record, iter([sqlite3.OperationalError("database is locked")])
 
-    def record(self, cells, result, *, cached):
+    def record(self, cells, result):
         for failure in failures:
             raise failure
-        original(self, cells, result, cached=cached)
+        original(self, cells, result)
 
     monkeypatch.setattr(track.Tracker, "record", record)
     _, _, text = launched(store)

@@ -47,7 +47,7 @@ def recorded(store, *rows):
     with track.Tracker.open(sweep, store) as tracker:
         for cell, result in rows:
             store.save(cell, result)
-            tracker.record([cell], result, cached=False)
+            tracker.record([cell], result)
         tracker.conclude(rows, tables.tables(rows))
 
 
@@ -80,6 +80,22 @@ def test_a_cell_brings_metrics_params_series_and_its_command(store, client):
     for name, points in (("nll_by_position", [(128, 3.0), (256, 2.0)]), ("acc_by_depth", [(10, 1.0), (50, 0.0)])):
         history = client.get_metric_history(run.info.run_id, f"perplexity/{name}")
         assert sorted((m.step, m.value) for m in history) == points
+
+
+def test_a_sweep_has_gains_over_cropping_by_length_and_effective_lengths(store, client):
+    rows = []
+    for strategy, shift in (("crop", 0.0), ("yarn factor=2", -0.1)):
+        name, _, option = strategy.partition(" ")
+        options = (("factor", 2.0),) if option else ()
+        cell = replace(random_cell(strategy="none", length=512), strategy=name, options=options)
+        plan = replace(cell.plans[0][1], attention_factor=1 + abs(shift))
+        cell = replace(cell, plans=(("all", plan),))
+        documents = [{"index": n, "tokens": 512, "nll": 3 + shift + n / 1000 * (name == "yarn")} for n in range(8)]
+        rows.append((cell, Result(cell.id, "ok", {"ppl": 20.0}, documents=documents, digest="d")))
+    recorded(store, *rows)
+    metrics = the_run(client, "sweep").data.metrics
+    assert metrics["context_gain/perplexity yarn factor_2.0"] == pytest.approx(1 - 2.718281828 ** (-0.1 + 0.0035))
+    assert metrics["effective_length/perplexity yarn factor_2.0 gain"] == 512
 
 
 def test_what_was_not_measured_is_absent(store, client):
@@ -138,6 +154,47 @@ def test_a_cell_that_was_computed_before_is_recorded_as_such(store, client):
     launch.run(Sweep("an-experiment", (before, new), "ropewalk grid"), store, lambda todo: [(new, computed)])
     cached = {run.data.tags["cell_id"]: run.data.tags["cached"] for run in the_runs(client, "cell")}
     assert cached == {before.id: "true", new.id: "false"}
+
+
+def test_a_finished_grid_that_is_launched_again_adds_no_runs_of_cells_but_says_where_they_are(store, client):
+    cells = tuple(replace(random_cell("linear", length), limit=1) for length in (256, 512))
+    runs = []
+    for _ in range(2):
+        sweep = Sweep("an-experiment", cells, "ropewalk grid")
+        launch.run(sweep, store, lambda todo: [(cell, Result(cell.id, "ok", {"ppl": 4.0})) for cell in todo])
+        runs.append({run.info.run_id for run in the_runs(client, "cell")})
+    assert runs[0] == runs[1] and len(runs[0]) == 2
+    second, first = the_runs(client, "sweep")
+    assert f"tags.sweep_id = '{first.data.tags['sweep_id']}'" in second.data.tags["mlflow.note.content"]
+    assert second.data.metrics == {"cells/ok": 2.0, "cells/finished_before": 2.0}
+    file = client.download_artifacts(second.info.run_id, "finished_before.json")
+    named = json.loads(Path(file).read_text())["cells"]
+    assert {(row["cell_id"], row["sweep_id"]) for row in named} == {
+        (cell.id, first.data.tags["sweep_id"]) for cell in cells
+    }
+    assert {run.data.tags["sweep_id"] for run in the_runs(client, "curve")} == {second.data.tags["sweep_id"]}
+
+
+def test_a_result_that_was_computed_anew_is_not_taken_for_the_run_of_the_one_before(store, client):
+    cell = replace(random_cell("none", 64), limit=1)
+    for day in (1, 2):
+        at = {"at": f"2026-11-0{day}T10:00:00+00:00"}
+        store.save(cell, Result(cell.id, "ok", {"ppl": float(day)}, provenance=at))
+        launch.run(Sweep("an-experiment", (cell,), "ropewalk grid"), store, lambda todo: [])
+    assert sorted(run.data.metrics["perplexity/ppl"] for run in the_runs(client, "cell")) == [1.0, 2.0]
+
+
+def test_sync_writes_the_runs_that_a_deleted_sweep_had_below_the_one_that_named_them(store, client, capsys):
+    cell = replace(random_cell("none", 64), limit=1)
+    sweeps = []
+    for _ in range(2):
+        sweeps.append(Sweep("an-experiment", (cell,), "ropewalk grid"))
+        launch.run(sweeps[-1], store, lambda todo: [(cell, Result(cell.id, "ok", {"ppl": 4.0})) for cell in todo])
+    assert run(["sync", f"store={store.root}"]) == 0 and capsys.readouterr().out.count("in MLflow already, 1 cell") == 2
+    assert run(["sync", f"store={store.root}", "force=true"]) == 0 and len(the_runs(client, "cell")) == 1
+    shutil.rmtree(store.root / "sweeps" / sweeps[0].id)
+    assert run(["sync", f"store={store.root}"]) == 0 and "recorded, 1 cell" in capsys.readouterr().out
+    assert [run.data.tags["sweep_id"] for run in the_runs(client, "cell")] == [sweeps[1].id]
 
 
 def test_the_tests_of_a_grid_are_computed_once(store, client, monkeypatch):
