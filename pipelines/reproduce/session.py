@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines import track
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import Sweep
 from pipelines.records.cells import Cell, Result
+from pipelines.records.public import public
 from pipelines.records.results import Store
 from pipelines.report.terminal import console
 from pipelines.reproduce import published
@@ -45,7 +47,8 @@ class Session:
         if not cells:
             return {}
         sweep = Sweep("published", tuple(cells), self.command)
-        results = launch.run(sweep, self.store, lambda todo: pooled(todo, self.base.cluster), force=self.base.force)
+        run = partial(pooled, cluster=self.base.cluster, store=self.store)
+        results = launch.run(sweep, self.store, run, force=self.base.force, retry=self.base.retry)
         return {cell.id: result for cell, result in results}
 
     def folder(self, *names: str) -> Path:
@@ -78,5 +81,5 @@ def counted(verdicts: Mapping[str, int]) -> str:
 
 
 def write(path: Path, body: Mapping[str, Any]) -> Path:
-    path.write_text(json.dumps(body, indent=1), encoding="utf-8")
+    path.write_text(public(json.dumps(body, indent=1)), encoding="utf-8")
     return path

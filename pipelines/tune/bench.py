@@ -140,7 +140,7 @@ class Bench:
         """Their results, read or computed, by cell id; the score of each document goes into `scores`."""
         known = set(self.store.recall(cell.id for cell in cells))
         results = {}
-        for cell, result in compute(cells, self.store, self.run, command_of=self.command):
+        for cell, result in compute(cells, self.store, self.run, command_of=self.command, resume=True):
             results[cell.id] = result
             scores = [float(row[self.measure.name]) for row in result.documents if self.measure.name in row]
             if len(scores) < len(result.documents):  # not finite somewhere

@@ -12,6 +12,7 @@ from pipelines import track
 from pipelines.choices import schema, sweep
 from pipelines.choices.config import Workbench
 from pipelines.records.cells import Refusal, digest_of, strategy_label
+from pipelines.records.journal import Journal
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
@@ -53,7 +54,7 @@ def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> in
         raise Refusal("tune searches for one model, strategy, length and task: give each one value")
     [choice] = choices
     workers = compute.workers(choice.cluster, sweep.device_of(choice.cluster.device))
-    with pool.standing(workers) as run:
+    with pool.standing(workers, journal=Journal(Store.at(choice.store))) as run:
         study = study_of(choice, request, command, run, workers.count or 1)
         console.print(_preview(study))
         store, written = study.bench.store, dict[str, Any]()

@@ -10,7 +10,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ from pipelines.choices.sweep import geometry_for
 from pipelines.models import load
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, Status
+from pipelines.records.refusal import first_line
 from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
+from pipelines.workers import deaths
+from rope import strategies
 from rope.attention import RegionAttention
+from rope.cropping import Cropped, cropped, uncropped
 from rope.geometry import Geometry
 from rope.pairwise import replaces_attention
 from rope.patch import Reading, patched
@@ -69,15 +73,18 @@ def _result(
         origin = _provenance(cell, lm)
         memory.reset()
         start = time.perf_counter()
-        with _patched(lm, cell, Reading(geometries_of(cell), cell.length)):
-            scores = registry.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed)
-    except torch.OutOfMemoryError as error:
-        load.model.cache_clear()
-        return _failure(cell, "oom", error)
+        lm.crop = cropped(cell.plans)
+        seen = cell.length if lm.crop is None else lm.crop.window
+        with _patched(lm, cell, Reading(geometries_of(cell), seen)):
+            under = partial(_under, lm, cell, geometries_of(cell))
+            scores = registry.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed, under=under)
     except Refusal as error:
         return _failure(cell, "invalid", error)
     except Exception as error:  # the worker's boundary: one cell's failure is not another's
-        return _failure(cell, "failed", error)
+        if not _for_memory(error):
+            return _failure(cell, "failed", error)
+        load.model.cache_clear()
+        return _failure(cell, "oom", error)
     seconds = time.perf_counter() - start
     return Result(
         cell_id=cell.id,
@@ -96,17 +103,39 @@ def _result(
     )
 
 
+def _for_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there: a GPU's, or the host's, of which torch has no type."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in said)
+
+
 @contextlib.contextmanager
 def _patched(lm: LongLM, cell: Cell, reading: Reading) -> Iterator[None]:
     """The model with the cell's plans; a Refusal where it takes none such, or is not built as it was read."""
     with contextlib.ExitStack() as stack:
         try:
-            if cell.strategy == "none":
-                reading.check_natives(cell.plans)
-            stack.enter_context(patched(lm.model, cell.plans, reading))
+            plans = uncropped(cell.plans)
+            if cell.strategy in ("none", "crop"):
+                reading.check_natives(plans)
+            stack.enter_context(patched(lm.model, plans, reading))
         except ValueError as error:
             raise Refusal(f"model {cell.model.name}: {error}") from error
         yield
+
+
+@contextlib.contextmanager
+def _under(lm: LongLM, cell: Cell, geometries: Mapping[str, Geometry], strategy: str) -> Iterator[Cropped | None]:
+    """The model under another strategy at the cell's length, with its published defaults; and how it crops."""
+    plans, before = strategies.plans(strategy, geometries, cell.length), lm.crop
+    lm.crop = cropped(plans)
+    try:
+        seen = cell.length if lm.crop is None else lm.crop.window
+        with patched(lm.model, uncropped(plans), Reading(geometries, seen)):
+            yield lm.crop
+    finally:
+        lm.crop = before
 
 
 def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:
@@ -118,11 +147,14 @@ def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:
 
 
 def _measured(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    values = value if isinstance(value, list) else [value]
+    return all(not isinstance(each, float) or math.isfinite(each) for each in values)
 
 
 def _failure(cell: Cell, status: Status, error: BaseException) -> Result:
     text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    if status == "oom":
+        text = f"{text.rstrip()}\n{first_line(error)}; {deaths.fits(cell)}"
     # The traceback holds the frames, and these the tensors that did not fit.
     error.__traceback__ = None
     gc.collect()

@@ -19,6 +19,7 @@ from pipelines.tasks import registry
 from pipelines.tasks.scorer import LongLM
 from pipelines.workers.evaluate import evaluate
 from rope.config import geometry_of
+from rope.cropping import uncropped
 from rope.geometry import Geometry
 from rope.patch import Reading, patched
 
@@ -97,7 +98,7 @@ def _check(model: Any, tokenizer: Any, cells: Sequence[Cell], geometries: Mappin
     for cell in cells:
         try:
             registry.prepare(cell.task, tokenizer, length=cell.length, limit=cell.limit, seed=cell.seed)
-            with patched(model, cell.plans, Reading(geometries, cell.length)):
+            with patched(model, uncropped(cell.plans), Reading(geometries, cell.length)):
                 pass
         except ValueError as error:  # a Refusal among them
             reasons[str(error)] = None

@@ -100,7 +100,7 @@ def test_a_cell_says_the_grid_that_asks_for_it_alone(found, monkeypatch):
     body = cells(store)[study["trials"][3]["cells"][0]]
     command = body["result"]["provenance"]["command"]
     monkeypatch.setattr(
-        pool, "run", lambda cells, workers, evaluator=None: iter(()) if not cells else pytest.fail("ran")
+        pool, "run", lambda cells, workers, evaluator=None, journal=None: iter(()) if not cells else pytest.fail("ran")
     )
     with terminal.console.capture() as told:
         assert run(shlex.split(command)[1:]) == 0

@@ -40,6 +40,23 @@ def test_a_cell_does_not_depend_on_what_ran_before_it():
     assert forth[cells[1].id] == result_of(random_cell("none", 128)).metrics
 
 
+def test_a_model_that_stays_in_memory_crops_for_the_cells_that_crop_alone():
+    cells = [random_cell(name, 512) for name in ("none", "crop", "yarn")]
+    lm = evaluate.loaded(cells[0])
+    forth = {r.cell_id: r.documents for r in evaluate.evaluate(cells, lambda cell: lm)}
+    back = {r.cell_id: r.documents for r in evaluate.evaluate(cells[::-1], lambda cell: lm)}
+    alone = {cell.id: result_of(cell).documents for cell in cells}
+    assert forth == back == alone and len({str(rows) for rows in alone.values()}) == 3
+
+
+def test_every_result_over_a_text_scores_the_very_same_tokens_cropped_or_not():
+    results = [result_of(random_cell(name, 512)) for name in ("none", "crop", "yarn", "streaming", "self_extend")]
+    assert len({result.digest for result in results}) == 1
+    assert len({str([row["tokens"] for row in result.documents]) for result in results}) == 1
+    none, crop = (result.documents[0]["nll_by_position"] for result in results[:2])
+    assert none[0] == pytest.approx(crop[0], abs=1e-5) and none[3] != pytest.approx(crop[3], abs=1e-3)
+
+
 def test_strategies_differ_beyond_the_trained_length_and_not_at_it():
     assert result_of(random_cell("yarn")).metrics == result_of(random_cell("none")).metrics
     ppls = {name: result_of(random_cell(name, 512)).metrics["ppl"] for name in ("none", "linear", "ntk", "yarn")}

@@ -15,7 +15,7 @@ import pytest
 from support import PROJECT, stub_cell
 
 from pipelines.records.cells import Refusal, Result
-from pipelines.workers import pool
+from pipelines.workers import cluster, pool, schedule
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
 
@@ -83,13 +83,13 @@ def test_models_are_not_mixed_in_one_worker():
 
 
 def test_a_free_worker_prefers_its_own_model_then_one_nobody_serves():
-    queues = pool._queues([stub_cell("a", n) for n in (8, 16, 32)] + [stub_cell("b", n) for n in (8, 16)])
-    schedule = pool._Schedule(queues)
-    assert schedule.next_for(0).model.name == "a"  # the longest queue
-    assert schedule.next_for(1).model.name == "b"  # nobody serves b
-    assert [schedule.next_for(1).model.name for _ in range(2)] == ["b", "a"]  # then it helps out
-    assert schedule.next_for(0).model.name == "a"
-    assert schedule.next_for(0) is None
+    waiting = schedule.queues([stub_cell("a", n) for n in (8, 16, 32)] + [stub_cell("b", n) for n in (8, 16)])
+    plan = schedule.Schedule(waiting)
+    assert plan.next_for(0).model.name == "a"  # the longest queue
+    assert plan.next_for(1).model.name == "b"  # nobody serves b
+    assert [plan.next_for(1).model.name for _ in range(2)] == ["b", "a"]  # then it helps out
+    assert plan.next_for(0).model.name == "a"
+    assert plan.next_for(0) is None
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_impossible_workers_are_refused(given):
 def test_a_cluster_is_sent_code_and_the_embedded_model_and_no_results(tmp_path):
     for name in ("rope", "pipelines", "conf", "models/tiny", "models/mine", "mlruns/cells", ".venv/lib", "notes.txt"):
         (tmp_path / name).mkdir(parents=True)
-    assert sorted(pool._left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
+    assert sorted(cluster.left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
 
 
 @pytest.mark.slow

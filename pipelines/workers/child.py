@@ -1,0 +1,77 @@
+"""A cell in a process of its own, so that the driver lives on where the kernel kills for memory.
+
+python -m pipelines.workers.child FD: evaluates the cells that come through that socket, and answers with results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+
+from pipelines.records.cells import Cell, Result
+from pipelines.records.places import SITE
+from pipelines.workers.schedule import Evaluator, evaluate, one
+
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A process that evaluates cells one at a time, and keeps its model loaded in between."""
+
+    def __init__(self, evaluator: Evaluator | None = None) -> None:
+        self.code = 0
+        self._connection, theirs = Pipe()
+        paths = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.workers.child", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        with suppress(OSError):
+            self._connection.send_bytes(pickle.dumps(evaluator))
+
+    def run(self, cell: Cell) -> Result | str:
+        """The cell's result; where the process died on it, how."""
+        try:
+            self._connection.send(cell)
+            while not self._connection.poll(0.2):  # short, so that Ctrl-C is seen
+                pass
+            answer: Result = self._connection.recv()
+            return answer
+        except (EOFError, OSError):
+            self.code = self._process.wait()
+            how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+            return f"its process ended with {how}"
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+def main(descriptor: int, driver: int) -> None:
+    """Evaluate what comes until the driver is gone."""
+    with suppress(OSError, AttributeError):  # Linux: the kernel ends this process with its driver
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver's to answer
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(descriptor)
+    with suppress(EOFError):
+        evaluator = pickle.loads(connection.recv_bytes()) or evaluate
+        while True:
+            connection.send(one(evaluator, connection.recv()))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

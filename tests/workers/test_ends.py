@@ -1,0 +1,106 @@
+"""However a launch ends: what runs is finished or dropped, quietly, and nothing of it stays."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from launches import Launch, until
+
+HERE, RAY = {"device": "cpu"}, {"device": "cpu", "count": 2}
+CELLS = [(n, {"seconds": 1.5}) for n in range(10, 20)]
+LONG = [(n, {"seconds": 60.0}) for n in range(10, 14)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("work", ["work", "silenced"], ids=["", "as lm-eval is silenced"])
+def test_the_first_ctrl_c_or_sigterm_finishes_the_cell_and_begins_no_other(tmp_path, number, work):
+    launch = Launch(tmp_path, CELLS[:4], HERE, work)
+    until(lambda: launch.began == 1)
+    launch.process.send_signal(number)
+    until(lambda: "Finishing running cells" in launch.errors, 1.0)
+    lines, _ = launch.end()
+    assert lines == ["start", "ok 13", "stopped"] and launch.process.returncode == 130
+    assert launch.began == 1 and not launch.noted
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_ends_at_once(tmp_path, second):
+    launch = Launch(tmp_path, LONG, HERE)
+    until(lambda: launch.began == 1)
+    launch.process.send_signal(signal.SIGINT)
+    until(lambda: "Finishing running cells" in launch.errors, 1.0)
+    launch.process.send_signal(second)
+    lines, seconds = launch.end()
+    assert lines[-1] == "stopped" and seconds < 1.0 and not launch.noted
+
+
+def test_a_closed_terminal_ends_at_once(tmp_path):
+    launch = Launch(tmp_path, LONG, HERE)
+    until(lambda: launch.began == 1)
+    launch.process.send_signal(signal.SIGHUP)
+    lines, seconds = launch.end()
+    assert lines[-1] == "stopped" and seconds < 1.0 and not launch.noted
+
+
+def test_a_signal_is_answered_while_a_library_lets_no_handler_run(tmp_path):
+    """One long call into C, as of a large matrix product."""
+    blocks = "import ctypes; work = lambda cells: (ctypes.CDLL(None).sleep(5), *test_pool_work(cells))[1:]"
+    launch = Launch(tmp_path, [(10, {})], HERE, before=f"test_pool_work = work; {blocks}")
+    until(lambda: launch.began == 1)
+    launch.process.send_signal(signal.SIGTERM)
+    until(lambda: "Finishing running cells" in launch.errors, 1.0)
+    assert launch.end()[0][-1] == "stopped"
+
+
+@pytest.mark.slow
+def test_sigterm_on_ray_finishes_what_runs_and_says_nothing_else(tmp_path):
+    launch = Launch(tmp_path, CELLS, RAY)
+    until(lambda: launch.began == 2)
+    launch.process.send_signal(signal.SIGTERM)
+    until(lambda: "Finishing running cells" in launch.errors, 1.0)
+    lines, _ = launch.end()
+    assert [line[:2] for line in lines] == ["st", "ok", "ok", "st"] and launch.began == 2
+    assert launch.errors.splitlines() == ["Finishing running cells; Ctrl-C again aborts"]
+    assert not launch.gone() and not launch.noted
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.sweep), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
+def test_a_signal_while_ray_starts_ends_within_a_second_and_quietly(tmp_path, number):
+    launch = Launch(tmp_path, CELLS, RAY)
+    until(lambda: launch.left("raylet"))
+    launch.process.send_signal(number)
+    lines, seconds = launch.end()
+    assert lines[-1] == "stopped" and seconds < 1.0 and launch.process.returncode == 130
+    assert launch.errors.splitlines() == ["Finishing running cells; Ctrl-C again aborts"]
+    assert not launch.gone()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGHUP, marks=pytest.mark.sweep)],
+)
+def test_nothing_stays_of_ray_whatever_ended_the_driver(tmp_path, number):
+    launch = Launch(tmp_path, LONG, RAY)
+    until(lambda: launch.began == 2)
+    parts = launch.left()
+    assert len(parts) > 5
+    heard = {place.laddr.ip for part in parts for place in part.net_connections() if place.status == "LISTEN"}
+    assert heard <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "Ray can be reached from other machines"
+    launch.process.send_signal(number)
+    launch.end()
+    assert not launch.gone()
+    assert len(launch.noted) == (2 if number == signal.SIGKILL else 0)
+
+
+def test_nothing_stays_of_a_child_whose_driver_was_killed(tmp_path):
+    close = "from pipelines.workers import deaths; deaths.expected = lambda cell: 1e15"
+    cells = [(n, {**options, "folder": str(tmp_path)}) for n, options in LONG]
+    launch = Launch(tmp_path, cells, HERE, before=close, evaluator="work")
+    until(lambda: list(tmp_path.glob("*.0")) and len(launch.left()) == 2)
+    launch.process.kill()
+    launch.end()
+    assert not launch.gone(1.0)
