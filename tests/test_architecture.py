@@ -43,8 +43,9 @@ ANYWHERE = {"numpy"}
 OWNERS = {
     "accelerate": {"pipelines.train"},
     "argcomplete": {"pipelines.cli.main"},
+    "blake3": {"pipelines.models.digest"},
     "datasets": {"pipelines.tasks"},
-    "filelock": {"pipelines.track.database"},
+    "filelock": {"pipelines.models.conversion", "pipelines.records.leases", "pipelines.track.database"},
     "gguf": {"pipelines.models.copies"},  # headers we read ourselves
     "huggingface_hub": {"pipelines.models.find"},
     "hydra": {"pipelines.choices", "pipelines.grid.launcher"},
@@ -54,8 +55,8 @@ OWNERS = {
     "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
     "optuna": {"pipelines.tune.search"},
     "pandas": {"pipelines.report", "ropewalk.results"},
-    "psutil": {"pipelines.track.database"},
-    "ray": {"pipelines.workers.pool"},
+    "psutil": {"pipelines.records.processes", "pipelines.records.memory", "pipelines.workers.cluster"},
+    "ray": {"pipelines.workers.cluster"},
     "rich": {
         "pipelines.report",
         "pipelines.track.launch",

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pipelines.choices import config
+from pipelines.choices import config, schema, suites
 from pipelines.choices.config import Workbench
 from pipelines.records import paths
 from pipelines.records.cells import Refusal
 from pipelines.records.places import CONF
-from pipelines.records.refusal import suggestion
+from pipelines.records.refusal import first_line, suggestion
 
 OPTIONED = ("strategy", "task")
 """Groups whose values have options of their own."""
+
+LONGEST_WORD, MOST_COMBINATIONS, MOST_FILES = 20_000, 20_000, 2_000
+"""Characters of an override, combinations of one grid, and files of a folder of own configs."""
+
+READS = re.compile(r"oc\.env|\$\{[^{}]*\$\{")
+"""What reads the environment, or may: the name of a resolver can be put together too."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,23 @@ def expansion(overrides: Sequence[str]) -> Expansion:
     Raises:
         Refusal: as `expand`.
     """
+    overrides = suites.expanded(overrides)
     with _composing(overrides) as (loader, located):
         parser = OverridesParser.create(config_loader=loader)
-        parsed = parser.parse_overrides(located)
+        parsed = _asked(parser.parse_overrides, located)
+        for override in parsed:
+            if _is_group(override, loader):
+                _check_name(override, loader)
         decisive = [o for o in parsed if o.is_hydra_override() or (_is_group(o, loader) and not o.is_sweep_override())]
-        base = loader.load_configuration("config", [str(o.input_line) for o in decisive], RunMode.MULTIRUN)
+        base = _asked(loader.load_configuration, "config", [str(o.input_line) for o in decisive], RunMode.MULTIRUN)
         if (sweeper := base.hydra.runtime.choices.get("hydra/sweeper")) != "basic":
             raise Refusal(f"hydra/sweeper={sweeper}: commas are expanded here; to search for options use ropewalk tune")
-        usual = _located([f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()])
-        wanted = [*parser.parse_overrides(usual), *(o for o in parsed if not o.is_hydra_override())]
+        params = base.hydra.sweeper.get("params") or {}
+        usual = _located([f"{key}={value}" for key, value in params.items()])
+        wanted = [*_asked(parser.parse_overrides, usual), *(o for o in parsed if not o.is_hydra_override())]
         jobs = dict(_composed(loader, base, _product(parser, wanted), _names(overrides)))
+        if not jobs:
+            raise Refusal(f"{' '.join(overrides)}: these make no combination; give each key at least one value")
         return Expansion(tuple(map(config.workbench, jobs.values())), tuple(jobs), base, loader)
 
 
@@ -108,11 +124,50 @@ def hydra(overrides: Sequence[str]) -> Iterator[tuple[Any, list[str]]]:
 
 @contextmanager
 def _composing(overrides: Sequence[str]) -> Iterator[tuple[ConfigLoader, list[str]]]:
+    _check_words(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             yield GlobalHydra.instance().config_loader(), _located(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise Refusal(_sentence(error)) from error
+
+
+def _asked(ask: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What Hydra answers. Whatever it raises instead is over what the overrides, or the files that they name, hold."""
+    try:
+        return ask(*arguments)
+    except Exception as error:
+        raise Refusal(_sentence(error)) from error
+
+
+def _check_words(overrides: Sequence[str]) -> None:
+    """Refuse what is no text to Hydra's parser, and what would show the environment.
+
+    Raises:
+        Refusal: a word is too long, holds the character 0, or reads the environment.
+    """
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if len(word) > LONGEST_WORD:
+            raise Refusal(f"{word[:60]}...: it has {len(word):,} characters, and may have {LONGEST_WORD:,}; use a file")
+        if "\0" in word:
+            raise Refusal(f"{key!a}: a value holds the character 0, which no name and no path has")
+        if READS.search(word) and not paths.is_here(value):
+            raise Refusal(
+                f"{key}: the environment is read by files that you name alone (a model, strategy or experiment of "
+                "--config-dir, or strategy=FILE.yaml), and never by a command line, which is kept with the results"
+            )
+
+
+def _check_name(override: Override, loader: ConfigLoader) -> None:
+    """Refuse what is no name where a group takes one of its files."""
+    value = None if override.is_delete() else override.value()
+    names = value if isinstance(value, list) else [value]
+    named = all(isinstance(name, (str, QuotedString)) for name in names)
+    if not override.is_delete() and not override.is_sweep_override() and not named:
+        known = [name for name in loader.get_group_options(override.key_or_group) if not name.startswith("given-")]
+        shown = f"there are {', '.join(known[:12])}" if known else "it has files of its own"
+        raise Refusal(f"{override.input_line}: give a name, or leave it out; {shown}")
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:
@@ -129,11 +184,24 @@ def _product(parser: OverridesParser, overrides: Sequence[Override]) -> Iterator
         elif not override.is_sweep_override():
             axes[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            _check_range(override)
+            values = itertools.islice(override.sweep_string_iterator(), MOST_COMBINATIONS + 1)
+            axes[key] = [f"{key}={value}" for value in values]
         else:
             raise Refusal(f"{override.input_line}: give a list of values, such as {key}=1,2; or search: ropewalk tune")
+    if (count := math.prod(map(len, axes.values()))) > MOST_COMBINATIONS:
+        raise Refusal(f"these make {count:,} combinations or more, and one grid takes {MOST_COMBINATIONS:,}; split it")
     # each value is parsed once, however many combinations it is in
     yield from map(list, itertools.product(*(parser.parse_overrides(axis) for axis in axes.values())))
+
+
+def _check_range(override: Override) -> None:
+    """Refuse a range whose numbers alone are too many: to sort or to shuffle them, Hydra writes them all out."""
+    value = override.value()
+    if not isinstance(value, RangeSweep) or value.start is None or value.stop is None:
+        return
+    if not value.step or not abs((value.stop - value.start) / value.step) <= MOST_COMBINATIONS:
+        raise Refusal(f"{override.input_line}: give a range of at most {MOST_COMBINATIONS:,} numbers")
 
 
 def _composed(
@@ -141,26 +209,30 @@ def _composed(
 ) -> Iterator[tuple[tuple[str, ...], DictConfig]]:
     """Each distinct job as the overrides that give it alone, and its config.
 
-    Composed once for every distinct set of group choices, plain values set on copies: 10 ms a job where Hydra's own
+    Composed once for every distinct set of group choices, plain values set on copies: 5 ms a job where Hydra's own
     composing takes 80 to 95.
 
     Raises:
         Refusal: an option that no job has.
     """
     composed: dict[tuple[str, ...], DictConfig] = {}
+    choices: dict[tuple[str, ...], DictConfig] = {}  # without Hydra's own part, which takes most of a copy's time
     unused: dict[str, bool] = {}
     for job in jobs:
         plain = [o for o in job if not (o.is_delete() or o.is_add() or o.is_force_add() or _is_group(o, loader))]
         groups = tuple(str(o.input_line) for o in job if o not in plain)
         if groups not in composed:
-            composed[groups] = loader.load_sweep_config(base, list(groups))
-        copy, lines = composed[groups].copy(), []
+            composed[groups] = _asked(loader.load_sweep_config, base, list(groups))
+            choices[groups] = composed[groups].copy()
+            with read_write(choices[groups]), open_dict(choices[groups]):
+                del choices[groups]["hydra"]
+        copy, lines = choices[groups].copy(), []
         for override in job:
             if override not in plain:
                 lines.append(str(override.input_line))
                 continue
             given = override.key_or_group
-            key = _reached(given, copy, names)
+            key = _reached(given, composed[groups], names)
             unused[given] = unused.get(given, True) and key is None
             if key is not None:
                 _set(copy, key, override.value())
@@ -225,12 +297,15 @@ def _names(overrides: Sequence[str]) -> dict[str, set[str]]:
     folders = [CONF]
     for override in overrides:
         if override.startswith("hydra.searchpath="):
-            value = OverridesParser.create().parse_override(override).value()
+            value = _asked(OverridesParser.create().parse_override, override).value()
             given = value if isinstance(value, list) else [value]
             folders += [Path(str(path).removeprefix("file://")) for path in given if "pkg://" not in str(path)]
     for folder in folders:
         if not folder.is_dir():
             raise Refusal(f"{folder}: there is no such folder of configs; give one like conf/")
+        if folder != CONF:
+            for file in sorted(itertools.islice(folder.glob("*/*.yaml"), MOST_FILES)):
+                schema.check_yaml(file)
     return {
         group: {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
         for group in ("model", *OPTIONED)
@@ -315,5 +390,5 @@ def _sentence(error: BaseException) -> str:
         return f"{ambiguous[1]}: give one value here, without commas"
     if refused := re.match(r"Could not override '([^']+)'", str(error)):
         return f"{refused[1]}: no such option; `ropewalk grid --help` shows which there are"
-    message = str(error).removeprefix("Error merging override ").splitlines()[0]
-    return f"{message}: {str(error.__cause__).splitlines()[0]}" if error.__cause__ else message
+    message = first_line(error).removeprefix("Error merging override ")
+    return f"{message}: {first_line(error.__cause__)}" if error.__cause__ else message

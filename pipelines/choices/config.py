@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -10,10 +13,14 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
+from pipelines.choices import schema
 from pipelines.records.cells import Refusal, digest_of
 from pipelines.records.paths import uninterpolated
+from pipelines.records.privacy import give_out
+from pipelines.records.refusal import first_line
 
 EXAMPLES = {
     "length": "tokens of context under test, such as length=16384 or length=8192,16384",
@@ -49,6 +56,8 @@ class ModelChoice:
     """Tokens; null: max_position_embeddings of its config.json."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Of a random model: the keys of transformers' LlamaConfig, and `seed`."""
+    allow_pickle: bool = False
+    """Whether weights may be pickles (.bin), of which torch reads plain tensors alone."""
 
 
 @dataclass
@@ -85,12 +94,38 @@ class Workbench:
     seed: int = 0
     dtype: Dtype = Dtype.auto
     force: bool = False
+    retry: bool = False
+    allow_unsafe_tasks: bool = False
     store: str | None = None
 
 
 ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
 # Not a launcher of Hydra's: a grid runs its cells on the pool itself where this one is chosen.
 ConfigStore.instance().store(group="hydra/launcher", name="pool", node={"_target_": "pool"}, provider="ropewalk")
+
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "length": (-math.inf, 2**40),  # the smallest is a task's, or a strategy's, to say
+    "limit": (-math.inf, 10**6),
+    "seed": (-(2**63), 2**63 - 1),
+    "factor": (0, 1e9),
+    "model.trained_length": (2, 2**40),
+    "cluster.workers": (1, 10_000),
+    "cluster.cpus_per_worker": (0, 10_000),
+    "cluster.gpus_per_worker": (0.001, 1000),
+    "cluster.retries": (0, 1000),
+    "cluster.timeout": (0.001, 1e9),
+}
+"""The smallest and the largest number that a key takes."""
+
+
+def _environment(key: str, *default: Any) -> Any:
+    """OmegaConf's ${oc.env:KEY,default}, but that no message shows the value afterwards."""
+    value = oc.env(key, *default)
+    return give_out(key, value) if isinstance(value, str) and key in os.environ else value
+
+
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 _FILES: dict[str, str] = {}
@@ -105,10 +140,10 @@ def strategy_file(path: Path) -> str:
     """
     such = "give a file such as conf/strategy/yarn.yaml"
     try:
-        body = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError) as error:
-        raise Refusal(f"strategy={path}: {str(error).splitlines()[0]}; {such}") from error
-    if not isinstance(body, dict) or "name" not in body:
+        body = schema.read(path)
+    except Refusal as reason:
+        raise Refusal(f"strategy={path}: {reason}; {such}") from reason
+    if "name" not in body:
         raise Refusal(f"strategy={path}: it says no name of a strategy; {such}")
     name = re.sub(r"[^\w-]", "_", f"{path.resolve().parent.name}-{path.stem}")
     _FILES[name] = str(path.resolve())
@@ -134,6 +169,28 @@ def given_model(path: str, shown: str) -> str:
     return name
 
 
+def _literal(value: Any) -> Any:
+    """Plain data in which no text is an interpolation."""
+    if isinstance(value, dict):
+        return {key: _literal(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return list(map(_literal, value))
+    return uninterpolated(value) if isinstance(value, str) else value
+
+
+def _check(choice: Workbench) -> None:
+    """Refuse numbers that nothing here can do anything with.
+
+    Raises:
+        Refusal: one is out of its range.
+    """
+    for key, (least, most) in RANGES.items():
+        group, _, name = key.rpartition(".")
+        value = getattr(getattr(choice, group) if group else choice, name, None)
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise Refusal(f"{key}={value}: give a number from {least:,} to {most:,}")
+
+
 def typed(override: str) -> str:
     """An override as it can be typed again: a strategy out of a file, and a model that is no name, by its path."""
     key, _, name = override.partition("=")
@@ -147,12 +204,25 @@ def workbench(config: DictConfig) -> Workbench:
     Raises:
         Refusal: a value is missing, or a key unknown.
     """
-    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    keys = [str(key) for key in config if key != "hydra"]
+    plain = OmegaConf.masked_copy(config, keys) if "hydra" in config else config
     missing = sorted(map(str, OmegaConf.missing_keys(plain)))
     if missing:
         raise Refusal(" ".join(f"{key} is missing: give {EXAMPLES.get(key, f'{key}=...')}." for key in missing))
     unknown = sorted({str(key) for key in plain} - {entry.name for entry in fields(Workbench)})
     if unknown:
         raise Refusal(f"{', '.join(unknown)}: no such option; `ropewalk grid --help` shows which there are")
-    # Composed over `schema`, every value has its type already: merging it with the schema again takes 4 ms a cell.
-    return Workbench(**{str(key): value for key, value in cast(dict[Any, Any], OmegaConf.to_object(plain)).items()})
+    given = cast(dict[str, Any], OmegaConf.to_container(plain))
+    for group in ("strategy", "task"):
+        if not isinstance(given[group].get("name"), str):
+            raise Refusal(f"{group}.name={given[group].get('name')}: give the name of a {group}, as text")
+    if "${" in str(given):  # what another key or the environment puts in has no type yet
+        try:
+            choice = schema.structured(Workbench, _literal(OmegaConf.to_container(plain, resolve=True)))
+        except OmegaConfBaseException as error:
+            raise Refusal(first_line(error)) from error
+    else:  # Composed over `schema`, every value has its type already: merging it again takes 4 ms a cell.
+        chosen = cast(Any, OmegaConf.to_object(plain))
+        choice = chosen if isinstance(chosen, Workbench) else Workbench(**{str(key): chosen[key] for key in chosen})
+    _check(choice)
+    return choice

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from pipelines.choices.sweep import geometry_for
 from pipelines.models import find, weights
-from pipelines.records import provenance
-from pipelines.records.cells import Cell, Refusal
+from pipelines.records import memory, provenance
+from pipelines.records.cells import Cell, Model, Refusal, Task
 from pipelines.records.numbers import GIB, duration
 from pipelines.records.results import Store
 from pipelines.tasks import registry
+from rope import strategies
 from rope.config import text_config
+from rope.cropping import cropped
 
 BATCH_TOKENS, HEAD_ELEMENTS = 16384, 2**25
 """scorer.LongLM's, which take an import of torch to read; a test holds them together."""
@@ -98,7 +99,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class CellWork:
-    """What a cell takes. forwards, tokens: None where only lm-eval knows. at_once: tokens of the largest forward.
+    """What a cell takes. forwards, tokens: None where only lm-eval knows. context: tokens of a document in a forward.
+    at_once: tokens of the largest forward.
 
     A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
     more than once.
@@ -106,6 +108,7 @@ class CellWork:
 
     forwards: int | None
     tokens: int | None
+    context: int
     at_once: int
 
 
@@ -153,7 +156,7 @@ def survey(cells: Iterable[Cell]) -> tuple[dict[str, CellWork], dict[str, str]]:
     seen: dict[Any, CellWork | str] = {}
     # Task by task: the text that one encodes is still remembered for the next length.
     for cell in sorted(cells, key=lambda cell: (cell.model.name, cell.task.name, cell.length)):
-        key = (cell.model, cell.task, cell.length, cell.limit)
+        key = (cell.model, cell.task, cell.length, cell.limit, cropped(cell.plans))
         if key not in seen:
             try:
                 seen[key] = _work(cell)
@@ -171,8 +174,34 @@ def _work(cell: Cell) -> CellWork:
     weights.check(cell.model, needed=False)
     tokenizer = find.plain_tokenizer(cell.model)
     forwards = registry.forwards(cell.task, tokenizer, length=cell.length, limit=cell.limit)
-    rows = max(1, min(forwards or 1, BATCH_TOKENS // cell.length))
-    return CellWork(forwards, None if forwards is None else forwards * cell.length, rows * cell.length)
+    windows, context = pieces(cell)
+    others = [pieces(other) for other in _evaluating(cell)]
+    passes, tokens = windows + sum(n for n, _ in others), windows * context + sum(n * size for n, size in others)
+    context = max(context, *(size for _, size in others)) if others else context
+    rows = max(1, min(windows * (forwards or 1), BATCH_TOKENS // context))
+    if forwards is None:
+        return CellWork(None, None, context, rows * context)
+    return CellWork(forwards * passes, forwards * tokens, context, rows * context)
+
+
+def _evaluating(cell: Cell) -> list[Cell]:
+    """The same documents under the strategies that decide which tokens are key."""
+    evaluator = registry.evaluator(cell.task)
+    if evaluator is None:
+        return []
+    geometries = geometry_for(cell.model)[2]
+    plans = (strategies.plans(name, geometries, cell.length) for name in ("crop", evaluator))
+    return [replace(cell, plans=each) for each in plans]
+
+
+def pieces(cell: Cell) -> tuple[int, int]:
+    """Into how many windows a plan crops a document, and their tokens; 1 and the length where it crops nothing."""
+    crop = cropped(cell.plans)
+    if crop is None:
+        return 1, cell.length
+    scored = registry.kind(cell.task.name).scored(dict(cell.task.options), cell.length)
+    seen = cell.length - 1  # the last token is only scored
+    return len(list(crop.windows(seen, min(scored, seen)))), crop.window
 
 
 def loads(cells: Sequence[Cell], work: Mapping[str, CellWork], store: Store) -> list[Load]:
@@ -202,7 +231,7 @@ def _load(cells: Sequence[Cell], work: Mapping[str, CellWork], measured: Sequenc
         basis="; ".join(dict.fromkeys(basis for _, basis in times)),
         longest=longest.length,
         weight_bytes=float(shape.parameters * BYTES[first.dtype]) if shape else None,
-        peak_bytes=max(peak(shape, first, c.length, work[c.id].at_once) for c in cells) if shape else None,
+        peak_bytes=max(peak(shape, first, work[c.id].context, work[c.id].at_once) for c in cells) if shape else None,
         room_bytes=room,
         fits=largest(shape, first, room) if shape and room else None,
     )
@@ -239,19 +268,38 @@ def largest(shape: Shape, cell: Cell, room: int) -> int:
 
 @lru_cache(maxsize=2)
 def capacity(device: str) -> int | None:
-    """Bytes of this machine's memory, or of its smallest GPU; None where that is not known, as of a cluster."""
+    """Bytes of memory that this process may use, or of the smallest GPU; None: not known, as of a cluster."""
     if "RAY_ADDRESS" in os.environ:
         return None
     if device == "cuda":
         listed = provenance.nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
         return min((int(mib) * 2**20 for mib in map(str.strip, listed) if mib.isdigit()), default=None)
+    return memory.limit()
+
+
+@lru_cache(maxsize=64)
+def need(model: Model, length: int, dtype: str, device: str) -> float | None:
+    """Bytes at the worst moment of a cell, its forwards as large as they get; None where the model does not tell.
+
+    Reads nothing of the text: quick, and above the truth where there are few documents.
+    """
+    shape = _shape(model)
+    cell = Cell(model, "none", (), length, (), Task(""), "", None, 0, dtype, device)
+    return peak(shape, cell, length, max(1, BATCH_TOKENS // length) * length) if shape else None
+
+
+def fitting(cell: Cell) -> int | None:
+    """The largest length of which one document fits into the memory that there is; None where that is not known."""
+    shape, room = _shape(cell.model), capacity(cell.device)
+    return largest(shape, cell, room) if shape and room else None
+
+
+@lru_cache(maxsize=8)
+def _shape(model: Model) -> Shape | None:
     try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
+        return Shape.of(geometry_for(model)[1])
+    except (Refusal, KeyError):  # a model that is described, or not here
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    entry = limit.read_text().strip() if limit.is_file() else "max"
-    return min(machine, int(entry)) if entry.isdigit() else machine
 
 
 def _seconds(
@@ -261,12 +309,12 @@ def _seconds(
         return None, f"task {cell.task.name} without a limit: how many forwards it takes is not known before it runs"
     speed = _measured(cell, measured)
     if speed is not None:
-        return work.tokens * speed.at(cell.length), speed.basis
+        return work.tokens * speed.at(work.context), speed.basis
     if shape is None:
         return None, "no earlier cell of this model, and its config does not tell its size"
     rate = FLOPS["cpu"] * (os.cpu_count() or 1) if cell.device == "cpu" else FLOPS["cuda"]
     slower = 5 if cell.device == "cuda" and cell.dtype == "float32" else 1
-    return work.tokens * shape.flop(cell.length) * slower / rate, f"a guess: {rate / slower / 1e12:.3g} TFLOP/s"
+    return work.tokens * shape.flop(work.context) * slower / rate, f"a guess: {rate / slower / 1e12:.3g} TFLOP/s"
 
 
 def _measured(cell: Cell, measured: Sequence[tuple[Any, Any]]) -> Speed | None:
@@ -281,7 +329,8 @@ def _measured(cell: Cell, measured: Sequence[tuple[Any, Any]]) -> Speed | None:
     alike = [row for row in alike if row[0]["task"]["name"] == cell.task.name] or alike
     spent: dict[int, list[tuple[float, float]]] = {}
     for spec, cost in alike:
-        spent.setdefault(spec["length"], []).append((cost["tokens"] / cost["tokens_per_second"], cost["tokens"]))
+        context = min(plan.get("window", spec["length"]) for _, plan in spec["plans"])
+        spent.setdefault(context, []).append((cost["tokens"] / cost["tokens_per_second"], cost["tokens"]))
     if not spent:
         return None
     # Tokens a second of all the cells of a length together: long cells tell more than short ones.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pipelines.choices.sweep import geometry_for
-from pipelines.records.cells import Model
+from pipelines.records.cells import Model, Refusal
 from rope.config import AttentionLayer, attention_layers, with_defaults
 from rope.geometry import Geometry
 from rope.strategies import bounded
@@ -22,8 +22,11 @@ def layers_of_model(model: Model) -> tuple[str, ...]:
         Refusal: as `geometry_for`.
     """
     described, config, geometries = geometry_for(model)
-    count = int(with_defaults(config).get("num_hidden_layers") or 0)
-    return sentences(described.name, attention_layers(config), count, geometries)
+    try:
+        count = int(with_defaults(config).get("num_hidden_layers") or 0)
+        return sentences(described.name, attention_layers(config), count, geometries)
+    except ValueError as error:
+        raise Refusal(f"model {described.name}: {error}") from error
 
 
 def sentences(

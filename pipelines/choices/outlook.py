@@ -12,7 +12,9 @@ import numpy as np
 from pipelines.choices.sweep import PlanChoice
 from pipelines.records.cells import thawed
 from rope import theory
+from rope.cropping import Cropped
 from rope.geometry import ALL_LAYERS, Geometry, Plan, layers_of
+from rope.pairwise import Pairwise
 from rope.strategies import bounded
 
 FAR = 4
@@ -67,8 +69,11 @@ def outlooks_of(planned: PlanChoice) -> list[Outlook]:
 
 def _outlook(planned: PlanChoice, layers: str, plan: Plan, geometry: Geometry) -> Outlook:
     trained = geometry.trained_length
-    # within a bounded window no distance is longer than those of training
-    length = min(planned.length, trained) if bounded(layers) else planned.length
+    length = planned.length
+    if isinstance(plan, Pairwise):
+        length = plan.reach(length) + 1
+    elif bounded(layers) or isinstance(plan, Cropped):
+        length = min(length, trained)  # no distance is longer than those of training
     native = geometry.native(trained)
     columns = {
         "inv_freq": np.array(plan.inv_freq),

@@ -13,8 +13,9 @@ from pipelines.choices.config import Device, Dtype, ModelChoice, Workbench
 from pipelines.models import find
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, label, strategy_label
+from pipelines.records.privacy import without_secrets
 from pipelines.tasks import registry, text
-from rope import pairwise, strategies
+from rope import cropping, pairwise, strategies
 from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
 from rope.geometry import Geometry, Plans, layers_of
@@ -42,7 +43,7 @@ class Sweep:
         commands = tuple(spec.get("commands", ()))
         return cls(spec["experiment"], cells, spec["command"], commands, spec["created"], spec["code"])
 
-    @property
+    @cached_property
     def id(self) -> str:
         parts = [self.created, self.command, *(cell.id for cell in self.cells)]
         return f"{self.created[:19].replace(':', '')}-{digest_of(parts)[:6]}"
@@ -56,7 +57,14 @@ class Sweep:
 
     def bearing(self, cell_id: str) -> list[Cell]:
         """The choices that give one cell: yarn and none at the trained length are two."""
-        return list({(c.strategy, c.options): c for c in self.cells if c.id == cell_id}.values())
+        return list(self._bearing.get(cell_id, {}).values())
+
+    @cached_property
+    def _bearing(self) -> dict[str, dict[Any, Cell]]:
+        choices: dict[str, dict[Any, Cell]] = {}
+        for cell in self.cells:
+            choices.setdefault(cell.id, {})[cell.strategy, cell.options] = cell
+        return choices
 
     def spec(self) -> dict[str, Any]:
         """The sweep as plain data, as sweep.json keeps it."""
@@ -118,7 +126,7 @@ def _label(choice: Workbench) -> str:
         given = _strategy_options(name, given, choice.factor)
     except Refusal:
         given |= {} if choice.factor is None else {"factor": choice.factor}
-    return label(choice.model.name, name, frozen(given), choice.length, choice.task["name"])
+    return without_secrets(label(choice.model.name, name, frozen(given), choice.length, str(choice.task["name"])))
 
 
 def cell_of(choice: Workbench) -> Cell:
@@ -134,6 +142,7 @@ def cell_of(choice: Workbench) -> Cell:
     return cell_for(
         planned,
         choice.task,
+        allow_unsafe=choice.allow_unsafe_tasks,
         limit=choice.limit,
         seed=choice.seed,
         dtype=dtype_of(choice.dtype, device),
@@ -142,17 +151,29 @@ def cell_of(choice: Workbench) -> Cell:
 
 
 def cell_for(
-    planned: PlanChoice, chosen_task: Mapping[str, Any], *, limit: int | None, seed: int, dtype: str, device: str
+    planned: PlanChoice,
+    chosen_task: Mapping[str, Any],
+    *,
+    limit: int | None,
+    seed: int,
+    dtype: str,
+    device: str,
+    allow_unsafe: bool = False,
 ) -> Cell:
     """Plans of a model and a task (its name and options) as a cell.
 
     Raises:
-        Refusal: the task's text is not there.
+        Refusal: the task's text is not there, an option is of another type, or the task runs what the model writes
+            and `allow_unsafe` does not say that it may.
     """
     task_options = dict(chosen_task)
     name = str(task_options.pop("name"))
+    registry.options_of(Task(name, frozen(task_options)), limit)
+    if not allow_unsafe:
+        registry.check_safe(name)
     task = Task(name, frozen(registry.kind(name).id_options(task_options)))
-    regions = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
+    special = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
+    special |= {"crop": cropping.VERSION} if cropping.cropped(planned.plans) else {}
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -165,7 +186,7 @@ def cell_for(
         seed=seed,
         dtype=dtype,
         device=device,
-        versions=frozen({**registry.versions(task), **regions}),
+        versions=frozen({**registry.versions(task), **special}),
     )
 
 
@@ -206,13 +227,18 @@ def planned_of(choice: Workbench) -> PlanChoice:
     return PlanChoice(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
-@lru_cache(maxsize=64)
 def geometry_for(requested: Model) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
     """A model with its fingerprint, its config as plain data, and its geometry by layer type.
 
     Raises:
         Refusal: the model is not there, or has no rotary embedding that we can read.
     """
+    return _geometry_for(requested, find.state(requested))
+
+
+@lru_cache(maxsize=64)
+def _geometry_for(requested: Model, state: tuple[Any, ...]) -> tuple[Model, dict[str, Any], dict[str, Geometry]]:
+    """state: of the model's files; what was read of them is remembered only while they are the same."""
     model, config = find.describe(requested)
     try:
         return model, config, geometry_of(config, requested.trained_length)
@@ -232,7 +258,9 @@ def patched_config(cell: Cell) -> dict[str, Any]:
 
 def model_of(chosen: ModelChoice) -> Model:
     """The model that conf/model names, not looked for yet."""
-    return find.requested(chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape))
+    return find.requested(
+        chosen.name, chosen.path, chosen.revision, chosen.trained_length, frozen(chosen.shape), chosen.allow_pickle
+    )
 
 
 _ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window
@@ -245,6 +273,10 @@ def _strategy_options(name: str, given: Mapping[str, Any], factor: float | None)
     except ValueError as error:
         raise Refusal(str(error)) from error
     options = dict(given)
+    if taken := sorted({"geometry", "length"} & set(map(str, options))):
+        raise Refusal(
+            f"strategy.{taken[0]}: {name} has no such option; its options are {', '.join(defaults) or 'none'}"
+        )
     if factor is not None and "factor" in defaults:
         options.setdefault("factor", factor)
     return {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}

@@ -86,6 +86,7 @@ def override_details() -> Iterator[str]:
     yield "groups and their values:"
     for group in meanings.GROUPS:
         yield from meanings.listing(group, meanings.values(group))
+    yield from meanings.listing("task=suite/", meanings.values("suite"))
     yield "A model is also a folder, a GGUF file or a hub id (OWNER/NAME or OWNER/NAME@REVISION); a folder whose name"
     yield "has commas is one model. A task is also any of lm-eval's by its name."
     yield "The options of a value: --help strategy=yarn. With several strategies an option reaches those that have it:"
@@ -177,8 +178,8 @@ def whole(key: str, value: str, least: int, unit: str) -> int:
     Raises:
         Refusal: it is none, or too small.
     """
-    if not value.isdigit() or int(value) < least:
-        raise Refusal(f"{key}={value}: give a whole number of {unit}, at least {least}")
+    if not (value.isascii() and value.isdigit()) or len(value) > 15 or int(value) < least:
+        raise Refusal(f"{key}={value[:60]}: give a whole number of {unit}, at least {least}")
     return int(value)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import PlanChoice, geometry_for, planned_of
 from pipelines.models import copies, find, gguf_files, header, load, weights
-from pipelines.records import provenance
+from pipelines.records import inputs, provenance
 from pipelines.records.cells import Cell, Refusal, option_text
+from pipelines.records.public import public, public_script
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from rope import strategies
@@ -86,7 +87,7 @@ def _measured(name: str, store: Store) -> tuple[PlanChoice, str]:
     """What a finished cell ran, and its id; refused where its strategy gives other frequencies by now."""
     cell = _cell(name, store)
     model, _, geometries = geometry_for(cell.model)
-    if model.fingerprint != cell.model.fingerprint:
+    if cell.model.fingerprint not in (model.fingerprint, find.earlier_fingerprint(cell.model)):
         raise Refusal(
             f"cell {cell.id} was measured with other files of {model.name} than lie there now; measure it again, or "
             f"give overrides instead of the cell: model=... strategy={cell.strategy} length={cell.length}"
@@ -158,7 +159,7 @@ def write(planned: PlanChoice, deployment: Deployment, folder: Path) -> list[str
     """
     source = find.locate(planned.model)
     _check_free(folder, source)
-    folder.mkdir(parents=True, exist_ok=True)
+    inputs.made(folder)
     lines, command = (_gguf if deployment.engine == "llama.cpp" else _config)(planned, deployment, source, folder)
     record = {
         "model": planned.model.name,
@@ -172,11 +173,12 @@ def write(planned: PlanChoice, deployment: Deployment, folder: Path) -> list[str
         "notes": list(deployment.notes),
         "ropewalk": provenance.code(),
     }
-    _write_json(folder / RECORD, record)
+    path = folder / RECORD
+    path.write_text(public(json.dumps(record, indent=2)) + "\n", encoding="utf-8")
     if deployment.engine in PROGRAMS:
         script = folder / "serve.sh"
-        script.write_text(f"#!/bin/sh\nexec {command}\n", encoding="utf-8")
-        script.chmod(0o755)
+        script.write_text(f"#!/bin/sh\nexec {public_script(command)}\n", encoding="utf-8")
+        script.chmod(script.stat().st_mode | (script.stat().st_mode & 0o444) >> 2)  # run by whoever may read it
     return [*lines, command, *(f"note: {note}" for note in deployment.notes)]
 
 

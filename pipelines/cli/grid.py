@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Parser, Verbs
+from pipelines.records.privacy import without_secrets
+from pipelines.records.refusal import Refusal, first_line
 
 DESCRIPTION = """
 Measures every combination of the values given, shows a table with what is not chance, and records all in MLflow.
@@ -48,13 +53,18 @@ def inspected(options: Options) -> bool:
     from pipelines.grid.launcher import with_default
 
     overrides = with_default(arguments.overrides(options))
-    with compose.hydra(overrides) as (hydra, located):
-        if options.cfg:
-            hydra.show_cfg("config", located, options.cfg, options.package, options.resolve)
-        elif options.info:
-            hydra.show_info(options.info, "config", located)
-        else:
-            hydra.hydra_help("config", options.parser, Options(overrides=[]))
+    shown = io.StringIO()
+    with compose.hydra(overrides) as (hydra, located), redirect_stdout(shown), redirect_stderr(shown):
+        try:
+            if options.cfg:
+                hydra.show_cfg("config", located, options.cfg, options.package, options.resolve)
+            elif options.info:
+                hydra.show_info(options.info, "config", located)
+            else:
+                hydra.hydra_help("config", options.parser, Options(overrides=[]))
+        except SystemExit as end:  # as Hydra ends over a --package that is not there
+            raise Refusal(first_line(ValueError(shown.getvalue()))) from end
+    print(without_secrets(shown.getvalue()), end="")
     return True
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
-from pipelines.cli import arguments, doctor, export, grid, plan, reproduce, sync, theory, train, tune, ui
+from pipelines.cli import arguments, doctor, export, grid, plan, reproduce, sync, tasks, theory, train, tune, ui
 from pipelines.records.places import SITE
-from pipelines.records.refusal import Refusal, suggestion
+from pipelines.records.public import public
+from pipelines.records.refusal import LaunchEnded, Refusal, suggestion
 
 VERBS = {
     "grid": grid,
     "plan": plan,
+    "tasks": tasks,
     "theory": theory,
     "doctor": doctor,
     "tune": tune,
@@ -45,7 +49,8 @@ Choices are KEY=VALUE; commas make combinations:
   ropewalk grid model=~/models/Llama-3-8B strategy=yarn factor=2,4 length=16384 task=perplexity,passkey cluster=gpu
   ropewalk grid strategy=none,yarn yarn.beta_fast=16,32 length=16384
 
-Exit codes: 0 success, 1 some cells failed (doctor: an error found), 2 refused, with a sentence that says why.
+Exit codes: 0 success, 1 some cells failed (doctor: an error found) or a fault of ropewalk's own, with what to report,
+2 refused, with a sentence that says why.
 """
 
 
@@ -55,6 +60,8 @@ def main() -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser(), always_complete_options=False)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names may hold what is no UTF-8
+    _end_on_signals()
     code = run(sys.argv[1:])
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -70,11 +77,41 @@ def run(words: list[str]) -> int:
         return _run(words)
     except Refusal as reason:
         return _refuse(str(reason))
+    except LaunchEnded as reason:
+        _refuse(str(reason))
+        return 1
+    except BrokenPipeError:  # as of `ropewalk plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from pipelines.cli import bug_report
+
+        print(bug_report.of(error, words), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         command = shlex.join(["ropewalk", *words])
         again = f"; finished results are on disk, and the same command continues:\n  {command}"
-        print(f"\nstopped{again if words[0] in RESUMED else ''}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"\nstopped{again if words[0] in RESUMED else ''}", file=sys.stderr)
         return 130
+
+
+def _end_on_signals() -> None:
+    """Ctrl-C, SIGTERM and SIGHUP end the command, cleaning up; another one ends it at once, whatever still waits.
+
+    While cells run, workers/signals.py takes their place.
+    """
+    seen = list[int]()
+
+    def handle(number: int, frame: object) -> None:
+        if seen:
+            os._exit(130)
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handle)
 
 
 def parser() -> arguments.Parser:
@@ -116,7 +153,7 @@ def _run(words: list[str]) -> int:
         if word.startswith("-"):
             arguments.refuse_option(options, word)
     options.words += extra  # those after an option, which argparse does not give to a positional
-    options.command = shlex.join(["ropewalk", *words])
+    options.command = public(shlex.join(["ropewalk", *words]))
     if options.help:
         print(arguments.help_text(options), end="")
         return 0
@@ -131,7 +168,8 @@ def _help() -> str:
 
 
 def _refuse(reason: str) -> int:
-    print(f"ropewalk: {reason}", file=sys.stderr)
+    # What no terminal can write, such as half of a surrogate pair, is shown by its number.
+    print(f"ropewalk: {reason}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return 2
 
 

@@ -14,6 +14,7 @@ from pipelines.choices.config import Workbench
 from pipelines.choices.layers import layers_of_model
 from pipelines.choices.outlook import FAR, Outlook, outlooks_of
 from pipelines.choices.sweep import planned_of
+from pipelines.records import inputs
 from pipelines.records.cells import digest_of
 from pipelines.records.results import Store
 from pipelines.report import drawing, terminal
@@ -42,7 +43,7 @@ def main(choices: Sequence[Workbench], *, as_json: bool = False, out: str | None
     for sentence in dict.fromkeys([*map(_model, outlooks), *of_layers]):
         console.print(sentence)
     folder = Path(out).expanduser() if out else Store.at(choices[0].store).root / "theory"
-    console.print(f"figure: {draw(outlooks, folder)}")
+    console.print(f"figure: {draw(outlooks, inputs.made(folder))}")
     return 0
 
 

@@ -32,8 +32,11 @@ def run(options: Options) -> int:
     """Become the MLflow server. Returns only where there is nothing to show."""
     own, ports = arguments.own_keys(options)
     port, *rest = ports or ["5000"]
-    if rest or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise Refusal(f"{rest[0] if rest else port}: ropewalk ui takes one port, from 1 to 65535, and store=FOLDER")
+    number = port.isascii() and port.isdigit() and len(port) <= 5
+    if rest or not number or not 0 < int(port) < 2**16:
+        raise Refusal(
+            f"{rest[0] if rest else port[:60]}: ropewalk ui takes one port, from 1 to 65535, and store=FOLDER"
+        )
     from pipelines.records.results import Store
     from pipelines.track import tracking_uri
     from pipelines.track.database import unreadable

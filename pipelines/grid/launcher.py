@@ -20,6 +20,7 @@ from pipelines.choices.compose import Expansion, expansion
 from pipelines.choices.sweep import Sweep, cells_of
 from pipelines.grid.preview import Preview, preview_of
 from pipelines.records.cells import Cell, Result
+from pipelines.records.public import public
 from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.track import launch
@@ -40,17 +41,18 @@ def run_grid(overrides: Sequence[str], *, command: str | None = None, quiet: boo
     """
     expanded = expansion(with_default(overrides))
     cells, first = cells_of(expanded.choices), expanded.choices[0]
-    commands = (shlex.join(["ropewalk", "grid", *expanded.settings, *map(config.typed, job)]) for job in expanded.jobs)
-    command = command or shlex.join(["ropewalk", "grid", *overrides])
+    jobs_alone = ([*expanded.settings, *map(config.typed, job)] for job in expanded.jobs)
+    commands = (public(shlex.join(["ropewalk", "grid", *words])) for words in jobs_alone)
+    command = public(command or shlex.join(["ropewalk", "grid", *overrides]))
     sweep = Sweep(expanded.experiment or "ropewalk", tuple(cells), command, tuple(commands))
     store = Store.at(first.store)
     if expanded.launcher == "pool":
-        run = partial(pooled, cluster=first.cluster)
+        run = partial(pooled, cluster=first.cluster, store=store)
     else:
         jobs = {cell.id: job for cell, job in zip(cells, expanded.jobs, strict=True)}
         run = partial(_by_hydra, expanded=expanded, jobs=jobs, store=store)
     console = terminal.silent if quiet else terminal.console
-    return launch.run(sweep, store, run, force=first.force, console=console)
+    return launch.run(sweep, store, run, force=first.force, retry=first.retry, console=console)
 
 
 def preview(overrides: Sequence[str]) -> Preview:
@@ -89,5 +91,7 @@ def _by_hydra(
 def compute_job(composed: DictConfig) -> None:
     """One job of a launcher of Hydra's: compute the cell unless it is finished, and leave the result on disk."""
     chosen = config.workbench(composed)
-    for result in compute(cells_of([chosen]), Store.at(chosen.store), force=chosen.force):
+    # alone: the launch that this is a job of has the cell in hand
+    cells, store = cells_of([chosen]), Store.at(chosen.store)
+    for result in compute(cells, store, force=chosen.force, retry=chosen.retry, alone=True):
         print(launch.line(*result))

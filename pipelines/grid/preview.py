@@ -14,6 +14,7 @@ from pipelines.choices.config import Workbench
 from pipelines.choices.estimate import Load
 from pipelines.choices.layers import layers_of_model
 from pipelines.choices.sweep import Invalid, sorted_out, visible_gpus
+from pipelines.models import earlier
 from pipelines.records.cells import Cell, distinct
 from pipelines.records.numbers import GIB, duration
 from pipelines.records.results import Store
@@ -56,6 +57,8 @@ def preview_of(choices: Sequence[Workbench], store: Store) -> Preview:
     cells, invalid = sorted_out(choices)
     unique = distinct(cells)
     done = {} if choices[0].force else store.recall(cell.id for cell in unique)
+    if not choices[0].force:
+        done |= earlier.results([cell for cell in unique if cell.id not in done], store).taken
     work, refused = estimate.survey(cell for cell in unique if cell.id not in done)
     invalid += [Invalid(cell.label, refused[cell.id]) for cell in cells if cell.id in refused]
     valid = [cell for cell in unique if cell.id not in refused]

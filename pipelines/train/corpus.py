@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.records.cells import Refusal, digest_of
+from pipelines.records.public import public
 from pipelines.tasks import text
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _write(place: Path, sources: Sequence[str], tokenizer: Tokenizer | int) -> N
         np.save(temporary / "tokens.npy", tokens)
         np.save(temporary / "held_out.npy", held_out)
         tokenizer.save(str(temporary / "tokenizer.json"))
-        (temporary / "corpus.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+        (temporary / "corpus.json").write_text(public(json.dumps(card, indent=1)), encoding="utf-8")
         temporary.chmod(0o755)
         shutil.rmtree(place, ignore_errors=True)
         temporary.rename(place)

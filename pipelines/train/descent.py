@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list  # type: ignore[import-untype
 from torch import Tensor, nn
 
 from pipelines.records.cells import Refusal
+from pipelines.records.public import public
 from pipelines.train.batches import Batches
 from pipelines.train.corpus import Tokens
 from pipelines.train.recipe import TrainRecipe
@@ -79,7 +80,7 @@ class TrainLog:
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{LOG}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        temporary.write_text(public(json.dumps(asdict(self), indent=1)), encoding="utf-8")
         temporary.replace(folder / LOG)
 
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from support import CELL
 
-from pipelines.choices import estimate
+from pipelines.choices import estimate, sweep
 from pipelines.choices.estimate import CellWork, Shape, Speed
 from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal, Result, Task, frozen
 from pipelines.records.results import Store
 from pipelines.tasks import registry
 from pipelines.tasks.documents import Encoder
+from rope import strategies
 
 TINY = Model("tiny", "models/tiny")
 RANDOM = Model(
@@ -159,7 +160,7 @@ def test_what_cannot_be_counted_is_not():
 def test_a_survey_says_which_cells_the_text_refuses_and_counts_the_others():
     good, bad = cell(), cell(length=10_000_000)
     work, refused = estimate.survey([good, bad, replace(good, seed=3)])
-    assert work[good.id] == CellWork(2, 1024, 1024) and len(work) == 2
+    assert work[good.id] == CellWork(2, 1024, 512, 1024) and len(work) == 2
     assert list(refused) == [bad.id] and "10,000,000 are needed" in refused[bad.id]
     # Documents meet in one forward up to the scorer's 16,384 tokens.
     assert estimate.survey([many := cell(limit=100)])[0][many.id].at_once == 16384
@@ -204,3 +205,27 @@ def test_time_is_not_known_where_documents_are_not(tmp_path):
     todo = [cell(task=Task("gsm8k"), limit=None)]
     [load] = estimate.loads(todo, estimate.survey(todo)[0], Store(tmp_path))
     assert load.seconds is None and load.passes is None and "gsm8k without a limit" in load.basis
+
+
+@pytest.mark.parametrize("task, passes", [(PERPLEXITY, 7), (Task("passkey"), 1)], ids=["perplexity", "passkey"])
+def test_a_cropped_document_costs_its_windows_at_the_trained_length(task, passes, tmp_path):
+    geometries = sweep.geometry_for(TINY)[2]
+    whole, cropped = (
+        cell(length=2048, task=task, strategy=name, plans=strategies.plans(name, geometries, 2048))
+        for name in ("none", "crop")
+    )
+    work, _ = estimate.survey([whole, cropped])
+    windows = work[whole.id].forwards * passes
+    assert work[cropped.id] == CellWork(windows, windows * 512, 512, min(windows, 16384 // 512) * 512)
+    (before,), (after,) = (estimate.loads([one], work, Store(tmp_path)) for one in (whole, cropped))
+    assert (after.passes, after.tokens) == (windows, windows * 512) and after.peak_bytes < before.peak_bytes
+
+
+def test_key_tokens_cost_a_cropped_pass_and_one_of_the_evaluator():
+    plain, keyed = (
+        cell(length=2048, task=replace(PERPLEXITY, options=options))
+        for options in (PERPLEXITY.options, (*PERPLEXITY.options, ("evaluator", "yarn")))
+    )
+    work, _ = estimate.survey([plain, keyed])
+    assert (work[keyed.id].forwards, work[keyed.id].tokens) == (2 * (1 + 7 + 1), 2 * (2048 + 7 * 512 + 2048))
+    assert (work[plain.id].forwards, work[plain.id].tokens) == (2, 4096)

@@ -92,7 +92,7 @@ def test_a_second_launch_computes_nothing(finished, monkeypatch):
     store, _ = finished
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
     monkeypatch.setattr(
-        pool, "run", lambda cells, workers, evaluator=None: iter(()) if not cells else pytest.fail("ran")
+        pool, "run", lambda cells, workers, evaluator=None, journal=None: iter(()) if not cells else pytest.fail("ran")
     )
     with terminal.console.capture() as output:
         assert run(["grid", *GRID]) == 0
@@ -113,7 +113,7 @@ def test_what_ran_before_does_not_change_a_number(store):
 
 
 def test_a_failed_cell_is_reported_with_its_log_and_stops_no_other(store, monkeypatch):
-    def one_fails(cells, workers, evaluator=None):
+    def one_fails(cells, workers, evaluator=None, journal=None):
         for number, cell in enumerate(cells):
             if number:
                 yield cell, Result(cell.id, "ok", metrics={"ppl": 3.0}, cost={"seconds": 1.0})
@@ -133,7 +133,7 @@ def test_a_failed_cell_is_reported_with_its_log_and_stops_no_other(store, monkey
 
 
 def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, monkeypatch):
-    def stopped(cells, workers, evaluator=None):
+    def stopped(cells, workers, evaluator=None, journal=None):
         raise KeyboardInterrupt
         yield
 

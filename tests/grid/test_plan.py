@@ -82,7 +82,7 @@ def test_unknown_options_are_refused_as_the_grid_refuses_them(store, capsys):
     assert "lenght: no such option; did you mean length?" in capsys.readouterr().err
 
 
-def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
+def test_a_plan_of_thirty_cells_loads_nothing_heavy(tmp_path):
     script = (
         "import sys; from pipelines.cli.main import run; code = run(['plan', 'cluster=cpu']); "
         "heavy = ('torch', 'ray', 'mlflow', 'transformers', 'lm_eval', 'datasets', 'scipy', 'matplotlib'); "
@@ -96,7 +96,7 @@ def test_a_plan_of_forty_cells_loads_nothing_heavy(tmp_path):
         check=True,
         env={"PATH": str(Path(sys.executable).parent), "ROPEWALK_STORE": str(tmp_path), "HOME": str(tmp_path)},
     )
-    assert "40 cells: " in ran.stdout
+    assert "30 cells: " in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[] 0"
 
 
@@ -126,7 +126,9 @@ def test_a_grid_says_before_it_runs_what_it_will_take(store, monkeypatch):
     monkeypatch.setattr(
         pool,
         "run",
-        lambda cells, workers, evaluator=None: ((c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells),
+        lambda cells, workers, evaluator=None, journal=None: (
+            (c, Result(c.id, "ok", metrics={"ppl": 3.0})) for c in cells
+        ),
     )
     with terminal.console.capture() as captured:
         assert run(["grid", *SMALL, "length=384"]) == 0
