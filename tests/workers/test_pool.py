@@ -109,7 +109,7 @@ def test_ray_workers_share_the_cells_and_replace_the_dead(ray_workers, tmp_path)
     assert not pids & {results[cell].provenance["pid"] for cell in spent}
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_thousand_cells_end_as_they_should_and_none_runs_again_after_success(ray_workers, tmp_path):
     """One in a hundred dies (half of them for good), one raises, one takes too long."""
     marks = {"folder": str(tmp_path)}
