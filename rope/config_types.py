@@ -26,6 +26,7 @@ MOST: Mapping[str, int] = {
     "max_window_layers": 2**40,
     "vocab_size": 2**31,
     "max_position_embeddings": 2**40,
+    "original_max_position_embeddings": 2**40,
     "sliding_window": 2**40,
     "attention_chunk_size": 2**40,
 }
@@ -34,6 +35,9 @@ MOST: Mapping[str, int] = {
 LEAST: Mapping[str, int] = {"vocab_size": 1, "num_hidden_layers": 1, "hidden_size": 1, "no_rope_layer_interval": 1}
 """The smallest; of others 0, which some configs write for "none"."""
 
+BROKEN = frozenset({"original_max_position_embeddings"})
+"""Of these, the ones that need not be whole: by such a length ExLlamaV2 takes any attention factor."""
+
 BY_LAYER = frozenset({"num_attention_heads", "num_key_value_heads", "intermediate_size", "sliding_window"})
 """Whole numbers that may be a list, one a layer."""
 
@@ -41,8 +45,6 @@ NUMBERS = frozenset(
     {"rope_theta", "rotary_emb_base", "rope_local_base_freq", "rotary_pct", "partial_rotary_factor", "factor", "alpha"}
     | {"beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "attention_factor", "mscale", "mscale_all_dim"}
     | {"short_mscale", "long_mscale", "no_rope_layer_interval"}
-    # ExLlamaV2 takes any attention factor by an original length that is no whole number
-    | {"original_max_position_embeddings"}
 )
 """Numbers, alone or one a layer."""
 
@@ -79,7 +81,8 @@ def _check_value(name: str, key: str, value: Any) -> None:
     if key in MOST:
         values = value if key in BY_LAYER and isinstance(value, (list, tuple)) else [value]
         least, most = LEAST.get(key, 0), MOST[key]
-        if not all(_whole(entry) and least <= entry <= most for entry in values if entry is not None):
+        fits = _real if key in BROKEN else _whole
+        if not all(fits(entry) and least <= entry <= most for entry in values if entry is not None):
             raise ValueError(f"{name}={_short(value)}: give a whole number from {least} to {most:,}")
     elif key in NUMBERS:
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -92,13 +95,17 @@ def _check_value(name: str, key: str, value: Any) -> None:
         raise ValueError(f"{name}={_short(value)}: give a mapping such as {{rope_type: yarn, factor: 4.0}}, or null")
     elif key in LISTS:
         kind = "names" if key in NAMES else "numbers"
-        fits = (lambda entry: isinstance(entry, str)) if key in NAMES else _number
-        if not isinstance(value, (list, tuple)) or not all(map(fits, value)):
+        of_kind = (lambda entry: isinstance(entry, str)) if key in NAMES else _number
+        if not isinstance(value, (list, tuple)) or not all(map(of_kind, value)):
             raise ValueError(f"{name}={_short(value)}: give a list of {kind}")
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> bool:
