@@ -246,7 +246,8 @@ STATIC: dict[str, list[tuple[Files | None, Files | None]]] = {
         (of({**LLAMA_32, "rope_scaling": LLAMA3_BLOCK}), of(LLAMA_32)),
         (of({**LLAMA_3, "rope_theta": 1e4}), of(LLAMA_3)),
         (of({**LLAMA_3, "rope_theta": 2e8}), of({**PLAIN, "rope_theta": 2e8})),
-        (of({**LLAMA_3, "rope_theta": 1e5}, name="llama-3-8b"), of({**LLAMA_3, "rope_theta": 1e5})),
+        (of({**LLAMA_3, "rope_theta": 1e5}, name="llama-3-8b"), of(LLAMA_3)),
+        (None, of({**LLAMA_3, "rope_theta": 1e5})),  # another model of that shape
     ],
     "S11": [
         (of(PLAIN, tokenizer={"model_max_length": 256}), of(PLAIN, tokenizer={"model_max_length": 512})),

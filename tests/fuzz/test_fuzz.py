@@ -23,7 +23,9 @@ from pipelines.records.results import Store
 from pipelines.tasks import text
 from rope.families import _table
 
-TIMES = pytest.mark.parametrize("times", [1, pytest.param(9, marks=pytest.mark.sweep)], ids=["ci", "sweep"])
+SWEEP = pytest.param(9, marks=pytest.mark.sweep)
+TIMES = pytest.mark.parametrize("times", [1, SWEEP], ids=["ci", "sweep"])
+SLOW_TIMES = pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), SWEEP], ids=["ci", "sweep"])
 
 KEYS = st.sampled_from(
     ["model", "strategy", "task", "cluster", "experiment", "length", "factor", "limit", "seed", "dtype", "store"]
@@ -46,8 +48,7 @@ VALUES = (NUMBERS | TEXTS).map(str) | st.sampled_from(
 WORDS = st.lists(st.tuples(KEYS, VALUES).map("=".join) | TEXTS, min_size=1, max_size=3)
 
 
-@pytest.mark.slow
-@TIMES
+@SLOW_TIMES
 def test_command_lines(enclosed, times):
     @examples(200, times)
     @given(st.sampled_from([("plan",), ("theory", "--json")]), WORDS)
@@ -111,8 +112,7 @@ VERBS = [
 ]
 
 
-@pytest.mark.slow
-@TIMES
+@SLOW_TIMES
 def test_config_files_through_every_static_verb(enclosed, times):
     folder = enclosed / "model"
     folder.mkdir()
