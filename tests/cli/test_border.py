@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 
+import huggingface_hub.constants
 import pytest
 from support import TINY, ropewalk
 
@@ -26,6 +27,7 @@ SECRET = "hf_planted_secret_value"
 def entered(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ROPEWALK_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # which it reads when it is imported
     monkeypatch.setenv("HF_TOKEN", SECRET)
 
     def enter(*words):

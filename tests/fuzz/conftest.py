@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import border
+import huggingface_hub.constants
 import pytest
 
 
@@ -17,6 +18,7 @@ def enclosed(tmp_path, monkeypatch):
         "HF_TOKEN": border.SECRET,
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # which it reads when it is imported
     for words in (["theory", "--json"], ["plan"]):  # what is imported once is nobody's three seconds
         border.run([*words, "length=2048"])
     return tmp_path
