@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines.records.cells import Refusal
+from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder
 
 LOWER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
@@ -72,6 +73,31 @@ class Halves(Protocol):
 
     def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
         """How many documents of exactly this length a half holds; None: not known before it runs."""
+
+
+@dataclass(frozen=True)
+class HalvesBySeed:
+    """Halves of documents that are drawn anew, as many as wanted: those of one seed, and of the next.
+
+    counted: the option that says how many.
+    """
+
+    counted: str
+    nested = True
+    texts: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (self.counted,)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        pass
+
+    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
+        return Selection({self.counted: count}, limit=end, seed=seed + text.PARTS.index(part))
+
+    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
+        return None
 
 
 class TaskKind:

@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.records.cells import Refusal
 from pipelines.tasks import text
 from pipelines.tasks.documents import Document, Encoder
-from pipelines.tasks.kinds import Curve, Measure, OwnTask, Selection
+from pipelines.tasks.kinds import Curve, HalvesBySeed, Measure, OwnTask
 
 OPTIONS: Mapping[str, Any] = {
     "depths": (0.1, 0.35, 0.65, 0.9),
@@ -244,23 +244,6 @@ def consistency(verdicts: Sequence[Sequence[bool]]) -> float | None:
     return sum(alike) / len(alike) if alike else None
 
 
-class PasskeyHalves:
-    """Keys of one seed, and of the next."""
-
-    options = ("keys",)
-    nested = True
-    texts: tuple[str, ...] = ()
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        pass
-
-    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
-        return Selection({"keys": count}, limit=end, seed=seed + text.PARTS.index(part))
-
-    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
-        return None
-
-
 class Passkey(OwnTask):
     name = "passkey"
     version = 2
@@ -270,7 +253,7 @@ class Passkey(OwnTask):
     headlines = ("acc",)
     measure = Measure("acc", lower=False, unit="key_number")
     consistency = True
-    halves = PasskeyHalves()
+    halves = HalvesBySeed("keys")
     over: Mapping[str, Callable[[Curve], float]] = {
         "passkey_context": passkey_context,
         "passkey_accuracy": passkey_accuracy,

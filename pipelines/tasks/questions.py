@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.records.cells import Options, Refusal
 from pipelines.tasks import passkey, text
 from pipelines.tasks.documents import Document, Encoder
-from pipelines.tasks.kinds import Measure, OwnTask, Selection
+from pipelines.tasks.kinds import HalvesBySeed, Measure, OwnTask
 
 LEFT_OVER = 64
 """Tokens of filler that may stand in front. More are wanted where a source of text has come to its end."""
@@ -157,23 +157,6 @@ def largest(
     return question, size
 
 
-class QuestionHalves:
-    """Questions of one seed, and of the next."""
-
-    options = ("questions",)
-    nested = True
-    texts: tuple[str, ...] = ()
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        pass
-
-    def select(self, part: str, begin: int, end: int, *, count: int, seed: int) -> Selection:
-        return Selection({"questions": count}, limit=end, seed=seed + text.PARTS.index(part))
-
-    def held(self, part: str, options: Mapping[str, Any], encode: Encoder, length: int) -> int | None:
-        return None
-
-
 class QuestionTask(OwnTask):
     """A task of questions. Its options have `questions` (of each kind, or as many as `limit` says) and `ask` (kinds).
 
@@ -186,7 +169,7 @@ class QuestionTask(OwnTask):
     choices = 1
     headlines = ("acc",)
     measure = Measure("acc", lower=False)
-    halves = QuestionHalves()
+    halves = HalvesBySeed("questions")
 
     @abstractmethod
     def pose(
