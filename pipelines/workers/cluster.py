@@ -285,4 +285,8 @@ def _sweep_after(mark: str) -> None:
         return
     command = [sys.executable, "-I", "-S", "-c", SWEEP, mark]
     null = subprocess.DEVNULL
-    _SWEEPERS.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True))
+    # A bare number and no file object: Python closes those while it ends, and this process, which has Ray's logs open,
+    # would be ended by its own sweeper before it has handed on its exit code.
+    reading, _ = os.pipe()
+    _SWEEPERS.append(subprocess.Popen(command, stdin=reading, stdout=null, stderr=null, start_new_session=True))
+    os.close(reading)

@@ -96,6 +96,22 @@ def test_nothing_stays_of_ray_whatever_ended_the_driver(tmp_path, number):
     assert len(launch.noted) == (2 if number == signal.SIGKILL else 0)
 
 
+@pytest.mark.slow
+def test_a_driver_that_ends_slowly_keeps_its_exit_code(tmp_path):
+    """As a notebook or pytest does: Python takes its modules apart before the process is gone."""
+    slow = """
+import time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)
+sys.slow, os._exit = Slow(), sys.exit
+"""
+    launch = Launch(tmp_path, [(10, {}), (11, {})], RAY, before=slow)
+    lines, _ = launch.end()
+    assert sorted(lines) == ["ok 10", "ok 11", "start"] and launch.process.returncode == 0
+    assert not launch.gone()
+
+
 def test_nothing_stays_of_a_child_whose_driver_was_killed(tmp_path):
     close = "from pipelines.workers import deaths; deaths.expected = lambda cell: 1e15"
     cells = [(n, {**options, "folder": str(tmp_path)}) for n, options in LONG]
