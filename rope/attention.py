@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from rope.pairwise import LogN, Pairwise, Position, Region
+from rope.pairwise import Pairwise, Position, QueryScale, Region
 from rope.rotation import Table, query_scale, rotate, table
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Replacement:
 class ScaledQueryAttention(_Replacement):
     """The model's own attention over queries that were scaled by their position."""
 
-    def __init__(self, scale: LogN, own: Any) -> None:
+    def __init__(self, scale: QueryScale, own: Any) -> None:
         self.scale, self.own = scale, own
 
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -74,11 +74,31 @@ PLAIN = (Region(0, None, OWN, OWN),)
 
 
 @dataclass(frozen=True)
-class LogN:
-    """The query at position m (from 0) times ln(m + 1) / ln(trained_length); at least 1 if `clipped`."""
+class QueryScale:
+    """A factor on the query at position m (from 0): start + slope log(1 + t), t = (m + offset) / step.
 
-    trained_length: int
+    Its defaults are log-n scaling, ln(m + 1) / ln(trained_length).
+
+    trained_length: base of the logarithm; None for e. clipped: at least 1. step, offset: tokens. whole: t is floored,
+    so that the factor grows in steps.
+    """
+
+    trained_length: int | None
     clipped: bool = True
+    start: float = 0.0
+    slope: float = 1.0
+    step: int = 1
+    offset: int = 0
+    whole: bool = False
+
+    def spec(self) -> dict[str, Any]:
+        """As plain data, without what is younger than the ids of the cells that have a scale, where it is not used."""
+        own = asdict(self)
+        return {
+            field.name: own[field.name]
+            for field in fields(self)
+            if field.name in ("trained_length", "clipped") or own[field.name] != field.default
+        }
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ class Pairwise(Plan):
     """
 
     regions: tuple[Region, ...] = ()
-    query_scale: LogN | None = None
+    query_scale: QueryScale | None = None
 
     def reach(self, length: int) -> int:
         """The largest distance, rounded up, to which a pair of so many tokens is rotated; or a bound of it."""
@@ -105,7 +125,7 @@ class Pairwise(Plan):
         return farthest
 
     def changes(self) -> dict[str, Any]:
-        scale = None if self.query_scale is None else asdict(self.query_scale)
+        scale = None if self.query_scale is None else self.query_scale.spec()
         regions = [asdict(region) for region in self.regions]
         for region in regions:
             if region["limit"] is None:  # younger than the ids of the cells that have none
@@ -129,4 +149,4 @@ def plan_from_dict(spec: Mapping[str, Any]) -> Plan:
         Region(**{**region, "query": Position(**region["query"]), "key": Position(**region["key"])})
         for region in spec["regions"]
     )
-    return Pairwise(inv_freq, factor, regions, LogN(**spec["query_scale"]) if spec["query_scale"] else None)
+    return Pairwise(inv_freq, factor, regions, QueryScale(**spec["query_scale"]) if spec["query_scale"] else None)

@@ -7,7 +7,7 @@ import math
 import torch
 
 from rope.geometry import Plan
-from rope.pairwise import LogN, Position
+from rope.pairwise import Position, QueryScale
 
 Table = tuple[torch.Tensor, torch.Tensor]
 """(K, P) float32 cosines and sines, with the attention factor."""
@@ -28,7 +28,11 @@ def table(plan: Plan, position: Position, length: int, device: torch.device) -> 
     return (angles.cos() * plan.attention_factor).float(), (angles.sin() * plan.attention_factor).float()
 
 
-def query_scale(scale: LogN, positions: torch.Tensor) -> torch.Tensor:
+def query_scale(scale: QueryScale, positions: torch.Tensor) -> torch.Tensor:
     """Float32 factors on the queries at these positions, counted from 0; of the same shape."""
-    factors = (positions.double() + 1).log() / math.log(scale.trained_length)
+    grown = (positions.double() + scale.offset) / scale.step
+    logs = (1 + (grown.floor() if scale.whole else grown)).log()
+    if scale.trained_length is not None:
+        logs = logs / math.log(scale.trained_length)
+    factors = scale.start + scale.slope * logs
     return (factors.clip(min=1) if scale.clipped else factors).float()

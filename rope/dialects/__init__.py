@@ -21,7 +21,16 @@ from rope.dialects.engine_models import verify
 from rope.dialects.llama_cpp_reading import from_llama_cpp
 from rope.dialects.transformers_v5 import to_transformers
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
-from rope.strategies import CROPS_TEXT, STRATEGIES, canonical_name, options_of, plans, required_options
+from rope.strategies import (
+    CHANGES_ATTENTION,
+    CROPS_TEXT,
+    SCALES_QUERIES,
+    STRATEGIES,
+    canonical_name,
+    options_of,
+    plans,
+    required_options,
+)
 
 __all__ = [
     "ENGINES",
@@ -97,14 +106,21 @@ def _verified(request: ScalingRequest) -> Deployment:
     verify(served, engine.read_back(deployment, served.config))
     if served is request:
         return deployment
+    if served.config is not request.config:  # under another class
+        return replace(deployment, name=served.config["architectures"][0])
     note = f"nothing needs exporting: serve the model as it is, and give it the last {served.length:,} tokens of a text"
     return replace(deployment, notes=(*deployment.notes, note))
 
 
 def _advice(request: ScalingRequest) -> str:
     """What comes closest to a refused request, tried before it is named: a strategy here, and this one elsewhere."""
-    candidates = (name for name in STRATEGIES if name not in {"none", *CROPS_TEXT, canonical_name(request.strategy)})
+    asked = canonical_name(request.strategy)
+    # those that change attention have no frequencies to be compared by; but a scale on queries is near another one
+    near = SCALES_QUERIES if asked in SCALES_QUERIES else set()
+    left_out = {"none", "nope", asked, *CROPS_TEXT, *(CHANGES_ATTENTION - near)}
+    candidates = [name for name in STRATEGIES if name not in left_out]
     others = sorted(filter(lambda name: _runs(_another(request, name)), candidates), key=partial(_distance, request))
+    others = sorted(others, key=lambda name: name not in near)
     here = [others[0]] if others else []
     elsewhere = [f"--to {name}" for name in ENGINES if name != request.engine and _runs(replace(request, engine=name))]
     found = here + elsewhere[:1] or ["none"] * _runs(_another(request, "none"))
@@ -152,7 +168,7 @@ def support(strategy: str, engine: str) -> Deployment | None:
     """How an engine runs a strategy with its published defaults on a plain Llama; None where it cannot."""
     geometries = geometry_of(EXAMPLE)
     options: Config = required_options(strategy, geometries[ALL_LAYERS].pairs)
-    if "layers" in options_of(strategy):
+    if strategy == "per_layer":
         options["layers"] = {"0": 2.0}
     try:
         return deploy(engine, EXAMPLE, strategy, options, geometries, EXAMPLE_LENGTH)

@@ -15,12 +15,12 @@ import numpy as np
 from rope import families
 from rope.config import rope_parameters, with_defaults
 from rope.cropping import cropped
+from rope.dialects.relabel import RELABELLING, relabelled
 from rope.geometry import ALL_LAYERS, Geometry, Plan, inverse_frequencies, layers_of
 from rope.pairwise import Pairwise
 from rope.strategies import CROPS_TEXT, canonical_name, options_of, plans, stretch
-from rope.strategies.over import with_factor
-from rope.strategies.registry import as_options
 from rope.strategies.scaling import running_factor
+from rope.strategies.stack import alone
 
 Config = dict[str, Any]
 """config.json, or a part of it such as rope_parameters."""
@@ -102,11 +102,10 @@ class LayerScaling:
         if name == "dynamic_ntk":
             return self._by("ntk", {"factor": self._running_factor})
         if name == "dynamic":
-            own = as_options(options["options"])
-            return self._by(str(options["over"]), {**own, "factor": self._running_factor}).static
+            over, own = alone(options["over"], options["options"])
+            return self._by(over, {**own, "factor": self._running_factor}).static
         if name == "per_layer":  # without plans for single layers, which are refused before
-            over = str(options["over"])
-            return self._by(over, with_factor(over, as_options(options["options"]), options["factor"])).static
+            return self._by(*alone(options["over"], options["options"], options["factor"])).static
         return self
 
     @property
@@ -155,9 +154,13 @@ class ScalingRequest:
 
     @property
     def served(self) -> ScalingRequest:
-        """What is left for an engine to do: of a plan that crops a text, to run the plain model at that window."""
+        """What is left for an engine to do: of a plan that crops a text, to run the plain model at that window; of one
+        that another class computes over the same weights, what is left of it under that class."""
         if canonical_name(self.strategy) not in CROPS_TEXT:
-            return self
+            if self.engine not in RELABELLING:
+                return self
+            other = relabelled(self.engine, self.config, self.strategy, self.options, self.geometries, self.length)
+            return self if other is None else replace(self, config=other[0], strategy=other[1], options=other[2])
         crop = cropped(plans(self.strategy, self.geometries, self.length, **self.options))
         return replace(self, strategy="none", options={}, length=self.length if crop is None else crop.window)
 

@@ -49,6 +49,8 @@ def deploy(request: ScalingRequest) -> Deployment:
     if _reach(text_config(request.config), rope_parameters(patched)) < request.length:
         key = length_key(request.config)
         overrides[key] = text[key]
+    if "llama_4_scaling" in text:  # a temperature on queries, which the class of Mistral has
+        overrides |= {key: text[key] for key in ("architectures", "llama_4_scaling")}
     return override_deployment(request, "vLLM", patched, overrides, override_flag=OVERRIDES, length_flag=LENGTH)
 
 

@@ -9,12 +9,13 @@ beyond its formula stands above it, as `Promise`s.
 
 # The order of families is the order in which strategies are listed: from the simplest to those built on others.
 # isort: off
-from rope.strategies import uniform, bases, ramps, lists, masks, over, attention, baselines
+from rope.strategies import uniform, bases, ramps, lists, masks, over, attention, temperatures, baselines
 from rope.strategies.registry import (
     ALIASES,
     CHANGES_ATTENTION,
     CROPS_TEXT,
     PROMISES,
+    SCALES_QUERIES,
     STRATEGIES,
     Promise,
     Strategy,
@@ -34,6 +35,7 @@ __all__ = [
     "CHANGES_ATTENTION",
     "CROPS_TEXT",
     "PROMISES",
+    "SCALES_QUERIES",
     "STRATEGIES",
     "Promise",
     "Strategy",
@@ -53,5 +55,6 @@ __all__ = [
     "ramps",
     "required_options",
     "stretch",
+    "temperatures",
     "uniform",
 ]

@@ -1,13 +1,12 @@
-"""Strategies that change attention itself: other distances between tokens, or queries scaled by their position."""
+"""Strategies that change attention itself: other distances between tokens."""
 
 from __future__ import annotations
 
 import math
 
 from rope.geometry import Geometry, Plan, check_flag, check_integer, check_number
-from rope.pairwise import OWN, LogN, Pairwise, Position, Region
-from rope.strategies.over import with_factor
-from rope.strategies.registry import ALIASES, frequency_strategies, plan, strategy
+from rope.pairwise import OWN, Pairwise, Position, QueryScale, Region
+from rope.strategies.registry import strategy
 
 FILLED = 2 / 3
 """Share of the trained positions that self_extend fills by default; its authors advise one half to two thirds."""
@@ -164,43 +163,49 @@ def dual_chunk(
     return _pairwise(geometry, native, length, regions if length > untouched else (), logn)
 
 
-@strategy(examples=({"over": "yarn"}, {"over": "yarn", "factor": 8.0}), changes_attention=True)
-def logn(
-    geometry: Geometry, length: int, *, over: str = "none", factor: float | None = None, clip: bool = True
+@strategy(examples=({"shifted_offset": 512}, {"local_value": 64}), changes_attention=True)
+def string(
+    geometry: Geometry, length: int, *, shifted_offset: int | None = None, local_value: int | None = None
 ) -> Plan:
-    """Log-n scaling: later queries attend more sharply, which makes up for their larger number of keys.
+    """STRING: far tokens at the distances that training saw more often, within the trained length too.
 
-    the query at position m (from 0) times max(1, ln(m + 1) / ln(trained_length)), over any frequency strategy
+    distance(m, n) = m - n                                where m - n < shifted_offset
+                   = m - n - shifted_offset + local_value  beyond
 
     Args:
         geometry: what the checkpoint was trained with.
-        length: tokens of context; at least 2.
-        over: the frequency strategy whose plan it acts on, with its published defaults.
-        factor: of that strategy, where it has one; None for length / trained_length.
-        clip: at least 1, for checkpoints trained without; false: the same formula below the trained length too, the
-            entropy-invariant attention of checkpoints trained with it.
+        length: tokens of context; at least 2. Beyond 5/3 of the trained length, distances are longer than trained.
+        shifted_offset: tokens that keep their distance, and by which the others move nearer (the paper's S); at least
+            1. None: a third of the trained length.
+        local_value: tokens by which they stay further away than neighbours (the paper's W); at least 0, at most
+            shifted_offset. None: 128, and at most a quarter of shifted_offset.
 
     Returns:
-        Pairwise over the plan of `over`; that plan itself up to the trained length, if clipped.
+        Pairwise over the native frequencies; the native plan itself while no distance reaches shifted_offset.
 
     Raises:
-        ValueError: an argument outside these domains, or what `over` refuses.
+        ValueError: an argument outside these domains.
 
     Source:
-        Su 2021, https://kexue.fm/archives/8823; clipped: Su 2023, https://kexue.fm/archives/9708, and bojone/rerope
+        An et al. 2024, https://arxiv.org/abs/2410.18745 (S = L / 3, W = 128); HKUNLP/STRING, string_for_llama.py, whose
+        decoding has these two parts (its prefill counts a distance of exactly S in both)
     """
-    known = [*frequency_strategies(), *ALIASES]
-    if over not in known:
-        raise ValueError(f"unknown frequency strategy in over: {over!r}; give one of: {', '.join(known)}")
-    check_flag("clip", clip)
-    frequencies = plan(over, geometry, length, **with_factor(over, {}, factor))
-    if clip and length <= geometry.trained_length:
-        return frequencies
-    return Pairwise(frequencies.inv_freq, frequencies.attention_factor, (), LogN(geometry.trained_length, clip))
+    native, shifted_offset = geometry.native(length), _whole_or_share(geometry, "shifted_offset", shifted_offset, 1 / 3)
+    if local_value is None:
+        local_value = min(128, shifted_offset // 4)
+    check_integer("local_value", local_value, least=0)
+    if local_value > shifted_offset:
+        raise ValueError(
+            f"local_value={local_value} with shifted_offset={shifted_offset}: give at most that; more moves tokens away"
+        )
+    nearer = Position(offset=float(local_value - shifted_offset))
+    regions = (Region(0, shifted_offset, OWN, OWN), Region(shifted_offset, None, nearer, OWN))
+    changed = length > shifted_offset and local_value < shifted_offset
+    return _pairwise(geometry, native, length, regions if changed else (), False)
 
 
 def _pairwise(geometry: Geometry, native: Plan, length: int, regions: tuple[Region, ...], logn: bool) -> Plan:
-    scale = LogN(geometry.trained_length) if logn and length > geometry.trained_length else None
+    scale = QueryScale(geometry.trained_length) if logn and length > geometry.trained_length else None
     if not regions and scale is None:
         return native  # the same plan as that of `none`, so that both are one cell
     return Pairwise(native.inv_freq, native.attention_factor, regions, scale)

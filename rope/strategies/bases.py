@@ -40,7 +40,7 @@ def ntk(geometry: Geometry, length: int, *, factor: float | None = None) -> Plan
         (the multipliers, not the base, so that it also acts on native frequencies)
     """
     stretched = stretch(geometry, length, factor)
-    return scaled(geometry.native(length), _ntk_multipliers(geometry, stretched), stretched)
+    return scaled(geometry.native(length), ntk_multipliers(geometry, stretched), stretched)
 
 
 @strategy(
@@ -77,7 +77,7 @@ def dynamic_ntk(geometry: Geometry, length: int, *, rule: str = "natural", facto
         (which keeps the base of the longest sequence so far; a plan here depends on its own length alone)
     """
     alpha = running_factor(geometry, length, rule, factor)
-    return scaled(geometry.native(length), _ntk_multipliers(geometry, alpha), alpha)
+    return scaled(geometry.native(length), ntk_multipliers(geometry, alpha), alpha)
 
 
 @strategy(
@@ -175,7 +175,8 @@ def base(geometry: Geometry, length: int, *, theta: float = 500_000.0) -> Plan:
     return scaled(geometry.native(length), (theta / geometry.base) ** exponents, theta / geometry.base)
 
 
-def _ntk_multipliers(geometry: Geometry, factor: float) -> Array:
+def ntk_multipliers(geometry: Geometry, factor: float) -> Array:
+    """(pairs,) what a base of base * factor ** (d / (d - 2)) makes of each frequency; ValueError for a single pair."""
     if geometry.pairs < 2:
         raise ValueError(
             f"NTK scaling spreads a factor from the first to the last of several pairs; head_dim={geometry.head_dim} "

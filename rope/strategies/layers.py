@@ -8,8 +8,9 @@ from typing import Any
 from rope.cropping import cropped
 from rope.geometry import Geometry, Plan, Plans, layer_numbers
 from rope.pairwise import Pairwise
-from rope.strategies.over import with_factor
+from rope.strategies.over import still_layers
 from rope.strategies.registry import as_options, canonical_name, plan
+from rope.strategies.stack import planned
 
 LOCAL = ("sliding", "local", "chunked")
 """Words in the names of layer types that see a bounded window, shorter than any length that was trained."""
@@ -38,6 +39,9 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
         stretched = [(layer_type, plan(strategy, geometry, length, **options))]
         if canonical_name(strategy) == "per_layer":
             stretched += _single_layers(layer_type, geometry, length, **options)
+        if canonical_name(strategy) == "nope" and (still := still_layers(options.get("layers"))):
+            everywhere = {**options, "layers": None}
+            stretched += [(f"{layer_type}[{still}]", plan(strategy, geometry, length, **everywhere))]
         if len(geometries) > 1 and any(isinstance(each, Pairwise) for _, each in stretched):
             raise ValueError(
                 f"{strategy} changes attention itself, and this model's layers attend in several ways "
@@ -54,7 +58,7 @@ def _single_layers(
     geometry: Geometry,
     length: int,
     *,
-    over: str = "linear",
+    over: Any = "linear",
     options: Any = None,
     factor: float | None = None,
     layers: Any = None,
@@ -71,7 +75,7 @@ def _single_layers(
         if own == {"factor": 1}:
             layer_plan = geometry.native(length)
         else:
-            layer_plan = plan(over, geometry, length, **with_factor(over, {**as_options(options), **own}, factor))
+            layer_plan = planned(geometry, length, over, {**as_options(options), **own}, factor)
         chosen.append((f"{layer_type}[{numbers}]", layer_plan))
     return chosen
 

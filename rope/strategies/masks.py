@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from rope.geometry import Geometry, Plan, check_integer, check_number
+from rope.geometry import Geometry, Plan, check_flag, check_integer, check_number
 from rope.strategies.registry import Promise, strategy
-from rope.strategies.scaling import scaled
+from rope.strategies.scaling import check_share, scaled
 
 
 @strategy(
@@ -108,9 +108,43 @@ def proportional(geometry: Geometry, length: int, *, p: float = 0.75) -> Plan:
         Barbero et al. 2024, https://arxiv.org/abs/2410.06205;
         transformers, modeling_rope_utils.py, _compute_proportional_rope_parameters
     """
-    check_number("p", p, least=0)
-    if p > 1:
-        raise ValueError(f"p={p!r}: give a finite number of at least 0 and at most 1")
+    check_share("p", p)
     # a share read as a quotient may multiply back to a hair below the whole number it came from
     rotating = math.floor(p * geometry.pairs + 1e-6)
     return scaled(geometry.native(length), np.where(np.arange(geometry.pairs) < rotating, 1.0, 0.0))
+
+
+@strategy(
+    Promise.NONE_FASTER,
+    Promise.SLOWER_MORE,
+    Promise.ORDER_KEPT,
+    Promise.ANY_LENGTH,
+    Promise.ATTENTION_KEPT,
+    examples=({"clip_low_n": 8},),
+)
+def cope(geometry: Geometry, length: int, *, clip_low_n: int = 20, hard: bool = False) -> Plan:
+    """CoPE: the lowest frequencies fade to 0 along half a cosine, or are 0. Published after further training.
+
+    inv_freq[i] * (1 + cos(pi k / (n - 1))) / 2, k = 0 ... n - 1 for the n slowest pairs; hard: 0 for all n
+
+    Args:
+        geometry: what the checkpoint was trained with.
+        length: tokens of context; at least 2. The plan does not depend on it.
+        clip_low_n: the n slowest pairs that are clipped; at least 1, all where the model has fewer. A single one is
+            left as it is, but for hard clipping.
+        hard: set them to 0 instead, the paper's HardClip.
+
+    Returns:
+        Plan with (pairs,) inverse frequencies, radians per token.
+
+    Raises:
+        ValueError: length, clip_low_n or hard outside these domains.
+
+    Source:
+        CoPE, https://arxiv.org/abs/2602.05258; hrlics/CoPE, modeling_cope.py (use_cope, use_hardclip; 20 of 64 pairs)
+    """
+    check_integer("clip_low_n", clip_low_n, least=1)
+    check_flag("hard", hard)
+    clipped = min(clip_low_n, geometry.pairs)
+    fading = np.zeros(clipped) if hard else 0.5 * (1 + np.cos(np.linspace(0, math.pi, clipped)))
+    return scaled(geometry.native(length), np.concatenate((np.ones(geometry.pairs - clipped), fading)))

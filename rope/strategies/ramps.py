@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from rope.geometry import Array, Geometry, Plan, check_flag, check_number
+from rope.strategies.bases import ntk_multipliers
 from rope.strategies.registry import Promise, strategy
-from rope.strategies.scaling import check_bounds, check_choice, scaled, stretch
+from rope.strategies.scaling import check_bounds, check_choice, check_share, scaled, stretch
 
 RAMPS = ("rotations", "index")
 
@@ -184,6 +185,65 @@ def llama3(
     return by_parts(
         geometry, length, factor=factor, beta_fast=high_freq_factor, beta_slow=low_freq_factor, ramp="rotations"
     )
+
+
+@strategy(
+    Promise.NATIVE_WHEN_TRAINED,
+    Promise.NONE_FASTER,
+    Promise.WITHIN_FACTOR,
+    Promise.SLOWER_MORE,
+    Promise.ORDER_KEPT,
+    Promise.ATTENTION_KEPT,
+    examples=({"beta_0": 8.0}, {"beta_1": 0.1}),
+)
+def part_ntk(
+    geometry: Geometry,
+    length: int,
+    *,
+    factor: float | None = None,
+    ntk_factor: float = 1.0,
+    extrapolation_factor: float = 1.0,
+    beta_0: float = 1.25,
+    beta_1: float = 0.75,
+    gamma_0: float = 16.0,
+    gamma_1: float = 2.0,
+) -> Plan:
+    """PartNTK: slow pairs interpolated, middle ones by a larger base, fast ones kept; YaRN's own forerunner.
+
+    multiplier[i] = unscaled[i] + (1 - unscaled[i]) (based[i] factor ** (-2 i / (d - 2)) + (1 - based[i]) / factor)
+    based:    ntk_factor (1 - ramp between the pairs of beta_0 and beta_1 rotations)
+    unscaled: extrapolation_factor (1 - ramp between the pairs of gamma_0 and gamma_1), ramps as by_parts' index
+
+    Args:
+        geometry: what the checkpoint was trained with; at least 2 rotated pairs.
+        length: tokens of context; at least 2.
+        factor: stretch; above 1, or None for length / trained_length.
+        ntk_factor: how far pairs follow the larger base instead of interpolation; from 0 to 1.
+        extrapolation_factor: how far fast pairs are left alone; from 0 to 1.
+        beta_0: rotations over the trained length; faster pairs follow the larger base. At least beta_1.
+        beta_1: rotations over the trained length; slower pairs are interpolated. Above 0.
+        gamma_0: rotations over the trained length; faster pairs are left alone. At least gamma_1.
+        gamma_1: rotations over the trained length; slower pairs are not left alone. Above 0.
+
+    Returns:
+        Plan with (pairs,) inverse frequencies, radians per token, and no attention factor of its own.
+
+    Raises:
+        ValueError: an argument outside these domains, or a geometry of one pair.
+
+    Source:
+        jquesnelle/yarn, scaled_rope/LlamaPartNTKScaledRotaryEmbedding.py (July 2023); by the running length, as
+        LlamaDynamicPartNTKScaledRotaryEmbedding.py has it: dynamic over part_ntk
+    """
+    check_bounds("beta_1", beta_1, "beta_0", beta_0)
+    check_bounds("gamma_1", gamma_1, "gamma_0", gamma_0)
+    check_share("ntk_factor", ntk_factor)
+    check_share("extrapolation_factor", extrapolation_factor)
+    stretched, native = stretch(geometry, length, factor), geometry.native(length)
+    based = ntk_factor * _unscaled_by_index(geometry, native, beta_0, beta_1, True)
+    unscaled = extrapolation_factor * _unscaled_by_index(geometry, native, gamma_0, gamma_1, True)
+    slowed = based * ntk_multipliers(geometry, stretched) + (1 - based) / stretched
+    return scaled(native, unscaled + (1 - unscaled) * slowed, stretched)
 
 
 def _unscaled_by_rotations(geometry: Geometry, native: Plan, beta_fast: float, beta_slow: float) -> Array:

@@ -42,6 +42,9 @@ STRATEGIES: dict[str, Strategy] = {}
 CHANGES_ATTENTION: set[str] = set()
 """Those that change attention itself, whose plans are Pairwise."""
 
+SCALES_QUERIES: set[str] = set()
+"""Those of them that keep the distances, and scale queries by their position."""
+
 CROPS_TEXT: set[str] = set()
 """Those that change how much of a text the model sees, whose plans are Cropped."""
 
@@ -57,6 +60,7 @@ def strategy(
     required: Options | None = None,
     examples: Sequence[Options] = (),
     changes_attention: bool = False,
+    scales_queries: bool = False,
     crops_text: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a strategy, under its own name.
@@ -69,6 +73,7 @@ def strategy(
             4,096 tokens at 16,384. Only needed for options that tests cannot try by themselves: they try a factor of
             8, half of a default that is a number, and the opposite of a flag.
         changes_attention: its plans are Pairwise.
+        scales_queries: they are, and it scales queries by their position over any other strategy.
         crops_text: its plans are Cropped.
     """
 
@@ -78,8 +83,10 @@ def strategy(
         PROMISES[name] = frozenset(promises)
         EXAMPLES[name] = tuple(examples)
         REQUIRED[name] = required or {}
-        if changes_attention:
+        if changes_attention or scales_queries:
             CHANGES_ATTENTION.add(name)
+        if scales_queries:
+            SCALES_QUERIES.add(name)
         if crops_text:
             CROPS_TEXT.add(name)
         return function
@@ -109,6 +116,7 @@ def options_of(strategy: str) -> dict[str, Any]:
 def kinds_of(strategy: str) -> dict[str, str]:
     """What each option of a strategy takes: number, whole (number), flag, word, list (of numbers) or mapping."""
     kinds = {"float": "number", "int": "whole", "bool": "flag", "str": "word", "Sequence[float]": "list"}
+    kinds["Over"] = "word"
     parameters = inspect.signature(STRATEGIES[canonical_name(strategy)]).parameters
     return {
         option: kinds.get(str(parameters[option].annotation).removesuffix(" | None"), "mapping")

@@ -58,6 +58,12 @@ def check_bounds(lower_name: str, lower: float, upper_name: str, upper: float) -
         raise ValueError(f"{upper_name}={upper} with {lower_name}={lower}: give {upper_name} of at least {lower_name}")
 
 
+def check_share(name: str, value: float) -> None:
+    check_number(name, value, least=0)
+    if value > 1:
+        raise ValueError(f"{name}={value!r}: give a finite number of at least 0 and at most 1")
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(choices)}")

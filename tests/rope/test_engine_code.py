@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import engine_facts
 import pytest
+import torch
 from engine_configs import CONFIGS
 from engine_sweep import SOURCES, answers, compare
 
 from rope.config import geometry_of
 from rope.dialects import engine_models
 from rope.dialects.engine_models import model_class
+from rope.rotation import query_scale
 from rope.strategies import plans
 
 CACHE = Path(os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk"))
@@ -57,6 +61,20 @@ def test_the_table_of_model_classes_is_what_the_sources_say():
     assert engine_facts.exllama(FETCHED / "exllamav2/exllamav2/architecture.py") == recorded["exllama"]
     for engine, name in SOURCES.items():
         assert (FETCHED / name / f".{recorded['versions'][engine]}").is_file()
+
+
+@fetched
+@pytest.mark.sweep
+def test_vllms_own_scale_on_queries_is_the_temperature_that_was_exported():
+    source = (FETCHED / "vllm/vllm/model_executor/models/mistral.py").read_text(encoding="utf-8")
+    methods = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+    scope = {"torch": torch}
+    exec(compile(ast.Module([methods["_get_llama_4_attn_scale"]], []), "mistral.py", "exec"), scope)
+    served = SimpleNamespace(llama_4_scaling_beta=0.3, llama_4_scaling_original_max_position_embeddings=40)
+    theirs = scope["_get_llama_4_attn_scale"](served, torch.arange(500))[:, 0]
+    llama = {"model_type": "llama", "head_dim": 16, "max_position_embeddings": 64, "rope_theta": 1e4}
+    ((_, plan),) = plans("temperature", geometry_of(llama), 500, attn_scale=0.3, floor_scale=40)
+    torch.testing.assert_close(query_scale(plan.query_scale, torch.arange(500)), theirs, rtol=1e-6, atol=0)
 
 
 def test_a_config_is_served_by_the_class_that_it_names_or_that_its_model_type_has():

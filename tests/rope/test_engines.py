@@ -74,6 +74,7 @@ def test_every_file_of_the_folder_is_an_engine():
         "deployment",
         "engine_models",
         "llama_cpp_reading",
+        "relabel",
     }
     missing = files - {module.__name__.rpartition(".")[2] for module in ENGINES.values()}
     assert not missing, f"rope/dialects/__init__.py: add {', '.join(sorted(missing))} to the modules of ENGINES"
@@ -94,7 +95,11 @@ def test_a_deployment_reads_back_as_the_plan(engine, checkpoint):
     for strategy in FREQUENCY_STRATEGIES:
         for options in settings_for_engines(strategy, PAIRS):
             for length in (TRAINED // 2, TRAINED, 2048):
-                ((_, plan),) = plans(strategy, geometries, length, **options)
+                try:
+                    ((_, plan),) = plans(strategy, geometries, length, **options)
+                except ValueError as refusal:
+                    assert "softmax_scale" in str(refusal) and checkpoint == "partial"
+                    continue
                 before = copy.deepcopy(config)
                 try:
                     deployment = deploy(engine, config, strategy, options, geometries, length)
@@ -202,10 +207,12 @@ def test_exllama_computes_the_ramp_of_yarn_for_the_length_that_is_served():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_frequencies_alone_cannot_express_is_refused_with_an_alternative(engine, strategy):
     options = {"layers": {"0": 2.0}} if strategy == "per_layer" else {}
+    if engine in ("transformers", "vllm") and strategy == "temperature":
+        options = {"smooth": True}  # in steps another class has it: tests/rope/test_relabel.py
     says = rf"{engine} does not support {strategy}.*; the closest supported alternative"
     with pytest.raises(Unsupported, match=says):
         deploy(engine, PLAIN, strategy, options, geometry_of(PLAIN), 2048)
-    assert support(strategy, engine) is None
+    assert options.get("smooth") or support(strategy, engine) is None
 
 
 GEMMA = PLAIN | {

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rope.config import geometry_of
 from rope.patch import apply, patched
-from rope.strategies import CHANGES_ATTENTION, CROPS_TEXT, STRATEGIES, plans
+from rope.strategies import CHANGES_ATTENTION, CROPS_TEXT, SCALES_QUERIES, STRATEGIES, plans
 
 TRAINED, PROMPT, NEW = 64, 90, 40
 LENGTH = PROMPT + NEW
@@ -84,7 +84,7 @@ def test_a_cache_of_fixed_size_changes_nothing_where_attention_is_the_models_own
         torch.testing.assert_close(cached, forward(model, tokens), **CLOSE)
 
 
-@pytest.mark.parametrize("strategy", sorted(CHANGES_ATTENTION - {"logn"}))
+@pytest.mark.parametrize("strategy", sorted(CHANGES_ATTENTION - SCALES_QUERIES))
 def test_a_cache_of_fixed_size_is_refused_where_attention_is_replaced(strategy):
     model = llama()
     with (

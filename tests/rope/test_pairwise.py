@@ -48,7 +48,7 @@ from rope import attention, fused
 from rope.config import geometry_of
 from rope.dialects import to_transformers
 from rope.geometry import Geometry, Plan
-from rope.pairwise import OWN, LogN, Pairwise, Region
+from rope.pairwise import OWN, Pairwise, QueryScale, Region
 from rope.patch import patched
 from rope.strategies import CHANGES_ATTENTION, options_of, plan, plans
 
@@ -72,20 +72,24 @@ OPTIONS = {
     "rerope": {"window": 12, "logn": False},
     "leaky_rerope": {"window": 12, "step": 2.5, "logn": False},
     "dual_chunk": {"chunk_size": 16, "local_window": 4},
+    "string": {"shifted_offset": 12, "local_value": 4},
     "streaming": {"sinks": 3, "window": 12},
 }
-REACH = {"self_extend": 12, "rerope": 13, "leaky_rerope": 13, "dual_chunk": 17, "streaming": 16}
+REACH = {"self_extend": 12, "rerope": 13, "leaky_rerope": 13, "dual_chunk": 17, "string": 12, "streaming": 16}
 """Tokens up to which each of them, with those options, leaves every distance unchanged."""
 WIDE = {
     "self_extend": {"group_size": 5, "window": 150},
     "rerope": {"window": 200, "logn": True},
     "leaky_rerope": {"window": 130, "step": 2.5, "logn": True},
     "dual_chunk": {"chunk_size": 250, "local_window": 40},
+    "string": {"shifted_offset": 170, "local_value": 42},
     "streaming": {"sinks": 4, "window": 150},
 }
 """Windows that hold whole blocks of keys, as those of OPTIONS do not."""
 REGIONS = sorted(OPTIONS)
 SCALING = [name for name in REGIONS if "logn" in options_of(name)]
+EXTENDING = [name for name in REGIONS if name != "string"]
+"""Those that are meant for texts beyond the trained length; STRING is for those within."""
 
 
 pytestmark = [
@@ -94,8 +98,24 @@ pytestmark = [
 ]
 
 
-def distance(name, m, n, *, group_size=5, window=12, step=2.5, chunk_size=16, local_window=4, sinks=3, logn=False):
+def distance(
+    name,
+    m,
+    n,
+    *,
+    group_size=5,
+    window=12,
+    step=2.5,
+    chunk_size=16,
+    local_window=4,
+    sinks=3,
+    shifted_offset=12,
+    local_value=4,
+    logn=False,
+):
     """The rotary distance from query m to key n <= m, as the papers have it; nan where n is not seen."""
+    if name == "string":
+        return m - n if m - n < shifted_offset else m - n - shifted_offset + local_value
     if name == "streaming":
         far = min(m, sinks + window) - n if n < sinks else math.nan
         return m - n if m - n <= window else far
@@ -180,7 +200,8 @@ def close(ours, theirs, atol=1e-5):
 
 
 def test_every_strategy_with_regions_is_compared_with_distances_written_out_here():
-    missing = CHANGES_ATTENTION - {"logn"} - (OPTIONS.keys() & REACH.keys() & WIDE.keys())
+    over_others = {name for name in CHANGES_ATTENTION if {"over", "of"} & options_of(name).keys()}
+    missing = CHANGES_ATTENTION - over_others - (OPTIONS.keys() & REACH.keys() & WIDE.keys())
     assert not missing, (
         f"tests/rope/test_pairwise.py: write, for each of {', '.join(sorted(missing))}, its distance from query to key "
         "into distance(), options with narrow and with wide windows into OPTIONS and WIDE, and into REACH the tokens "
@@ -249,7 +270,7 @@ def test_the_reach_of_a_plan_is_its_largest_distance_or_a_bound_of_it(name):
     largest = float(distances(name, 200).nan_to_num().max())
     reach = plan(name, GEOMETRY, 200, **OPTIONS[name]).reach(200)
     assert math.ceil(largest) <= reach <= largest + 5
-    assert plan(name, GEOMETRY, 200).reach(200) < TRAINED
+    assert name not in EXTENDING or plan(name, GEOMETRY, 200).reach(200) < TRAINED
 
 
 def test_self_extend_by_default_is_none_up_to_the_trained_length():
@@ -258,7 +279,7 @@ def test_self_extend_by_default_is_none_up_to_the_trained_length():
 
 
 @pytest.mark.parametrize("trained", [512, 4096])
-@pytest.mark.parametrize("name", REGIONS)
+@pytest.mark.parametrize("name", EXTENDING)
 def test_by_default_no_distance_is_longer_than_any_that_was_trained(name, trained):
     geometry = Geometry(64, 10_000.0, trained)
     for length in (trained + 1, 2 * trained, 8 * trained):
@@ -275,11 +296,14 @@ def test_published_values_are_the_defaults_for_the_published_length():
     near, far = plan("self_extend", geometry, 16_384, group_size=8).regions
     assert near.until == far.since == 1024 and far.query.offset == 1024 - 128
     assert plan("rerope", geometry, 8192).regions[1].query.offset == 1024
-    assert plan("rerope", geometry, 8192).query_scale == LogN(4096)
+    assert plan("rerope", geometry, 8192).query_scale == QueryScale(4096)
     assert plan("leaky_rerope", geometry, 8192).regions[0].until == 512
     assert plan("leaky_rerope", geometry, 8192).regions[1].key.divisor == 16
     _, after, _ = plan("dual_chunk", geometry, 8192).regions
     assert (after.unit, after.query.limit) == (3072 - 512, 3072)
+    llama31 = Geometry(128, 500_000.0, 131_072)
+    near, far = plan("string", llama31, 131_072).regions  # within the trained length
+    assert near.until == far.since == 131_072 // 3 and far.query.offset == 128 - 131_072 // 3
 
 
 # ------------------------------------------------------------------------------------------------------------ log n
@@ -311,7 +335,7 @@ def test_logn_scales_every_query_by_its_own_position(over, clip):
 def test_logn_is_the_list_that_qwen_published():
     # Qwen/Qwen-7B, modeling_qwen.py: [math.log(i, seq_length) if i > seq_length else 1 for i in range(1, 32768)]
     published = [math.log(i, TRAINED) if i > TRAINED else 1 for i in range(1, 1000)]
-    ours = attention.query_scale(LogN(TRAINED), torch.arange(999))
+    ours = attention.query_scale(QueryScale(TRAINED), torch.arange(999))
     np.testing.assert_allclose(ours.numpy(), published, rtol=1e-6)
 
 
@@ -712,7 +736,10 @@ def test_a_cache_that_does_not_grow_is_refused():
             "local_window=8 with chunk_size=8: give a local_window below",
         ),
         ("dual_chunk", {"local_window": -1}, "local_window=-1: give a whole number of at least 0"),
-        ("logn", {"over": "rerope"}, "unknown frequency strategy in over: 'rerope'; give one of: "),
+        ("logn", {"over": "rerope"}, "scales queries already: give it logn=false, or leave the second scale out"),
+        ("logn", {"over": "crop"}, "crop shows the plain model less text, and scales no query"),
+        ("string", {"shifted_offset": 0}, "shifted_offset=0: give a whole number of at least 1"),
+        ("string", {"local_value": 30}, "local_value=30 with shifted_offset=21: give at most that"),
         ("logn", {"clip": None}, "clip=None: give true or false"),
         ("logn", {"over": "yarn", "factor": 0.5}, "factor=0.5: give a finite number above 1"),
         ("rerope", {"windw": 8}, "unknown option of rerope: 'windw'; did you mean 'window'?"),
@@ -731,16 +758,16 @@ def test_the_embedded_model_reads_on_beyond_its_trained_length():
     tokens = AutoTokenizer.from_pretrained(folder)(document, return_tensors="pt").input_ids[:, :1024]
     assert tokens.shape[1] == 1024
     nll = {}
-    for name in ("none", "yarn", *REGIONS):
+    for name in ("none", "yarn", *EXTENDING):
         result = logits(model, tokens, of(model, name, 1024))
         nll[name] = torch.nn.functional.cross_entropy(result[0, 768:-1], tokens[0, 769:]).item()
-    for name in REGIONS:
+    for name in EXTENDING:
         assert nll[name] < nll["none"] - 1 and abs(nll[name] - nll["yarn"]) < 0.3, nll
 
 
 def test_transformers_does_not_support_them():
     config = LlamaConfig(**SHAPE)
-    for name in CHANGES_ATTENTION:
+    for name in CHANGES_ATTENTION - {"temperature"}:  # which the class of Ministral 3 has: tests/rope/test_relabel.py
         with pytest.raises(ValueError, match=f"transformers does not support {name}, which changes attention itself"):
             to_transformers(config, name, {}, geometry_of(config), 256)
         short = to_transformers(config, name, {}, geometry_of(config), 8)

@@ -131,6 +131,9 @@ def test_promises_are_not_modest_what_is_left_out_does_not_hold():
         ("base", Promise.NONE_FASTER): {"theta": 100.0},
         ("truncated", Promise.SLOWER_MORE): {"cutoff": 64, "still": 32.0, "floor": 64.0},
         ("proportional", Promise.FIRST_PAIR_KEPT): {"p": 0.0},
+        ("part_ntk", Promise.FIRST_PAIR_KEPT): {"extrapolation_factor": 0.5, "ntk_factor": 0.5},
+        ("part_ntk", Promise.LAST_PAIR_DIVIDED): {"gamma_1": 0.01, "beta_1": 0.01},
+        ("cope", Promise.FIRST_PAIR_KEPT): {"clip_low_n": 32, "hard": True},
         ("resonance", Promise.NATIVE_WHEN_TRAINED): {},
         ("resonance", Promise.NONE_FASTER): {},
     }
