@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -57,6 +57,26 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Documents that were scored before, by a cell that is like this one but for its number of documents.
+
+    cell_id: whose they are. records, digest: as of Scores. names: the metrics among what a record holds.
+    """
+
+    cell_id: str
+    digest: str
+    records: Sequence[Mapping[str, Any]] = field(repr=False)
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def begins(self, documents: Sequence[Document]) -> bool:
+        """Whether these are the first of the documents, token by token."""
+        return 0 < len(self) <= len(documents) and digest(documents[: len(self)]) == self.digest
+
+
+@dataclass(frozen=True)
 class Scores:
     """The results of a task for a model at one length.
 
@@ -65,12 +85,14 @@ class Scores:
     documents: a small record each: index, tokens (in all, BOS included), facts and metrics of the document.
     digest: 16 hex digits of the token ids of all documents in order, and which of them are scored. Of a task that
         lm-eval brings: of the texts of its requests.
+    kept: the first of the documents, where they were scored before.
     """
 
     metrics: dict[str, float]
     series: dict[str, list[tuple[float, float]]]
     documents: list[dict[str, Any]]
     digest: str
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

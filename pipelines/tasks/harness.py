@@ -19,11 +19,13 @@ from typing import Any
 import lm_eval
 import numpy as np
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean, mean_stderr
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from pipelines.records.cells import Refusal
-from pipelines.tasks import named
+from pipelines.tasks import files, named
 from pipelines.tasks.documents import Document, Encoder, stderr
 from pipelines.tasks.exact import Spans, Tokens
 from pipelines.tasks.scorer import LongLM, quiet
@@ -118,9 +120,19 @@ def prepared(name: str, rows: Rows) -> Any:
 
 @lru_cache(maxsize=2)
 def by_name(
-    name: str, path: Path, *, length: int, encode: Encoder, folder: str, seed: int, num_fewshot: int | None
+    name: str,
+    path: Path,
+    *,
+    length: int,
+    encode: Encoder,
+    folder: str,
+    seed: int,
+    num_fewshot: int | None,
+    own: str | None = None,
 ) -> Any:
-    """A task that lm-eval brings, its data made or loaded for one length and tokenizer.
+    """A task that lm-eval brings, or one of the user's, its data made or loaded for one length and tokenizer.
+
+    own: of one of the user's the digest of its files.
 
     Raises:
         Refusal: it needs packages or data that are not there, or cannot be made at this length.
@@ -128,7 +140,8 @@ def by_name(
     settings = {"max_seq_lengths": named.length_setting(path, length), "tokenizer": folder, "pretrained": folder}
     try:
         with quiet(), _seeded(f"{name}/{length}/{seed}"):
-            task = TaskManager(include_defaults=False, metadata=settings).load([str(path)])["tasks"][name]
+            spec = str(path) if own is None else load_yaml(path) | files.read(path).settings
+            task = TaskManager(include_defaults=False, metadata=settings).load([spec])["tasks"][name]
     except ImportError as error:
         raise Refusal(named.needs(name, str(error).splitlines()[0])) from error
     except ValueError as error:
@@ -219,6 +232,17 @@ def _metrics(reported: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]
         metrics |= {"score_stderr": spread} if spread is not None else {}
     # A standard error of what is not finite says nothing.
     return {name: value for name, value in metrics.items() if math.isfinite(value) or not name.endswith("_stderr")}
+
+
+def means(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The mean of each metric over the documents that have it, with NAME_stderr, as lm-eval computes both."""
+    metrics: dict[str, float] = {}
+    for name in names:
+        values = [record[name] for record in records if name in record]
+        metrics[name] = float(mean(values))
+        if len(values) > 1 and math.isfinite(error := mean_stderr(values)):
+            metrics[f"{name}_stderr"] = float(error)
+    return metrics
 
 
 def digest(requests: Sequence[Sequence[Sequence[str]]]) -> str:

@@ -1,8 +1,8 @@
 """Key tokens: those that the far text makes much likelier, and the perplexity over them alone (LongPPL).
 
 Most tokens are guessed as well from the near text, so that a mean over all of them says little of the far one. Which
-tokens are key is decided once for all strategies: by the same model under one of them, the evaluator, against the
-cropped text.
+tokens are key is decided once for all strategies: by the evaluator, which is the same model under one of them, or
+another model, against what it says of the cropped text.
 
 Source:
     Fang et al. 2024, What is Wrong with Perplexity for Long-context Language Modeling?, https://arxiv.org/abs/2410.23771;
@@ -14,18 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.tasks.documents import ratio
-from rope.cropping import Cropped
 
 ALPHA, BETA = 2.0, -2.0
 """A key token gains more than ALPHA from the far text, and has more than BETA with it: log-probabilities, nats."""
 
-Under = Callable[[str], AbstractContextManager[Cropped | None]]
-"""Puts the model under another strategy by name, for a while; gives how that crops its texts."""
+Under = Callable[[str, bool], AbstractContextManager[tuple[Any, int]]]
+"""(evaluator, whether its texts are cropped) -> for a while, the model to ask, as lm-eval sees it, and how many tokens
+it then sees of cropped texts."""
 
 Mask = NDArray[np.bool_]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,9 @@ from pipelines.tasks.documents import Document, Encoder
 LOWER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter"})
 HIGHER = frozenset({"acc", "acc_norm", "exact_match", "em", "f1", "score", "bleu", "chrf", "mcc"})
 """lm-eval's metrics of which less, or more, is better."""
+
+MOST_LIMIT = 512
+"""Smaller limits that are looked for, of which a result may have documents already."""
 
 Curve = Sequence[tuple[float, float]]
 
@@ -140,7 +143,21 @@ class TaskKind:
 
     def larger(self, count: int) -> str:
         """The overrides that make it that many observations: what advice spells out."""
-        return f"limit={count}"
+        options, limit = self.enlarged(count)
+        return " ".join([*(f"task.{name}={value}" for name, value in options.items()), f"limit={limit}"])
+
+    def enlarged(self, count: int) -> tuple[dict[str, Any], int]:
+        """The options and the limit that make it that many observations."""
+        return {}, count
+
+    def units(self, options: Mapping[str, Any], limit: int | None) -> int | None:
+        """Observations of a cell, at most; None: all that its text or data set has."""
+        return limit
+
+    def smaller(self, options: Mapping[str, Any], limit: int | None) -> Iterator[tuple[dict[str, Any], int | None]]:
+        """Options and limits of the same task that take some of the documents of these, the most first."""
+        most = MOST_LIMIT if limit is None else min(limit - 1, MOST_LIMIT)
+        yield from (({}, fewer) for fewer in range(most, 0, -1))
 
     def scored(self, options: Mapping[str, Any], length: int) -> int:
         """How many of the last tokens of a forward are scored, at most; 1 where it is an answer of a few."""
@@ -208,8 +225,9 @@ class OwnTask(TaskKind, ABC):
         """Refuse, cheaply, what `build` would refuse."""
         self.build(options, encode, length=length, limit=1, seed=0)
 
-    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, list[float]]:
-        """What a document's record keeps beside its metrics: lists of numbers by name, to be paired entry by entry."""
+    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What a document's record keeps beside its metrics: lists of numbers by name, to be paired entry by entry, and
+        numbers that `finish` needs."""
         return {}
 
     def forwards(
@@ -219,7 +237,7 @@ class OwnTask(TaskKind, ABC):
         return limit
 
     def evaluator(self, options: Mapping[str, Any]) -> str | None:
-        """The strategy that decides which tokens are key; None where none are asked for."""
+        """The strategy or model that decides which tokens are key; None where none are asked for."""
         return None
 
     def yaml(self, options: Mapping[str, Any]) -> str:
@@ -230,8 +248,9 @@ class OwnTask(TaskKind, ABC):
         self,
         metrics: dict[str, float],
         documents: Sequence[Document],
-        answers: Sequence[Any],
+        records: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
-        """Metrics and series that take all documents together; `answers` is what the model said to each."""
+        """Metrics and series that take all documents together; `records` is what is kept of each, `detail` included, so
+        that documents which were scored before count like any other."""
         return metrics, {}

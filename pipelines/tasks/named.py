@@ -17,10 +17,11 @@ from pipelines.tasks.passkey import FILLER
 
 
 class NamedTask(TaskKind):
-    """num_fewshot: examples before each question; None: as the task has it."""
+    """num_fewshot: examples before each question; None: as the task has it. files: the YAML of a task of one's own; a
+    cell is known by the digest of its content in the place of it."""
 
-    options: Mapping[str, Any] = {"num_fewshot": None}
-    optional: Mapping[str, type] = {"num_fewshot": int}
+    options: Mapping[str, Any] = {"num_fewshot": None, "files": None}
+    optional: Mapping[str, type] = {"num_fewshot": int, "files": str}
     hashed = ("num_fewshot",)
 
 

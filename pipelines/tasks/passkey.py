@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import cycle, islice
 from typing import Any
@@ -59,6 +59,8 @@ QUESTION = "What is the pass key? The pass key is"
 CODE_NEEDLE = "def my_function():\n    return {key}"
 CODE_QUESTION = "assert my_function() == "
 MOST_KEYS = 10_000
+USUAL_LIMITS = 64
+"""Limits up to which results of fewer keys are looked for."""
 TRIED = 100
 """Keys whose prompts are encoded to know the least length: all have five digits, and cost almost the same."""
 CODE_LINES = 12
@@ -259,8 +261,17 @@ class Passkey(OwnTask):
         "passkey_accuracy": passkey_accuracy,
     }
 
-    def larger(self, count: int) -> str:
-        return f"task.keys={count} limit={count}"
+    def enlarged(self, count: int) -> tuple[dict[str, Any], int]:
+        return {"keys": count}, count
+
+    def units(self, options: Mapping[str, Any], limit: int | None) -> int:
+        return len({number for number, _, _ in _questions(_settled(options), limit, seed=0)})
+
+    def smaller(self, options: Mapping[str, Any], limit: int | None) -> Iterator[tuple[dict[str, Any], int | None]]:
+        """Fewer keys, by either of the two that say how many."""
+        for count in range(self.units(options, limit), 0, -1):
+            yield {}, count
+            yield from (({"keys": count}, most) for most in (None, *range(count, max(count, USUAL_LIMITS) + 1)))
 
     def check(self, options: Mapping[str, Any], encode: Encoder, length: int) -> None:
         """Refuse options out of range, and a length that the shortest prompt does not fit into."""
@@ -304,14 +315,14 @@ class Passkey(OwnTask):
         self,
         metrics: dict[str, float],
         documents: Sequence[Document],
-        answers: Sequence[Any],
+        records: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
         """Adds the consistency of keys over depths, and accuracy by depth."""
         keys: dict[int, list[bool]] = {}
         depths: dict[float, list[bool]] = {}
-        for document, answer in zip(documents, answers, strict=True):
-            correct = bool(measure({"document": document}, [answer])["acc"])
+        for document, record in zip(documents, records, strict=True):
+            correct = bool(record["acc"])
             keys.setdefault(document.fact("key_number"), []).append(correct)
             depths.setdefault(document.fact("depth"), []).append(correct)
         share = consistency(list(keys.values()))

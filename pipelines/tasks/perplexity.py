@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.records.cells import Refusal
-from pipelines.tasks import text
+from pipelines.tasks import distance, text
 from pipelines.tasks.documents import Document, Encoder, Span, ratio
 from pipelines.tasks.kinds import Measure, OwnTask, Selection
 from rope import strategies
@@ -52,7 +52,8 @@ windows: how they are laid, as above. stride: tokens from one to the next. docum
 cut; None: as many as they have. at_least: tokens that a document must have, so that every length can be given the same
 documents; None: those of a window. choose: first, or random: as many as the limit, drawn by the seed. bos_at: window or
 document, whose beginning a BOS is put at. part: tune or report, a half of the text. skip: documents left out at its
-beginning. evaluator: a strategy that decides which tokens are key (pipelines/tasks/key_tokens.py); None: none is."""
+beginning. evaluator: a strategy, or another model of the same tokenizer, that decides which tokens are key
+(pipelines/tasks/key_tokens.py); None: none is."""
 
 
 def _validate(options: Mapping[str, Any], length: int) -> None:
@@ -73,9 +74,11 @@ def _validate(options: Mapping[str, Any], length: int) -> None:
             "give a stride below the length, or windows=prefix"
         )
     if options["evaluator"] is not None:
-        if options["evaluator"] not in strategies.STRATEGIES or options["evaluator"] in strategies.CROPS_TEXT:
+        if options["evaluator"] in strategies.CROPS_TEXT:
             known = ", ".join(sorted(strategies.STRATEGIES.keys() - strategies.CROPS_TEXT))
-            raise Refusal(f"evaluator={options['evaluator']} of the task perplexity: give a strategy: {known}")
+            raise Refusal(
+                f"evaluator={options['evaluator']} of the task perplexity: give a strategy: {known}; or a model"
+            )
         if sliding:
             raise Refusal("evaluator of the task perplexity: key tokens are of whole documents; give windows=prefix")
     if options["document"] is not None and options["document"] < length:
@@ -168,13 +171,15 @@ def _by_window(document: Document, tokens: NDArray[np.float64]) -> list[NDArray[
 
 
 def _weigh(
-    metrics: dict[str, float], documents: Sequence[Document], answers: Sequence[Any], options: Mapping[str, Any]
+    metrics: dict[str, float],
+    documents: Sequence[Document],
+    records: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
 ) -> None:
     """Documents of windows differ in size: the mean counts each by its tokens, or by its windows."""
     if options["windows"] == "prefix":
         return
-    rows = [{"document": document, "options": options} for document in documents]
-    nll = np.array([measure(row, [answer])["nll"] for row, answer in zip(rows, answers, strict=True)])
+    nll = np.array([record["nll"] for record in records])
     by_token = options["windows"] == "sliding"
     weights = np.array([document.scored if by_token else len(document.spans) for document in documents], np.float64)
     metrics["nll"], spread = ratio(nll * weights, weights)
@@ -225,7 +230,7 @@ class Perplexity(OwnTask):
     name = "perplexity"
     version = 1
     options = OPTIONS
-    optional: Mapping[str, type] = {"bos": bool, "document": int, "at_least": int, "part": str}
+    optional: Mapping[str, type] = {"bos": bool, "document": int, "at_least": int, "part": str, "evaluator": str}
     hashed = ("text", "bos", "last", "buckets")
     headlines = ("ppl", "ppl_last_256")
     measure = Measure("nll", lower=True, exp="perplexity")
@@ -275,18 +280,21 @@ class Perplexity(OwnTask):
             return [_prefix(encode, (*beginning, *piece.ids)) for piece in pieces]
         return [_windowed(options, encode, piece.ids, length) for piece in pieces]
 
-    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, list[float]]:
-        """NLL of each bucket of positions, so that two results can be paired by position."""
+    def detail(self, document: Document, answer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """NLL of each bucket of positions, and sums of it by distance, so that two results can be paired by either; of
+        windows, which differ in size, the whole log-likelihood in nats."""
         if document.spans:
-            return {}
+            return {"log_likelihood": float(answer)}
         nll = -answer.tokens.astype(np.float64)
-        return {"nll_by_position": [mean for _, mean in by_position(nll, options["buckets"])]}
+        sums, counts = distance.by_distance(document.ids, nll)
+        means = [mean for _, mean in by_position(nll, options["buckets"])]
+        return {"nll_by_position": means, "nll_by_distance": sums, "tokens_by_distance": counts}
 
     def finish(
         self,
         metrics: dict[str, float],
         documents: Sequence[Document],
-        answers: Sequence[Any],
+        records: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
         """Adds what is no mean over documents: perplexities, bits per byte; and NLL by position.
@@ -294,7 +302,7 @@ class Perplexity(OwnTask):
         A perplexity is exp of the mean NLL over all that is scored: tokens, or windows where their means are averaged;
         its standard error that of the NLL carried through exp to first order.
         """
-        _weigh(metrics, documents, answers, options)
+        _weigh(metrics, documents, records, options)
         last = f"_last_{options['last']}"
         for end in ("", last) if f"nll{last}" in metrics else ("",):
             metrics[f"ppl{end}"] = _exp(metrics[f"nll{end}"])
@@ -303,14 +311,19 @@ class Perplexity(OwnTask):
         facts = [dict(document.facts) for document in documents]
         sizes = np.array([fact.get("bytes", 0) for fact in facts], dtype=np.float64)
         if sizes.sum() > 0:
-            bits = np.array([-float(answer) for answer in answers]) / math.log(2)
+            whole = [
+                -record.get("log_likelihood", -record["nll"] * d.scored)
+                for d, record in zip(documents, records, strict=True)
+            ]
+            bits = np.array(whole) / math.log(2)
             metrics["bits_per_byte"], spread = ratio(bits, sizes)
             if spread is not None:
                 metrics["bits_per_byte_stderr"] = spread
         if options["windows"] != "prefix":
             return metrics, {}
-        nll = -np.stack([answer.tokens for answer in answers]).mean(axis=0, dtype=np.float64)
-        return metrics, {"nll_by_position": by_position(nll, options["buckets"])}
+        ends = [end for end, _ in by_position(np.zeros(documents[0].scored), options["buckets"])]
+        nll = np.mean([record["nll_by_position"] for record in records], axis=0)
+        return metrics, {"nll_by_position": list(zip(ends, nll.tolist(), strict=True))}
 
 
 KIND = Perplexity()

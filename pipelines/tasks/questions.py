@@ -194,8 +194,8 @@ class QuestionTask(OwnTask):
             return "choice"
         return "generate" if options.get("answer") == "generate" else "match"
 
-    def larger(self, count: int) -> str:
-        return f"limit={count}"
+    def units(self, options: Mapping[str, Any], limit: int | None) -> int:
+        return len(self.kinds(options)) * (limit or options["questions"])
 
     def kinds(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The kinds of question that the options ask.
@@ -276,12 +276,12 @@ class QuestionTask(OwnTask):
         self,
         metrics: dict[str, float],
         documents: Sequence[Document],
-        answers: Sequence[Any],
+        records: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
         """Adds accuracy by kind of question, and by depth of what is asked for, in quarters of the text."""
         name = self.measure.name
-        scores = [self.scores(each, answer)[name] for each, answer in zip(documents, answers, strict=True)]
+        scores = [float(record[name]) for record in records]
         kinds: dict[str, list[float]] = {}
         depths: dict[float, list[float]] = {}
         for each, score in zip(documents, scores, strict=True):

@@ -6,13 +6,15 @@ Importing this loads neither torch nor lm-eval; `score` does.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.records.cells import Options, Refusal, Task, frozen
 from pipelines.tasks import (
     conversation,
+    files,
     graph_walks,
     key_tokens,
     many_shot,
@@ -24,7 +26,7 @@ from pipelines.tasks import (
     sections,
     text,
 )
-from pipelines.tasks.documents import SCORER_VERSION, Document, Encoder, Scores, digest
+from pipelines.tasks.documents import SCORER_VERSION, Document, Encoder, Kept, Scores, digest
 from pipelines.tasks.kinds import Curve, OwnTask, TaskKind
 
 if TYPE_CHECKING:
@@ -78,17 +80,42 @@ def versions(task: Task) -> dict[str, Any]:
     return {"scorer": SCORER_VERSION, **own}
 
 
-def check_safe(name: str) -> None:
+def task_file(path: str) -> files.TaskFile:
+    """A task out of a file of the user's.
+
+    Raises:
+        Refusal: as files.read.
+    """
+    return files.read(Path(path).expanduser(), frozenset(OWN))
+
+
+def data_digest(options: Mapping[str, Any]) -> str:
+    """Of what a task's options say where it lies: its text, or its own files; "" where they say none.
+
+    Raises:
+        Refusal: it is not there.
+    """
+    if options.get("files") is not None:
+        return task_file(str(options["files"])).digest
+    return text.digest(str(options["text"])) if "text" in options else ""
+
+
+def check_safe(name: str, own: str | None = None) -> None:
     """Refuse a task that runs what the model writes, before anything of it is imported.
+
+    own: the YAML of a task of the user's.
 
     Raises:
         Refusal: it is such a task.
     """
-    try:
-        path = None if name in OWN else named.find(name, OWN)
-    except Refusal:
-        return  # of an unknown name `prepare` says more
-    if path is not None and named.runs_what_models_write(path):
+    if own is not None:
+        unsafe = task_file(own).runs_what_models_write
+    else:
+        try:
+            unsafe = name not in OWN and named.runs_what_models_write(named.find(name, OWN))
+        except Refusal:
+            return  # of an unknown name `prepare` says more
+    if unsafe:
         raise Refusal(
             f"task {name} runs the code that the model writes, on this machine and as you (unsafe_code in its YAML); "
             "choose another task, or give allow_unsafe_tasks=true in a container that may be lost"
@@ -96,7 +123,7 @@ def check_safe(name: str) -> None:
 
 
 def evaluator(task: Task) -> str | None:
-    """The strategy that decides which of a task's tokens are key; None where none are asked for."""
+    """The strategy or model that decides which of a task's tokens are key; None where none are asked for."""
     return OWN[task.name].evaluator(options_of(task, None)) if task.name in OWN else None
 
 
@@ -110,7 +137,7 @@ def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed:
     if task.name in OWN:
         OWN[task.name].check(options, Encoder.of(tokenizer), length)
     else:
-        named.check(task.name, Encoder.of(tokenizer), length, OWN)
+        _yaml_of(task.name, options, Encoder.of(tokenizer), length)
 
 
 def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | None) -> int | None:
@@ -128,11 +155,18 @@ def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | Non
         if encode is not None and not str(options.get("text", "")).startswith(text.HUB):
             OWN[task.name].check(options, encode, length)
         return OWN[task.name].forwards(options, encode, length=length, limit=limit)
-    if encode is None:
+    if encode is None and options["files"] is None:
         named.find(task.name, OWN)
-    else:
-        named.check(task.name, encode, length, OWN)
+    elif encode is not None:
+        _yaml_of(task.name, options, encode, length)
     return limit
+
+
+def _yaml_of(name: str, options: Mapping[str, Any], encode: Encoder, length: int) -> Path:
+    """The YAML of a task that is not ours, after what can be known without loading it."""
+    if options["files"] is not None:
+        return task_file(str(options["files"])).path
+    return named.check(name, encode, length, OWN)
 
 
 def held(task: Task, tokenizer: Any, *, part: str, length: int) -> int | None:
@@ -165,13 +199,22 @@ def documents(task: Task, encode: Encoder, *, length: int, limit: int | None, se
 
 
 def score(
-    lm: LongLM, task: Task, *, length: int, limit: int | None, seed: int, under: key_tokens.Under | None = None
+    lm: LongLM,
+    task: Task,
+    *,
+    length: int,
+    limit: int | None,
+    seed: int,
+    under: key_tokens.Under | None = None,
+    kept: Sequence[Kept] = (),
 ) -> Scores:
     """Run a task at one length; sets lm.max_length to it.
 
     limit: at most so many documents; None: all there are.
     seed: of generated documents.
-    under: puts the model under another strategy, for tasks whose key tokens one decides.
+    under: puts the model under another strategy, or gives another, for tasks whose key tokens one decides.
+    kept: documents of the same task that were scored before: those of them that are the first of these are not scored
+        again. A task of lm-eval's, and one with key tokens, takes none.
 
     Raises:
         Refusal: as `prepare`; or a task of lm-eval has a request longer than `length`, or data that cannot be loaded.
@@ -179,7 +222,7 @@ def score(
     options = options_of(task, limit)
     lm.max_length = length
     if task.name in OWN:
-        return _score_own(lm, task.name, options, length, limit, seed, under)
+        return _score_own(lm, task.name, options, length, limit, seed, under, kept)
     return _score_named(lm, task.name, options, length, limit, seed)
 
 
@@ -191,42 +234,47 @@ def _score_own(
     limit: int | None,
     seed: int,
     under: key_tokens.Under | None,
+    kept: Sequence[Kept],
 ) -> Scores:
     from pipelines.tasks import harness
 
     own, encode = OWN[name], Encoder.of(lm.tokenizer)
     data = text.digest(options["text"]) if "text" in options else ""
     documents = _documents(name, tuple(options.items()), encode, data, length, limit, seed)
-    rows = harness.Rows(documents, encode, options)
+    decides = own.evaluator(options)
+    before = None if decides is not None else max((one for one in kept if one.begins(documents)), key=len, default=None)
+    new = documents[len(before) if before is not None else 0 :]
+    rows = harness.Rows(new, encode, options)
 
-    def run() -> harness.TaskRun:
-        return harness.run(lm, harness.prepared(own.yaml(options), rows), length=length, limit=None)
+    def run(asked: LongLM) -> harness.TaskRun:
+        return harness.run(asked, harness.prepared(own.yaml(options), rows), length=length, limit=None)
 
-    outcome = run()
-    metrics, series = own.finish(dict(outcome.metrics), documents, outcome.answers, options)
-    records = [
-        {
-            "index": row["index"],
-            "tokens": document.tokens,
-            **dict(document.facts),
-            **row,
-            **own.detail(document, answer, options),
-        }
-        for document, row, answer in zip(documents, outcome.documents, outcome.answers, strict=True)
+    outcome = run(lm) if new else harness.TaskRun({}, [], [], [])
+    found = [
+        {**row, **own.detail(document, answer, options)}
+        for document, row, answer in zip(new, outcome.documents, outcome.answers, strict=True)
     ]
-    if (decides := own.evaluator(options)) is not None:
+    names = [name for name in outcome.metrics if not name.endswith("_stderr")]
+    if before is not None:
+        found = [*map(dict, before.records), *found]
+        names = list(dict.fromkeys([*before.names, *names]))
+    records = [
+        {"tokens": document.tokens, **dict(document.facts), **row, "index": index}
+        for index, (document, row) in enumerate(zip(documents, found, strict=True))
+    ]
+    metrics, series = own.finish(harness.means(records, names), documents, records, options)
+    if decides is not None:
         assert under is not None, "key tokens take a model that can be put under another strategy"
-        with under("crop") as crop:
-            short = run().answers
-        with under(decides):
-            long = run().answers
-        window = length if crop is None else crop.window
+        with under(decides, True) as (judge, window):
+            short = run(judge).answers
+        with under(decides, False) as (judge, _):
+            long = run(judge).answers
         keys = [key_tokens.key_tokens(a.tokens, b.tokens, window) for a, b in zip(long, short, strict=True)]
         tokens = [answer.tokens for answer in outcome.answers]
         metrics |= key_tokens.of_all(tokens, keys)
         of_each = map(key_tokens.of_document, tokens, keys)
         records = [record | found for record, found in zip(records, of_each, strict=True)]
-    return Scores(metrics, series, records, digest(documents))
+    return Scores(metrics, series, records, digest(documents), before)
 
 
 def _score_named(
@@ -237,12 +285,13 @@ def _score_named(
     encode = Encoder.of(lm.tokenizer)
     built = harness.by_name(
         name,
-        named.check(name, encode, length, OWN),
+        _yaml_of(name, options, encode, length),
         length=length,
         encode=encode,
         folder=lm.folder,
         seed=seed,
         num_fewshot=options["num_fewshot"],
+        own=None if options["files"] is None else task_file(str(options["files"])).digest,
     )
     outcome = harness.run(lm, built, length=length, limit=limit)
     # A document may be asked about more than once; its longest request is what must fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from pipelines.records.cells import Refusal
 from pipelines.train.corpus import Tokens
+from pipelines.train.exercises import Exercises
 from pipelines.train.retrieval import Ids, Retrieval, Weights
 
 Rows = npt.NDArray[np.int32]
@@ -22,7 +24,7 @@ FULL = 0.5
 """Share of generated documents that fill their window from its first token; the others lie anywhere in other text."""
 
 PASSKEYS = 0.5
-"""Share of passkeys among generated documents; the others are named numbers."""
+"""Share of passkeys among generated documents that are no exercises; the others are named numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Batches:
     tokens: (tokens,) of the corpus. end: id that stands before every document; None: the tokenizer has none.
     rows: windows a step. share: of them, with a generated document, whole, in the place of text.
     retrieval: writes these documents; None: there are none.
+    exercised: share of them that `exercises` writes.
 
     Text windows lie next to each other, in an order and from an offset that every pass over the corpus draws anew.
     """
@@ -43,6 +46,8 @@ class Batches:
     seed: int
     share: float = 0.0
     retrieval: Retrieval | None = None
+    exercised: float = 0.0
+    exercises: Exercises | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.size < self.window:
@@ -50,11 +55,17 @@ class Batches:
                 f"the text holds {self.tokens.size:,} tokens and a window takes {self.window:,}: "
                 "choose a shorter length, or give more text"
             )
-        if self.retrieval is not None and self.window < self.retrieval.least:
+        if self.retrieval is not None and self.window < self.least:
             raise Refusal(
-                f"length={self.window}: the shortest generated document takes {self.retrieval.least} tokens; "
+                f"length={self.window}: the shortest generated document takes {self.least} tokens; "
                 "choose a longer length, or share=0 to train on text alone"
             )
+
+    @property
+    def least(self) -> int:
+        """Tokens of a window in which every generated document has room."""
+        assert self.retrieval is not None
+        return max(self.retrieval.least, self.exercises.least if self.exercises is not None else 0)
 
     def __call__(self, step: int) -> tuple[Rows, RowWeights]:
         """The windows of a step, counted from 0."""
@@ -81,8 +92,10 @@ class Batches:
         around, between = self._anywhere(rng), self._anywhere(rng)
         size = self.window
         if rng.random() >= FULL:
-            size = int(rng.integers(self.retrieval.least, self.window + 1))
-        if rng.random() < PASSKEYS:
+            size = int(rng.integers(self.least, self.window + 1))
+        if self.exercises is not None and rng.random() < self.exercised:
+            document, counts = self.exercises(random.Random(int(rng.integers(1 << 63))), size)
+        elif rng.random() < PASSKEYS:
             document, counts = self.retrieval.passkey(rng, size)
         else:
             document, counts = self.retrieval.numbers(rng, size, between)

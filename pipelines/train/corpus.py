@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,14 @@ from pipelines.tasks import text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 1
+VERSION = 2
 """Of the selection of text; a change is a new corpus."""
 
 PACKAGES = "packages"
 END = "<|endoftext|>"
 """Before every document."""
 
-MOST_OF_A_PACKAGE = 16_000_000
+MOST_OF_A_PACKAGE = 6_000_000
 """Bytes of one package: the largest ones repeat themselves."""
 
 LONGEST_FILE, DIGITS = 1_000_000, 0.15
@@ -350,8 +350,12 @@ def trained_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
 
 
 def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """text -> ids, without special tokens."""
-    return lambda piece: list(tokenizer.encode(piece, add_special_tokens=False).ids)
+    """text -> ids, without special tokens. It can be given to another process."""
+    return partial(_ids, tokenizer)
+
+
+def _ids(tokenizer: Tokenizer, piece: str) -> list[int]:
+    return list(tokenizer.encode(piece, add_special_tokens=False).ids)
 
 
 def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> Tokens:

@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from pipelines.records.cells import Refusal
 from pipelines.records.public import public
+from pipelines.train.ahead import Ahead
 from pipelines.train.batches import Batches
 from pipelines.train.corpus import Tokens
 from pipelines.train.recipe import TrainRecipe
@@ -35,6 +35,9 @@ SPARE = 0.97
 
 SMOOTH, LOOK_BACK, WORSE = 10, 200, 3.0
 """A run diverges where the mean of SMOOTH losses exceeds WORSE times the best of the last LOOK_BACK such means."""
+
+MAKERS = 8
+"""Processes that make windows, unless the recipe says how many."""
 
 MOST_NLL = 700.0
 """Nats a token beyond which a perplexity is no number that a float holds."""
@@ -199,12 +202,13 @@ class Descent:
         """
         recipe = self.recipe
         self.objective.train()
-        with ThreadPoolExecutor(max_workers=1) as ahead:  # makes the next windows while the GPU is at these
+        makers = recipe.makers
+        if makers is None:
+            makers = min(MAKERS, (os.cpu_count() or 1) // 2) if self.accelerator.device.type == "cuda" else 0
+        with Ahead(self.batches, makers) as ahead:
             taken = self.log.step
-            coming = ahead.submit(self.batches, taken)
             while self.log.steps is None or taken < self.log.steps:
-                ids, weights = coming.result()
-                coming = ahead.submit(self.batches, taken + 1)
+                ids, weights = ahead(taken)
                 self._step(taken, ids, weights)
                 taken += 1
                 last = taken == self.log.steps

@@ -16,12 +16,27 @@ from pipelines.records.refusal import suggestion
 CONF = places.CONF / "train"
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
-AT_LEAST = {"length": 2} | dict.fromkeys(
-    ("batch", "micro_batch", "steps", "log_every", "validate_every", "save_every", "validation"), 1
-)
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "log_every", "validate_every", "save_every"), (1, 10**9)),
+    **dict.fromkeys(("batch", "micro_batch", "validation", "answer_weight"), (1, 10**6)),
+    **dict.fromkeys(("share", "exercises", "warmup_from", "final"), (0, 1)),
+    "length": (2, 2**40),
+    "learning_rate": (1e-12, 1e3),
+    "trained_length": (2, 2**40),
+    "vocabulary": (257, 10**6),  # every byte, and the end of a text
+    "factor": (0, 1e9),
+    "minutes": (0.001, 10**6),
+    "warmup": (0, 10**9),
+    "weight_decay": (0, 1e3),
+    "clip": (1e-9, 1e9),
+    "seed": (-(2**63), 2**63 - 1),
+}
+"""The smallest and the largest number that a key takes."""
+
+DEVICES = ("auto", "cpu")
 
 UNDECIDING = frozenset(
-    {"out", "store", "prepare", "track", "experiment", "log_every", "save_every", "device", "compile"}
+    {"out", "store", "prepare", "track", "experiment", "log_every", "save_every", "device", "compile", "makers"}
 )
 """Keys of a recipe that change no number."""
 
@@ -54,8 +69,10 @@ class TrainRecipe:
     """stdlib, packages, a text file, a folder, hub:OWNER/NAME; or the folder of a corpus prepared before."""
     share: float = 0.0
     """Share of windows with a generated document that teaches retrieval."""
+    exercises: float = 0.0
+    """Share of generated documents that ask for more than a number: lists, conversations, sections, kinds, edges."""
     answer_weight: int = 1
-    """What the digits of an answer count in the loss; all other text counts 1."""
+    """What the tokens of an answer count in the loss; all other text counts 1."""
     steps: int | None = None
     """Optimizer steps; null: as `minutes` says."""
     minutes: float | None = None
@@ -84,6 +101,8 @@ class TrainRecipe:
     """Only kernels that add in one order, so that one seed gives one curve on a GPU too."""
     compile: bool | None = None
     """null: on a GPU."""
+    makers: int | None = None
+    """Processes that make the windows ahead; null: up to eight on a GPU, none on a CPU."""
     log_every: int = 10
     """Steps between lines in the terminal."""
     validate_every: int = 250
@@ -102,19 +121,17 @@ class TrainRecipe:
     """Only prepare the corpus, into this folder, and stop."""
 
     def __post_init__(self) -> None:
-        for name, least in AT_LEAST.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise Refusal(f"{name}={value}: give at least {least}")
+            if value is not None and not least <= value <= most:
+                raise Refusal(f"{name}={value}: give a number from {least:,} to {most:,}")
         if (self.steps is None) == (self.minutes is None):
             raise Refusal(f"steps={self.steps} and minutes={self.minutes}: give one of them and leave the other null")
-        for name in ("share", "warmup_from", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refusal(f"{name}={getattr(self, name)}: give a share from 0 to 1")
-        if not self.learning_rate > 0:
-            raise Refusal(f"learning_rate={self.learning_rate}: give a number above 0")
-        if self.schedule not in SCHEDULES:
-            raise Refusal(f"schedule={self.schedule}: give one of {', '.join(SCHEDULES)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise Refusal(f"betas={self.betas}: give two numbers from 0 to below 1, such as 0.9,0.95")
+        for name, value, allowed in (("schedule", self.schedule, SCHEDULES), ("device", self.device, DEVICES)):
+            if value not in allowed:
+                raise Refusal(f"{name}={value}: give one of {', '.join(allowed)}")
         if self.model is None and (self.strategy["name"], self.factor) != ("none", None):
             raise Refusal(
                 f"strategy={self.strategy['name']} scales a trained model: give model=CHECKPOINT to extend one"
@@ -123,7 +140,10 @@ class TrainRecipe:
     @property
     def digest(self) -> str:
         """What decides the numbers: where they are written and how often they are looked at is left out."""
-        return digest_of({name: value for name, value in asdict(self).items() if name not in UNDECIDING})[:12]
+        decides = {name: value for name, value in asdict(self).items() if name not in UNDECIDING}
+        if not self.exercises:  # recipes from before there were any
+            del decides["exercises"]
+        return digest_of(decides)[:12]
 
 
 def read(arguments: Sequence[str]) -> TrainRecipe:
@@ -154,9 +174,9 @@ def _plain(key: str, value: str) -> Any:
     """A value of the command line as plain data: of a key that takes text the text itself, which may be a path with
     anything in it, else YAML."""
     if get_type_hints(TrainRecipe).get(key) in (str, str | None):
-        return None if value in ("", "null") else paths.uninterpolated(value)
+        return None if value in ("", "null") else value
     if key == "text" and value[:1] != "[":
-        return list(map(paths.uninterpolated, paths.listed(value)))
+        return paths.listed(value)
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -172,6 +192,9 @@ def from_values(values: Mapping[str, Any]) -> TrainRecipe:
     plain = dict(values)
     if isinstance(plain.get("strategy"), str):
         plain["strategy"] = {"name": plain["strategy"]}
+    for name in ("strategy", "shape"):
+        if isinstance(plain.get(name), list):
+            raise Refusal(f"{name}={plain[name]}: give {name}.KEY=VALUE, a key at a time")
     for name in ("text", "betas"):
         if isinstance(plain.get(name), str):
             plain[name] = plain[name].split(",")
@@ -184,9 +207,8 @@ def published(name: str) -> dict[str, Any]:
     Raises:
         Refusal: there is none of that name.
     """
-    path = CONF / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in CONF.glob("*.yaml"))
+    path, known = CONF / f"{name}.yaml", sorted(file.stem for file in CONF.glob("*.yaml"))
+    if name not in known:
         hint = suggestion(name, known)
         raise Refusal(
             f"recipe={name}: there is none of that name; {hint}there are {', '.join(known)}, "

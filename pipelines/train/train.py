@@ -19,12 +19,16 @@ import torch
 from accelerate import Accelerator, PartialState  # type: ignore[import-untyped]
 
 from pipelines.models import find, load
+from pipelines.records import inputs, memory
 from pipelines.records.cells import Model, Refusal
+from pipelines.records.numbers import GIB
+from pipelines.records.refusal import first_line
 from pipelines.records.results import Store
 from pipelines.track import Training
 from pipelines.train import corpus
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, rate
+from pipelines.train.exercises import Exercises, Pools
 from pipelines.train.recipe import TrainRecipe
 from pipelines.train.retrieval import Retrieval
 from rope import patch, strategies
@@ -32,7 +36,7 @@ from rope.config import geometry_of
 from rope.dialects import to_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def main(recipe: TrainRecipe) -> int:
@@ -64,6 +68,7 @@ def train(recipe: TrainRecipe) -> TrainLog:
     out = Path(recipe.out).expanduser()
     if (done := finished(recipe, out)) is not None:
         return done
+    inputs.made(out if recipe.prepare is None else Path(recipe.prepare).expanduser())
     with accelerator.main_process_first():
         tokenizer, text = tokenizer_and_corpus(recipe)
     if recipe.prepare is not None:
@@ -72,7 +77,13 @@ def train(recipe: TrainRecipe) -> TrainLog:
     core = text.tokenizer
     retrieval = Retrieval(corpus.encoder(core), recipe.answer_weight) if recipe.share else None
     end = core.token_to_id(corpus.END)
-    batches = Batches(text.tokens, end, recipe.length, recipe.batch, recipe.seed, recipe.share, retrieval)
+    exercises = None
+    if recipe.share and recipe.exercises:
+        exercises = Exercises(core, Pools.of(text.tokens, core), recipe.answer_weight)
+    batches = Batches(
+        *(text.tokens, end, recipe.length, recipe.batch, recipe.seed, recipe.share, retrieval),
+        *(recipe.exercises, exercises),
+    )
     model = new_model(recipe, end) if recipe.model is None else extended_model(recipe)
     log = TrainLog(recipe=asdict(recipe), digest=recipe.digest, corpus=text.card, steps=recipe.steps)
     log.parameters, log.provenance = model.num_parameters(), provenance(accelerator.device)
@@ -136,12 +147,41 @@ def tokenizer_and_corpus(recipe: TrainRecipe) -> tuple[PreTrainedTokenizerBase, 
 
 
 def new_model(recipe: TrainRecipe, end: int | None) -> PreTrainedModel:
-    """A Llama of the recipe's shape with random weights, float32. end: id of the end-of-text."""
+    """A Llama of the recipe's shape with random weights, float32. end: id of the end-of-text.
+
+    Raises:
+        Refusal: there is none of this shape.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.length, **recipe.shape}
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(LlamaConfig(**{"bos_token_id": None, "eos_token_id": end, **shape}))
+    try:
+        config = LlamaConfig(**{"bos_token_id": None, "eos_token_id": end, **shape})
+        geometry_of(config)  # knows types and sizes before anything is allocated
+        _fits(LlamaForCausalLM, config, here=recipe.device == "cpu" or not torch.cuda.is_available())
+        model = LlamaForCausalLM(config)
+        model(torch.tensor([[0, recipe.vocabulary - 1]]))  # heads that do not go into each other show here alone
+        return model
+    except Refusal:
+        raise
+    except Exception as error:  # whatever transformers makes of a value
+        raise Refusal(f"shape={recipe.shape}: no Llama can be made of it ({first_line(error)})") from error
+
+
+def _fits(kind: type[PreTrainedModel], config: PreTrainedConfig, *, here: bool) -> None:
+    """That a new model goes into the memory that is free: the kernel would end this process, or another one.
+
+    here: it is trained on the CPU, with its gradients and AdamW's two moments.
+    """
+    with torch.device("meta"):
+        parameters = kind(config).num_parameters()
+    need, free = parameters * (16 if here else 4), memory.available()
+    if need > free:
+        raise Refusal(
+            f"shape: {parameters:,} parameters take {need / GIB:.1f} GiB{' to train on a CPU' if here else ''}, and "
+            f"{free / GIB:.1f} GiB of memory are free; give a smaller shape"
+        )
 
 
 def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
@@ -164,7 +204,7 @@ def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
         plans = strategies.plans(name, geometries, recipe.length, **options)
         patched = to_transformers(config, name, options, geometries, recipe.length)
         target = AutoConfig.for_model(patched.pop("model_type"), **patched)
-    except (OSError, ValueError, KeyError) as error:
+    except (ArithmeticError, OSError, ValueError, KeyError) as error:
         raise Refusal(f"model {recipe.model}: {error}") from error
     model = load.complete(checkpoint, torch.float32, target)
     built = dict(patch.read(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -50,7 +51,7 @@ def reference():
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(TINY)
 
 
-@pytest.mark.parametrize("alpha, beta", [(2.0, -2.0), (0.2, -6.0)])
+@pytest.mark.parametrize("alpha, beta", [(60.0, -2.0), (2.0, -2.0), (0.2, -6.0)])
 def test_key_tokens_and_their_perplexity_are_those_of_longppl(document, reference, monkeypatch, alpha, beta):
     """Its windows have trunc_len to trunc_len + sliding_window - 1 tokens of context: 512 and a stride of 256."""
     model, tokenizer = reference
@@ -73,7 +74,7 @@ def test_key_tokens_and_their_perplexity_are_those_of_longppl(document, referenc
     )
     result = next(evaluate([cell("none", document=document)]))
     (row,) = result.documents
-    if alpha == 2.0:
+    if alpha == 60.0:  # no token gains as much
         assert (
             theirs["n_key_token"] is None
             and row["key_tokens"] == 0
@@ -126,7 +127,6 @@ def test_over_documents_every_key_token_counts_alike_and_none_is_absent():
     "options, says",
     [
         ({"evaluator": "crop"}, "evaluator=crop of the task perplexity: give a strategy: .*yarn"),
-        ({"evaluator": "yran"}, "evaluator=yran"),
         ({"evaluator": "yarn", "windows": "sliding"}, "key tokens are of whole documents; give windows=prefix"),
     ],
 )
@@ -135,3 +135,69 @@ def test_an_evaluator_that_cannot_be_is_refused(options, says):
     assert result.status == "invalid"
     with pytest.raises(Refusal, match=says):
         raise Refusal(result.error)
+
+
+def test_an_evaluator_that_is_nothing_known_is_refused_before_anything_runs():
+    with pytest.raises(Refusal, match=r"evaluator=yran of the task perplexity: did you mean yarn.*or a model"):
+        cell("none", "yran")
+    with pytest.raises(Refusal, match="no file or folder"):
+        cell("none", "no/such/model")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """models/tiny declared, under YaRN, to read LENGTH tokens and more."""
+    folder = tmp_path_factory.mktemp("reader")
+    for file in TINY.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": TRAINED}
+    config |= {"max_position_embeddings": 4 * TRAINED, "rope_parameters": rope}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_another_model_decides_as_longppls_own_code_with_two_models_does(document, reference, reader, monkeypatch):
+    monkeypatch.setattr(key_tokens, "ALPHA", 0.2)
+    monkeypatch.setattr(key_tokens, "BETA", -6.0)
+    model, tokenizer = reference
+    other = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32).eval()
+    said = tokenizer.decode(tokenizer(document.read_text(), add_special_tokens=False).input_ids[:LENGTH])
+    theirs = compute_longppl(
+        *(said, model, other, tokenizer, tokenizer),
+        trunc_len=TRAINED - STRIDE + 1,
+        sliding_window=STRIDE,
+        alpha=0.2,
+        beta=-6.0,
+    )
+    results = {name: next(evaluate([cell(name, str(reader), document)])) for name in ("none", "yarn")}
+    assert results["none"].documents[0]["key_tokens"] == theirs["n_key_token"] > 0, results["none"].error
+    assert results["none"].metrics["ppl_key"] == pytest.approx(float(theirs["longppl"]), rel=1e-4)
+    assert results["yarn"].documents[0]["key_tokens"] == theirs["n_key_token"]
+    own = next(evaluate([cell("none", "none", document)]))
+    assert own.documents[0]["key_tokens"] != theirs["n_key_token"], "the other model does decide"
+
+
+def test_an_evaluator_of_another_tokenizer_or_too_short_is_refused(reader, tmp_path):
+    (result,) = evaluate([cell("none", "tiny")])
+    assert result.status == "invalid"
+    assert "evaluator=tiny of the task perplexity was trained on 512 tokens, and length=1025" in result.error
+    for file in reader.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = json.loads((tmp_path / "tokenizer.json").read_text())
+    changed["model"]["merges"] = changed["model"]["merges"][:-1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    (result,) = evaluate([cell("none", str(tmp_path))])
+    assert result.status == "invalid" and "has another tokenizer than model tiny" in result.error
+
+
+def test_a_cell_follows_the_weights_of_its_evaluator(reader, tmp_path):
+    before = cell("none", str(reader))
+    assert dict(before.versions)["evaluator"]
+    for file in reader.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert cell("none", str(tmp_path)).versions == before.versions
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert cell("none", str(tmp_path)).versions != before.versions

@@ -340,13 +340,13 @@ def test_a_published_passkey_is_what_a_small_loop_asks_and_hears(
 ):
     plain = AutoTokenizer.from_pretrained(TINY)
     answered = []
-    finish = passkey.KIND.finish
+    detail = passkey.KIND.detail
 
-    def overheard(metrics, documents, answers, options):
-        answered.extend(zip(documents, answers, strict=True))
-        return finish(metrics, documents, answers, options)
+    def overheard(document, answer, options):
+        answered.append((document, answer))
+        return detail(document, answer, options)
 
-    monkeypatch.setattr(passkey.KIND, "finish", overheard)
+    monkeypatch.setattr(passkey.KIND, "detail", overheard)
     task = Task("passkey", frozen({"protocol": protocol}))
     outcome = registry.score(LongLM(tiny, plain, max_length=length), task, length=length, limit=trials, seed=0)
     asked = examples(trials)
@@ -385,7 +385,8 @@ def test_key_retrieval_in_code_is_python_that_holds_and_is_counted_by_position(e
         f"{document.fact('key')}\n\ndef f(): return 7" if document.fact("depth") else f"7 or {document.fact('key')}"
         for document in made
     ]
-    outcome, _ = passkey.KIND.finish({}, made, answers, options)
+    records = [passkey.measure({"document": d}, [answer]) for d, answer in zip(made, answers, strict=True)]
+    outcome, _ = passkey.KIND.finish({}, made, records, options)
     assert {name: outcome[name] for name in outcome if name.startswith("acc_at")} == {
         "acc_at_0": 0,
         "acc_at_0.2": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 
 import lm_eval
 import numpy as np
@@ -54,6 +55,12 @@ def encode(tokenizer):
 def build(encode, name, ask, length, limit=2, seed=0, **options):
     task = TASKS[name]
     return task.build({**task.options, "ask": [ask], **options}, encode, length=length, limit=limit, seed=seed)
+
+
+@cache
+def letters(encode, name, ask):
+    """Twelve documents of LETTERS tokens, made once: these tests only read them."""
+    return build(encode, name, ask, LETTERS, limit=12 if TASKS[name].choices > 1 else 8)
 
 
 def scores(lm, name, length, limit, seed=0, **options):
@@ -140,7 +147,7 @@ def test_a_text_that_ends_before_the_length_does_is_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize(("name", "ask"), ASKED)
 def test_the_text_holds_the_answer_and_the_question_does_not(encode, name, ask):
-    for document in build(encode, name, ask, LETTERS, limit=4):
+    for document in letters(encode, name, ask)[:4]:
         text = encode.text(document.ids[: len(document.ids) - document.scored])
         right = answer(encode, document)
         before, _, after = text.rpartition("\n")
@@ -155,7 +162,7 @@ def test_the_text_holds_the_answer_and_the_question_does_not(encode, name, ask):
 @pytest.mark.parametrize(("name", "ask"), [(n, a) for n, a in ASKED if TASKS[n].choices > 1])
 def test_choices_are_different_and_none_can_be_ruled_out_by_the_demonstrations(encode, name, ask):
     places = []
-    for document in build(encode, name, ask, LETTERS, limit=12):
+    for document in letters(encode, name, ask)[:12]:
         choices = [encode.text(choice).strip() for choice in document.choices]
         assert len(set(choices)) == TASKS[name].choices == len(choices)
         places.append(document.fact("right"))
@@ -167,34 +174,34 @@ def test_choices_are_different_and_none_can_be_ruled_out_by_the_demonstrations(e
 
 
 def test_the_section_before_is_no_choice(encode):
-    for document in build(encode, "sections", "order", LETTERS, limit=12):
+    for document in letters(encode, "sections", "order")[:12]:
         asked = re.search(r'After the section "(.+)" comes the section:$', shown(encode, document))[1]
         assert asked not in [encode.text(choice).strip() for choice in document.choices]
 
 
 def test_the_answers_are_those_of_the_text(encode):
-    for document in build(encode, "conversation", "speaker", LETTERS, limit=6):
+    for document in letters(encode, "conversation", "speaker")[:6]:
         text = shown(encode, document)
         line = re.search(r'Who said "(.+)"\?\nAnswer:$', text)[1]
         assert f"\n{answer(encode, document)}: {line}\n" in text
-    for document in build(encode, "conversation", "before", LETTERS, limit=6):
+    for document in letters(encode, "conversation", "before")[:6]:
         text = shown(encode, document)
         line = re.search(r'directly before "(.+)"\?\nAnswer:$', text)[1]
         assert re.search(rf": {re.escape(answer(encode, document))}\n\w+: {re.escape(line)}\n", text)
-    for document in build(encode, "conversation", "fact", LETTERS, limit=6):
+    for document in letters(encode, "conversation", "fact")[:6]:
         text = shown(encode, document)
         thing = re.search(r"number of \w+'s (\w+)\?\nAnswer:$", text)[1]
         assert f"number of my {thing} is {answer(encode, document)}," in text
         assert text.index(f"number of my {thing} is") < len(text) / 3, "a fact from an early turn"
-    for document in build(encode, "sections", "order", LETTERS, limit=6):
+    for document in letters(encode, "sections", "order")[:6]:
         text = shown(encode, document)
         asked = re.search(r'After the section "(.+)" comes the section:$', text)[1]
         assert 0 < text.index(f"{asked}\n") < text.index(f"\n{answer(encode, document)}\n")
-    for document in build(encode, "recall", "json", LETTERS, limit=6):
+    for document in letters(encode, "recall", "json")[:6]:
         text = shown(encode, document)
         key = re.findall(r'Key: "(.+)"', text)[-1]
         assert f'"{key}": {answer(encode, document)}' in text
-    for document in build(encode, "recall", "near", LETTERS, limit=6):
+    for document in letters(encode, "recall", "near")[:6]:
         text = shown(encode, document)
         key = re.findall(r"What does (.+) cost", text)[-1]
         assert f"The product {key} costs {answer(encode, document)} crowns." in text
@@ -206,7 +213,7 @@ def test_the_answers_are_those_of_the_text(encode):
 
 def test_graph_walks_are_those_of_a_plain_search(encode):
     for ask in ("bfs", "parents"):
-        for document in build(encode, "graph_walks", ask, LETTERS, limit=8):
+        for document in letters(encode, "graph_walks", ask)[:8]:
             graph = shown(encode, document).partition("Here is the graph to operate on:")[2]
             edges = re.findall(r"^(\w+) -> (\w+)$", graph, re.MULTILINE)
             right = set(document.fact("answers"))

@@ -99,14 +99,16 @@ def test_bits_per_byte_leaves_out_the_bytes_of_the_first_token_which_is_context_
     [document] = perplexity.KIND.build(options, Encoder("words", Words()), length=3, limit=1, seed=0)
     # " Ü" has 3 bytes and takes 1 bit, " c" has 2 and takes 3: 4 bits for 5 bytes.
     answer = LogLikelihood(-4 * math.log(2), -np.log(2) * np.array([1, 3], np.float32))
-    metrics, _ = perplexity.KIND.finish({"nll": 2 * math.log(2)}, [document], [answer], options)
+    record = perplexity.measure({"options": options}, [answer]) | perplexity.KIND.detail(document, answer, options)
+    metrics, _ = perplexity.KIND.finish({"nll": 2 * math.log(2)}, [document], [record], options)
     assert metrics["bits_per_byte"] == pytest.approx(4 / 5)
 
 
 def test_one_document_has_no_standard_error_and_a_short_one_no_last_tokens(lm):
     outcome = scores(lm, a_task("perplexity"), 64, limit=1)
     assert set(outcome.metrics) == {"nll", "ppl", "bits_per_byte"}
-    assert set(outcome.documents[0]) == {"index", "tokens", "bytes", "nll", "nll_by_position"}
+    by = {"nll_by_position", "nll_by_distance", "tokens_by_distance"}
+    assert set(outcome.documents[0]) == {"index", "tokens", "bytes", "nll", *by}
 
 
 def test_standard_errors_are_there_from_two_documents_on(lm):
@@ -156,7 +158,8 @@ def test_a_model_beyond_float_has_infinite_perplexity_and_no_standard_error():
     hopeless = LogLikelihood(-8000.0, np.full(10, -800.0, np.float32))
     assert perplexity.measure(row, [hopeless]) == {"nll": 800.0}
     built = perplexity.Document((1,) * 11, 10, (("bytes", 10),))
-    outcome, _ = perplexity.KIND.finish({"nll": 800.0}, [built], [hopeless], perplexity.OPTIONS)
+    record = {"nll": 800.0} | perplexity.KIND.detail(built, hopeless, perplexity.OPTIONS)
+    outcome, _ = perplexity.KIND.finish({"nll": 800.0}, [built], [record], perplexity.OPTIONS)
     assert outcome["ppl"] == math.inf
     assert harness._metrics({"nll,none": math.nan, "nll_stderr,none": math.nan}, [{}, {}], 64).keys() == {"nll"}
 
@@ -517,7 +520,8 @@ def test_the_pi_protocol_asks_ten_keys_at_each_of_32_distances(encode):
     assert len(built) == 320 and len({document.fact("depth") for document in built}) == 32
     assert all(document.scored == 0 and len(document.ids) + passkey.NEW_TOKENS <= 700 for document in built)
     found = ["" if document.fact("depth") < 0.5 else f" {document.fact('key')}." for document in built]
-    outcome, _ = passkey.KIND.finish({}, built, found, {**passkey.OPTIONS, "protocol": "pi"})
+    records = [passkey.measure({"document": d}, [answer]) for d, answer in zip(built, found, strict=True)]
+    outcome, _ = passkey.KIND.finish({}, built, records, {**passkey.OPTIONS, "protocol": "pi"})
     assert outcome["effective_length"] == pytest.approx(max(len(d.ids) for d in built) / 2)
 
 

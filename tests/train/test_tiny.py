@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from scipy.stats import binomtest
 from support import PROJECT
 
 from pipelines.choices.config import Cluster, Device, ModelChoice, Workbench
@@ -54,3 +55,18 @@ def test_it_finds_a_passkey_within_its_trained_length_and_not_beyond():
     assert metrics("none", 512, "passkey")["acc"] > 0.95
     assert metrics("none", 2048, "passkey", limit=1)["acc"] < 0.2
     assert metrics("yarn", 1024, "passkey", factor=4.0)["acc"] > 0.8
+
+
+@pytest.mark.slow
+def test_it_reads_labels_from_many_examples_far_above_chance():
+    chosen = Workbench(
+        model=ModelChoice("tiny", "models/tiny"),
+        strategy={"name": "none"},
+        cluster=Cluster(device=Device.cpu),
+        task={"name": "many_shot"},
+        length=512,
+        limit=20,
+    )
+    [result] = evaluate([cell_of(chosen)])
+    right = round(result.metrics["acc"] * 20)
+    assert binomtest(right, 20, 1 / 4, alternative="greater").pvalue < 1e-4, f"{right} of 20, and a guess is 1 in 4"

@@ -302,7 +302,7 @@ def test_documents_are_whole_in_their_windows(prepared, writer):
         ({"schedule": "cosin"}, "give one of cosine, linear"),
         ({"learning_rate": "fast"}, "learning_rate=fast: give a number"),
         ({"lenght": 3}, "lenght: TrainRecipe has no such key; there are out, length"),
-        ({"vocabulary": 200}, "give at least 257"),
+        ({"vocabulary": 200}, "give a number from 257"),
         ({"model": "no/where/at/all"}, "no file or folder"),
     ],
 )
@@ -379,7 +379,7 @@ def test_the_command_line_makes_a_recipe(capsys):
     asked = recipe.read(["recipe=extend_tiny", "strategy.beta_fast=16"])
     assert asked.strategy == {"name": "yarn", "beta_fast": 16}
     assert run(["train", "recipe=unknown"]) == 2
-    assert "there are extend_tiny, pi, tiny, yarn" in capsys.readouterr().err
+    assert "there are extend_tiny, pi, tiny, tiny_context, yarn" in capsys.readouterr().err
 
 
 def test_the_published_recipes_are_as_published():
