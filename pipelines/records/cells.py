@@ -21,6 +21,10 @@ FINISHED: frozenset[Status] = frozenset({"ok", "diverged", "oom"})
 """Statuses that are answers; failed and invalid cells are tried again by the next launch."""
 
 
+PLACES = ("text", "files")
+"""Options of tasks that say where something lies."""
+
+
 def frozen(options: Mapping[str, Any]) -> Options:
     """Options as a hashable, sorted tuple; lists become tuples, mappings within become sorted pairs.
 
@@ -86,7 +90,8 @@ class Model:
 class Task:
     """An lm-eval task: one of ours (pipelines/tasks) or any of its own by its name, with our options.
 
-    The option `text` says where the text lies; the cell's identity takes the text's digest in its place.
+    The options of PLACES say where a text, or the task's own files, lie; the cell's identity takes the digest of their
+    content (Cell.data) in their place.
     """
 
     name: str
@@ -103,7 +108,7 @@ class Cell:
     strategy and options (those that differ from the published defaults) say how the plans came about; the plans alone
     decide the number. So yarn at the trained length, whose plan is that of none, is the same cell, and computed once.
 
-    data: digest of the text that the task draws on ("" where the task brings its own).
+    data: digest of the text that the task draws on, or of the task's own files ("" where lm-eval brings it all).
     versions: of whatever computes the number (scorer, task, lm-eval), so that a change of theirs is a new cell.
     """
 
@@ -129,7 +134,7 @@ class Cell:
                 "plans": [[layers, _rounded(plan)] for layers, plan in self.plans],
                 "length": self.length,
                 "task": self.task.name,
-                "task_options": [option for option in self.task.options if option[0] != "text"],
+                "task_options": [option for option in self.task.options if option[0] not in PLACES],
                 "data": self.data,
                 "limit": self.limit,
                 "seed": self.seed,

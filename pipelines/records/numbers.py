@@ -16,3 +16,15 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(count: float) -> str:
+    """120 bytes, 3.4 KiB, 12 MiB, 1.5 GiB.
+
+    >>> memory(120), memory(3500), memory(12 * 2**20), memory(1.5 * GIB)
+    ('120 bytes', '3.4 KiB', '12 MiB', '1.5 GiB')
+    """
+    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count >= 10 * size else f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"

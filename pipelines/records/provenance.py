@@ -20,6 +20,10 @@ PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "tokenizers")
 """Packages whose version may change a number."""
 
 
+DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
+"""Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
+number has a version of its own in the cell. Host, driver, threads and time move the last digits at most."""
+
 MEASURING = (
     "rope/*",
     "rope/strategies/*",

@@ -95,18 +95,22 @@ class Store:
         _write_checked(path, {"cell": cell.spec(), "result": asdict(result)})
         return path
 
+    def sweep(self, sweep_id: str) -> Path:
+        """The folder of a sweep."""
+        return self.root / "sweeps" / sweep_id
+
     def save_sweep(self, sweep_id: str, sweep: dict[str, Any]) -> Path:
-        path = self.root / "sweeps" / sweep_id / "sweep.json"
+        path = self.sweep(sweep_id) / "sweep.json"
         _set_aside_unless(path, _body)
         _write_checked(path, sweep)
         return path
 
     def mark_unrecorded(self, sweep_id: str) -> None:
         """Note that MLflow lacks a sweep, or has it in part."""
-        _write(self.root / "sweeps" / sweep_id / UNRECORDED, "")
+        _write(self.sweep(sweep_id) / UNRECORDED, "")
 
     def mark_recorded(self, sweep_id: str) -> None:
-        (self.root / "sweeps" / sweep_id / UNRECORDED).unlink(missing_ok=True)
+        (self.sweep(sweep_id) / UNRECORDED).unlink(missing_ok=True)
 
     def unrecorded(self) -> list[str]:
         """The ids of the sweeps that are marked so."""
@@ -134,18 +138,36 @@ class Store:
                 yield sweep
 
 
+def read_file(path: Path) -> tuple[Cell, Result]:
+    """The cell and the result of a result.json that lies anywhere.
+
+    Raises:
+        Refusal: it is no such file, or cannot be believed.
+    """
+    try:
+        spec, result = _parsed(path)
+        return Cell.of(spec), result
+    except (Unreadable, FileNotFoundError, KeyError, TypeError) as error:
+        raise Refusal(f"{path}: it is no result of a cell ({error}); give a result.json of a store") from error
+
+
 def _cell_and_result(path: Path) -> tuple[dict[str, Any], Result]:
     """(Cell.spec, Result) of a result.json, which must be of the cell whose folder it lies in."""
+    spec, result = _parsed(path)
+    if (owners := {spec["id"], result.cell_id}) != {path.parent.name}:
+        raise Unreadable(f"it is of cell {' and '.join(sorted(map(str, owners)))}")
+    return spec, result
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], Result]:
     body = _body(path)
     try:
         spec, fields = body["cell"], body["result"]
-        owners = {spec["id"], fields["cell_id"]}
+        spec["id"]
         series = {name: [tuple(point) for point in row] for name, row in fields["series"].items()}
         result = Result(**{**fields, "series": series})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Unreadable(f"it is no result of this version: {error!r}") from error
-    if owners != {path.parent.name}:
-        raise Unreadable(f"it is of cell {' and '.join(sorted(map(str, owners)))}")
     return spec, result
 
 

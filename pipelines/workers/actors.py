@@ -7,11 +7,12 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from pipelines.records import memory, provenance
+from pipelines.records import memory, meter, provenance
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.journal import Journal
 from pipelines.records.refusal import LaunchEnded
@@ -26,6 +27,8 @@ STARTS = 3
 """A pool of which so many workers in a row die before their first cell gives up."""
 RESTARTS = 1
 """New starts of Ray in one launch."""
+METER = "meter"
+"""The concurrency group of an actor's threads that answers how far it is."""
 PATIENCE = 60.0
 """Seconds without any worker after which the pool says what it waits for."""
 
@@ -63,7 +66,8 @@ class Pool:
         self.flying: dict[Any, _Flight] = {}
         self.attempts = Counter[str]()
         self.restarts = 0
-        self.moved = time.monotonic()
+        self.moved = self.heard = time.monotonic()
+        self.asked: dict[Any, int] = {}
 
     def compute(self, cells: Sequence[Cell], interruption: Interruption) -> CellResults:
         """Every cell with its result. Where Ray is lost it is started anew, once.
@@ -96,8 +100,10 @@ class Pool:
             self.cluster = Cluster(self.workers, interruption)
             self.ray = self.cluster.ray
             gpus = self.workers.gpus if self.workers.device == "cuda" else 0
-            actor = self.ray.remote(num_cpus=self.workers.cpus, num_gpus=gpus, max_restarts=0)(_Worker)
-            self.start: Callable[[], Any] = partial(actor.remote, self.evaluator)
+            # Asked how far it is while it computes, an actor answers from a thread beside.
+            asked = {"concurrency_groups": {METER: 1}} if meter.is_heard() else {}
+            actor = self.ray.remote(num_cpus=self.workers.cpus, num_gpus=gpus, max_restarts=0, **asked)(_Worker)
+            self.start: Callable[[], Any] = partial(actor.remote, self.evaluator, heard=bool(asked))
 
     def _disconnect(self) -> None:
         """Give up what is lost. The cells that were running wait again, and it does not count against them."""
@@ -105,7 +111,7 @@ class Pool:
             if cell is not None:
                 self.attempts[cell.id] -= 1
                 self.schedule.queues.setdefault(cell.model, deque()).appendleft(cell)
-        self.actors, self.flying = {}, {}
+        self.actors, self.flying, self.asked = {}, {}, {}
         self.schedule.holds.clear()
         if self.cluster is not None:
             self.cluster.close()
@@ -121,6 +127,7 @@ class Pool:
             if not self.flying:
                 return
             landing = self.landed()
+            self._hear()
             if landing is None:
                 self._say_what_lacks()
                 continue
@@ -190,6 +197,22 @@ class Pool:
         error = f"it took longer than cluster.timeout={self.workers.timeout:g} s; give more, or null for no limit"
         return _Landing(flight, Result(flight.cell.id, "failed", error=error), usable=False)
 
+    def _hear(self) -> None:
+        """Pass on how far the cells are, as far as the workers have said, and ask anew."""
+        if not meter.is_heard() or time.monotonic() - self.heard < meter.INTERVAL:
+            return
+        self.heard = time.monotonic()
+        for reference in (
+            self.ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else ()
+        ):
+            del self.asked[reference]
+            with suppress(self.ray.exceptions.RayError, self.ray.exceptions.RayTaskError):
+                for cell_id, tokens in self.ray.get(reference).items():
+                    meter.report(cell_id, tokens)
+        waiting = set(self.asked.values())
+        for worker in {flight.worker for flight in self.flying.values() if flight.cell is not None} - waiting:
+            self.asked[self.actors[worker].tokens.options(concurrency_group=METER).remote()] = worker
+
     def _answer(self, reference: Any, flight: _Flight) -> _Landing:
         try:
             answer = self.ray.get(reference)
@@ -250,15 +273,21 @@ def _for_memory(error: Exception) -> bool:
 class _Worker:
     """An actor: its process keeps the model loaded from cell to cell."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, heard: bool = False) -> None:
+        self.evaluator, self.heard, self.far = evaluator, heard, dict[str, float]()
 
     def ready(self) -> dict[str, str]:
         """Answers once the process runs: with its versions of all that makes numbers."""
         return provenance.environment()
 
     def run(self, cell: Cell) -> Result:
-        return one(self.evaluator, cell)
+        self.far.clear()
+        with meter.listening(self.far.__setitem__) if self.heard else nullcontext():
+            return one(self.evaluator, cell)
+
+    def tokens(self) -> dict[str, float]:
+        """How far the cell is that it computes: tokens by its id."""
+        return dict(self.far)
 
 
 def compare(theirs: Mapping[str, str]) -> None:
@@ -271,6 +300,8 @@ def compare(theirs: Mapping[str, str]) -> None:
     names = [name for name in ours if name not in ("machine", "driver") and theirs.get(name) != ours[name]]
     if names:
         both = ", ".join(f"{name} {theirs.get(name, 'missing')} there and {ours[name]} here" for name in names)
+        if theirs.get("machine") == ours["machine"]:
+            raise Refusal(f"what is installed changed since this launch began: {both}; launch again for what is left")
         raise Refusal(f"a worker on another machine has other versions: {both}; install the same on every node")
 
 

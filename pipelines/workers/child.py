@@ -11,9 +11,10 @@ import pickle
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, Pipe
 
+from pipelines.records import meter
 from pipelines.records.cells import Cell, Result
 from pipelines.records.places import SITE
 from pipelines.workers.schedule import Evaluator, evaluate, one
@@ -36,16 +37,19 @@ class Child:
         )
         theirs.close()
         with suppress(OSError):
-            self._connection.send_bytes(pickle.dumps(evaluator))
+            self._connection.send_bytes(pickle.dumps((evaluator, meter.is_heard())))
 
     def run(self, cell: Cell) -> Result | str:
         """The cell's result; where the process died on it, how."""
         try:
             self._connection.send(cell)
-            while not self._connection.poll(0.2):  # short, so that Ctrl-C is seen
-                pass
-            answer: Result = self._connection.recv()
-            return answer
+            while True:
+                while not self._connection.poll(0.2):  # short, so that Ctrl-C is seen
+                    pass
+                answer: Result | tuple[str, float] = self._connection.recv()
+                if isinstance(answer, Result):
+                    return answer
+                meter.report(*answer)
         except (EOFError, OSError):
             self.code = self._process.wait()
             how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
@@ -68,9 +72,10 @@ def main(descriptor: int, driver: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
     with suppress(EOFError):
-        evaluator = pickle.loads(connection.recv_bytes()) or evaluate
-        while True:
-            connection.send(one(evaluator, connection.recv()))
+        evaluator, heard = pickle.loads(connection.recv_bytes())
+        with meter.listening(lambda *far: connection.send(far)) if heard else nullcontext():
+            while True:
+                connection.send(one(evaluator or evaluate, connection.recv()))
 
 
 if __name__ == "__main__":

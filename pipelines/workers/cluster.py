@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ import psutil
 from pipelines.records.cells import Refusal
 from pipelines.records.places import SITE
 from pipelines.records.refusal import LaunchEnded, first_line
+from pipelines.workers import agents
 from pipelines.workers.schedule import Workers
 from pipelines.workers.signals import Interruption
 
@@ -42,30 +42,6 @@ LOGS = "its logs in /tmp/ray/session_latest/logs"
 
 MARK = "ROPEWALK_DRIVER"
 """In the environment of all that a local start of Ray begins, to find it by when the driver is gone."""
-
-SWEEP = """
-import os, re, signal, sys, time
-mark, session = sys.argv[1].encode(), re.compile(f"/session_[^/]*_{os.getppid()}/").search
-def ours(pid):
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        if mark in file.read():
-            return True
-    # Ray's agents write their titles over their environment; of all, the logs are open.
-    files = f"/proc/{pid}/fd"
-    return any(session(os.readlink(f"{files}/{name}")) for name in os.listdir(files))
-sys.stdin.read()  # ends with the driver, whatever ended it
-quiet = 0
-while quiet < 5:
-    quiet += 1
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if ours(pid):
-                os.kill(int(pid), signal.SIGKILL)
-                quiet = 0
-        except OSError:
-            pass
-    time.sleep(0.2)
-"""
 
 
 class Lost(RuntimeError):
@@ -126,7 +102,7 @@ class Cluster:
 
         mark = secrets.token_hex(16)
         if self.address is None:
-            _sweep_after(mark)
+            agents.sweep_after(mark)
             os.environ[MARK] = mark
         with _silent(), _leaving_at_once():
             threading.Thread(target=work, name="ray", daemon=True).start()
@@ -147,6 +123,12 @@ class Cluster:
             error = outcome[0]
             if "ersion mismatch" in str(error):
                 raise Refusal(f"Ray{self._where} is of another version: {' '.join(str(error).split())}") from error
+            if self.address is not None and ("onnect to Ray cluster" in str(error) or "uthenticat" in str(error)):
+                raise Refusal(
+                    f"Ray{self._where} does not take this driver: {first_line(error)}; where its nodes were started "
+                    "with RAY_AUTH_MODE=token, give RAY_AUTH_MODE=token here too, and their token (RAY_AUTH_TOKEN, or "
+                    "the file ~/.ray/auth_token)"
+                ) from error
             raise LaunchEnded(
                 f"Ray did not start{self._where}: {first_line(error)}; see {LOGS}, or "
                 "give cluster.workers=1, which needs no Ray on a CPU"
@@ -183,8 +165,11 @@ class Cluster:
         if self.address is None:
             for part in psutil.Process().children():
                 with suppress(psutil.Error):
-                    if part.name() in ("gcs_server", "raylet") and part.status() != psutil.STATUS_ZOMBIE:
-                        self._needed[part.name()] = part
+                    name = part.name()
+                    if name in ("gcs_server", "raylet") and part.status() != psutil.STATUS_ZOMBIE:
+                        if name == "raylet" and name not in self._needed:
+                            agents.excuse(self.ray, part.cmdline())
+                        self._needed[name] = part
 
     def _gone(self) -> str | None:
         """The name of one of them that is gone."""
@@ -209,7 +194,13 @@ def _local(ray: Any, workers: Workers) -> Callable[[], Any]:
     """A start of Ray on this machine alone."""
     cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
     paths = {"PYTHONPATH": os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    return lambda: ray.init(num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": paths}, **QUIET)
+
+    def init() -> None:
+        with agents.few(ray):
+            # "local": by itself it would join whatever Ray somebody else has started on this machine.
+            ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": paths}, **QUIET)
+
+    return init
 
 
 def reach(address: str) -> None:
@@ -274,19 +265,3 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-_SWEEPERS = list[Any]()  # whose pipes stay open as long as this process lives
-
-
-def _sweep_after(mark: str) -> None:
-    """Have a small process end all that bears a mark when this one is gone: Ray's agents outlive it by 20 s."""
-    if not Path("/proc/self/environ").is_file():
-        return
-    command = [sys.executable, "-I", "-S", "-c", SWEEP, mark]
-    null = subprocess.DEVNULL
-    # A bare number and no file object: Python closes those while it ends, and this process, which has Ray's logs open,
-    # would be ended by its own sweeper before it has handed on its exit code.
-    reading, _ = os.pipe()
-    _SWEEPERS.append(subprocess.Popen(command, stdin=reading, stdout=null, stderr=null, start_new_session=True))
-    os.close(reading)

@@ -15,6 +15,8 @@ from pipelines.records.journal import Journal
 from pipelines.records.leases import Watch
 from pipelines.records.results import Store
 from pipelines.workers import deaths, pool
+from pipelines.workers.kept import kept_of
+from pipelines.workers.schedule import Evaluator, evaluate
 from pipelines.workers.sharing import shared
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def compute(
     elsewhere |= set(done)
     yield from ((cell, done[cell.id]) for cell in cells if cell.id in done)
     todo = distinct(cell for cell in cells if cell.id not in done)
-    compute_all = run or partial(_here, journal=journal)
+    compute_all = run or partial(_here, journal=journal, reuse=not force)
 
     def begin(claimed: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
         # A launch that had a cell in hand may have been killed by it since.
@@ -70,7 +72,13 @@ def compute(
 
 
 def settled(
-    cells: Sequence[Cell], store: Store, *, force: bool = False, retry: bool = False, resume: bool = False
+    cells: Sequence[Cell],
+    store: Store,
+    *,
+    force: bool = False,
+    retry: bool = False,
+    resume: bool = False,
+    keep: bool = True,
 ) -> dict[str, Result]:
     """The results of cells that need no computing, by id: finished ones, and those whose process was killed.
 
@@ -78,16 +86,17 @@ def settled(
 
     force: none, all are to be computed anew. retry: neither what was killed nor what ran out of memory.
     resume: not what was killed without the kernel saying that it was for memory: a search cannot go on without it.
+    keep: write down what is said of a cell that was killed; else nothing is written.
     """
     if force:
         return {}
     done = store.recall(cell.id for cell in cells)
     if retry:
         return {cell_id: result for cell_id, result in done.items() if result.status != "oom"}
-    return done | _dead([cell for cell in cells if cell.id not in done], store, resume=resume)
+    return done | _dead([cell for cell in cells if cell.id not in done], store, resume=resume, keep=keep)
 
 
-def _dead(cells: Sequence[Cell], store: Store, *, resume: bool) -> dict[str, Result]:
+def _dead(cells: Sequence[Cell], store: Store, *, resume: bool, keep: bool = True) -> dict[str, Result]:
     """The results of cells whose process was killed, by id."""
     by_id, journal, results = {cell.id: cell for cell in cells}, Journal(store), dict[str, Result]()
     for cell_id, start in journal.dead(by_id).items():
@@ -97,8 +106,9 @@ def _dead(cells: Sequence[Cell], store: Store, *, resume: bool) -> dict[str, Res
         if result is None:
             how = f"the launch that computed it (since {start.at}) was killed"
             result = _stamped(deaths.killed(by_id[cell_id], for_memory=start.for_memory, how=how), {})
-            store.save(by_id[cell_id], result)
-            journal.bury(cell_id)
+            if keep:
+                store.save(by_id[cell_id], result)
+                journal.bury(cell_id)
         results[cell_id] = result
     return results
 
@@ -114,9 +124,10 @@ def _encodable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
-def pooled(cells: Sequence[Cell], cluster: Any, store: Store) -> Iterator[tuple[Cell, Result]]:
-    """Compute cells as conf/cluster says."""
-    return pool.run(cells, workers(cluster, cells[0].device if cells else "cpu"), journal=Journal(store))
+def pooled(cells: Sequence[Cell], cluster: Any, store: Store, *, reuse: bool = True) -> Iterator[tuple[Cell, Result]]:
+    """Compute cells as conf/cluster says. reuse: take documents of smaller cells that are finished."""
+    evaluator = _reusing(cells, store) if reuse else None
+    return pool.run(cells, workers(cluster, cells[0].device if cells else "cpu"), evaluator, journal=Journal(store))
 
 
 def workers(cluster: Any, device: str) -> pool.Workers:
@@ -126,5 +137,12 @@ def workers(cluster: Any, device: str) -> pool.Workers:
     )
 
 
-def _here(cells: Sequence[Cell], journal: Journal) -> Iterator[tuple[Cell, Result]]:
-    return pool.run(cells, pool.Workers(cells[0].device if cells else "cpu", count=1), journal=journal)
+def _reusing(cells: Sequence[Cell], store: Store) -> Evaluator | None:
+    """An evaluator that has what smaller cells have computed; None: the usual one."""
+    kept = kept_of(cells, store)
+    return partial(evaluate, kept=kept) if kept else None
+
+
+def _here(cells: Sequence[Cell], journal: Journal, reuse: bool) -> Iterator[tuple[Cell, Result]]:
+    evaluator = _reusing(cells, journal.store) if reuse else None
+    return pool.run(cells, pool.Workers(cells[0].device if cells else "cpu", count=1), evaluator, journal=journal)

@@ -9,24 +9,27 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.choices.sweep import geometry_for
+from pipelines.choices.sweep import evaluator_of, geometry_for
 from pipelines.models import load
-from pipelines.records import provenance
-from pipelines.records.cells import Cell, Refusal, Result, Status
+from pipelines.records import meter, provenance
+from pipelines.records.cells import Cell, Model, Refusal, Result, Status
 from pipelines.records.refusal import first_line
 from pipelines.tasks import registry
+from pipelines.tasks.documents import Encoder
 from pipelines.tasks.scorer import LongLM
 from pipelines.workers import deaths
+from pipelines.workers.kept import KeptResult
 from rope import strategies
 from rope.attention import RegionAttention
-from rope.cropping import Cropped, cropped, uncropped
+from rope.cropping import cropped, uncropped
 from rope.geometry import Geometry
 from rope.pairwise import replaces_attention
 from rope.patch import Reading, patched
@@ -48,6 +51,7 @@ def evaluate(
     cells: Iterable[Cell],
     model_of: Callable[[Cell], LongLM] = loaded,
     geometries_of: Callable[[Cell], Mapping[str, Geometry]] = read,
+    kept: Mapping[str, Sequence[KeptResult]] | None = None,
 ) -> Iterator[Result]:
     """Run cells one after another and yield each Result when it is ready.
 
@@ -58,13 +62,17 @@ def evaluate(
     so no cell can see what ran before it. A cell that fails yields a Result that says so; nothing is raised.
 
     model_of, geometries_of: the model of a cell and its geometry by layer type, where they do not come from files.
+    kept: by a cell's id documents that need not be scored again, where they were computed as they would be here.
     """
     for cell in cells:
-        yield _result(cell, model_of, geometries_of)
+        yield _result(cell, model_of, geometries_of, (kept or {}).get(cell.id, ()))
 
 
 def _result(
-    cell: Cell, model_of: Callable[[Cell], LongLM], geometries_of: Callable[[Cell], Mapping[str, Geometry]]
+    cell: Cell,
+    model_of: Callable[[Cell], LongLM],
+    geometries_of: Callable[[Cell], Mapping[str, Geometry]],
+    kept: Sequence[KeptResult],
 ) -> Result:
     start = time.perf_counter()
     memory = _Memory(cell.device)
@@ -77,7 +85,16 @@ def _result(
         seen = cell.length if lm.crop is None else lm.crop.window
         with _patched(lm, cell, Reading(geometries_of(cell), seen)):
             under = partial(_under, lm, cell, geometries_of(cell))
-            scores = registry.score(lm, cell.task, length=cell.length, limit=cell.limit, seed=cell.seed, under=under)
+            with _counted(lm.model, cell.id):
+                scores = registry.score(
+                    lm,
+                    cell.task,
+                    length=cell.length,
+                    limit=cell.limit,
+                    seed=cell.seed,
+                    under=under,
+                    kept=[one.kept for one in kept if _alike(one.provenance, origin)],
+                )
     except Refusal as error:
         return _failure(cell, "invalid", error)
     except Exception as error:  # the worker's boundary: one cell's failure is not another's
@@ -99,8 +116,41 @@ def _result(
             "tokens_per_second": lm.forward_tokens / seconds,
             "peak_bytes": memory.peak(),
         },
-        provenance=origin,
+        provenance={**origin, **_sources(cell, scores, kept)},
     )
+
+
+def _alike(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether two computations give the same numbers: the same packages, device, attention and code of ours."""
+    return all(theirs.get(name) == ours.get(name) for name in (*provenance.DECIDING, "measuring"))
+
+
+def _sources(cell: Cell, scores: registry.Scores, kept: Sequence[KeptResult]) -> dict[str, Any]:
+    """Which documents of a result came from which cell, in their order; nothing where all are its own."""
+    if scores.kept is None:
+        return {}
+    before = next(one.provenance for one in kept if one.kept is scores.kept)
+    theirs = {"cell_id": scores.kept.cell_id, "documents": len(scores.kept), "at": before.get("at")}
+    own = {"cell_id": cell.id, "documents": len(scores.documents) - len(scores.kept)}
+    return {"documents": [*before.get("documents", [theirs]), own]}
+
+
+@contextlib.contextmanager
+def _counted(model: Any, cell_id: str) -> Iterator[None]:
+    """Report tokens as they pass the layers, where anybody listens: a forward of a long text takes minutes."""
+    decoder = getattr(model, "get_decoder", lambda: None)() if meter.is_heard() else None
+    layers = getattr(decoder, "layers", ())
+    count = meter.Count(cell_id)
+
+    def passed(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        states = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(states, torch.Tensor):
+            count.add(states.shape[:-1].numel() / len(layers))
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(passed, with_kwargs=True).remove)
+        yield
 
 
 def _for_memory(error: BaseException) -> bool:
@@ -126,16 +176,45 @@ def _patched(lm: LongLM, cell: Cell, reading: Reading) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _under(lm: LongLM, cell: Cell, geometries: Mapping[str, Geometry], strategy: str) -> Iterator[Cropped | None]:
-    """The model under another strategy at the cell's length, with its published defaults; and how it crops."""
-    plans, before = strategies.plans(strategy, geometries, cell.length), lm.crop
-    lm.crop = cropped(plans)
+def _under(
+    lm: LongLM, cell: Cell, geometries: Mapping[str, Geometry], evaluator: str, crops: bool
+) -> Iterator[tuple[LongLM, int]]:
+    """What decides which tokens are key at the cell's length: the cell's model under another strategy with its
+    published defaults, or another model as it is; cropped alike to what the cell's model was trained on.
+
+    Raises:
+        Refusal: another model has another tokenizer, or was not trained on so many tokens.
+    """
+    crop = cropped(strategies.plans("crop", geometries, cell.length))
+    window = cell.length if crop is None else crop.window
+    judge, strategy = lm, "crop" if crops else evaluator
+    if (other := evaluator_of(cell.task)) is not None:
+        geometries = geometry_for(other)[2]
+        judge, strategy = _judge(lm, cell, other, geometries), "none"
+    plans, before = strategies.plans(strategy, geometries, cell.length), judge.crop
+    judge.crop = crop if crops else cropped(plans)
     try:
-        seen = cell.length if lm.crop is None else lm.crop.window
-        with patched(lm.model, uncropped(plans), Reading(geometries, seen)):
-            yield lm.crop
+        with patched(judge.model, uncropped(plans), Reading(geometries, window if crops else cell.length)):
+            yield judge, window
     finally:
-        lm.crop = before
+        judge.crop = before
+
+
+def _judge(lm: LongLM, cell: Cell, other: Model, geometries: Mapping[str, Geometry]) -> LongLM:
+    """Another model, which must read the same tokens."""
+    reads = min(geometry.trained_length for geometry in geometries.values())
+    if reads < cell.length:
+        raise Refusal(
+            f"evaluator={other.name} of the task {cell.task.name} was trained on {reads} tokens, and length="
+            f"{cell.length}: give a model that reads as many, or a strategy for this one"
+        )
+    judge = loaded(replace(cell, model=geometry_for(other)[0]))
+    if Encoder.of(judge.tokenizer) != Encoder.of(lm.tokenizer):
+        raise Refusal(
+            f"evaluator={other.name} of the task {cell.task.name} has another tokenizer than model {cell.model.name}, "
+            "and key tokens must be the same for both: give a model of the same tokenizer, or a strategy"
+        )
+    return judge
 
 
 def _verdict(metrics: dict[str, float], vocabulary: int) -> Status:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipelines.records.cells import Cell, Model, Refusal, Result
 
@@ -16,11 +17,11 @@ Evaluator = Callable[[Iterable[Cell]], Iterator[Result]]
 CellResults = Iterator[tuple[Cell, Result]]
 
 
-def evaluate(cells: Iterable[Cell]) -> Iterator[Result]:
+def evaluate(cells: Iterable[Cell], kept: Mapping[str, Any] | None = None) -> Iterator[Result]:
     """pipelines.workers.evaluate's, which imports torch: only where cells run."""
     from pipelines.workers import evaluate
 
-    return evaluate.evaluate(cells)
+    return evaluate.evaluate(cells, kept=kept)
 
 
 def one(evaluator: Evaluator, cell: Cell) -> Result:

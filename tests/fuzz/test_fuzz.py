@@ -1,4 +1,4 @@
-"""Whatever comes in ends in success or in a sentence: 2,260 inputs in CI, 20,340 with `pytest -m sweep tests/fuzz`."""
+"""Whatever comes in ends in success or in a sentence: 2,560 inputs in CI, 23,040 with `pytest -m sweep tests/fuzz`."""
 
 # ruff: noqa: RUF005
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import fields
 
 import border
 import pytest
@@ -21,6 +22,8 @@ from pipelines.models import find, header
 from pipelines.records.cells import Model, Refusal, Result
 from pipelines.records.results import Store
 from pipelines.tasks import text
+from pipelines.train import recipe
+from pipelines.train.recipe import TrainRecipe
 from rope.families import _table
 
 SWEEP = pytest.param(9, marks=pytest.mark.sweep)
@@ -248,5 +251,23 @@ def test_texts(enclosed, times):
                     assert list(text.documents(source))
             except Refusal as reason:
                 assert str(reason)
+
+    holds()
+
+
+RECIPE_KEYS = st.sampled_from(
+    [field.name for field in fields(TrainRecipe)] + ["recipe", "shape.hidden_size", "x", "", "strategy.name"]
+)
+
+
+@TIMES
+def test_recipes_of_trainings(enclosed, times):
+    @examples(300, times)
+    @given(st.lists(st.tuples(RECIPE_KEYS, VALUES).map("=".join) | TEXTS, min_size=1, max_size=3))
+    def holds(words):
+        try:
+            recipe.read(words)
+        except Refusal as reason:
+            assert str(reason) and border.SECRET not in str(reason)
 
     holds()

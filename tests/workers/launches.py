@@ -35,6 +35,8 @@ try:
     journal = Journal(Store(Path({folder!r}) / "store"))
     for cell, result in pool.run(cells, pool.Workers(**{workers!r}), {evaluator}, journal):
         print(result.status, cell.length, flush=True)
+        if result.error:
+            print(result.error, file=sys.stderr, flush=True)
 except KeyboardInterrupt:
     code = 130
     print("stopped", flush=True)
@@ -49,7 +51,7 @@ os._exit(code)
 class Launch:
     """A driver with stub cells; what it started is found by a mark in the environment."""
 
-    def __init__(self, folder, cells, workers, work="work", before="", evaluator="begun", **environment):
+    def __init__(self, folder, cells, workers, work="work", before="", evaluator="begun", paths=(), **environment):
         self.folder, self.mark = Path(folder), f"{time.time_ns()}"
         body = {"before": before, "work": work, "cells": cells, "workers": workers, "evaluator": evaluator}
         script = SCRIPT.format(folder=str(folder), paths=PATHS.split(os.pathsep), **body)
@@ -60,7 +62,7 @@ class Launch:
             text=True,
             start_new_session=True,
             cwd=PROJECT,
-            env={**os.environ, "PYTHONPATH": PATHS, "LAUNCH": self.mark, **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([PATHS, *paths]), "LAUNCH": self.mark, **environment},
         )
 
     def line(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from launches import Launch, until
 from support import PROJECT, random_cell, stub_cell
 from test_pool import PATHS, work
 
@@ -23,6 +24,7 @@ from pipelines.records.results import Store
 from pipelines.workers import deaths, pool
 from pipelines.workers.compute import compute, settled
 
+HERE = {"device": "cpu"}
 CELLS = [stub_cell(length=length) for length in (32, 64)]
 
 
@@ -71,6 +73,52 @@ def test_a_kill_for_memory_is_a_result_and_is_tried_again_on_request(store, monk
     assert settled(CELLS, store)[CELLS[0].id].status == "oom"
     assert store.read(CELLS[0].id).status == "oom" and CELLS[1].id not in settled(CELLS, store)
     assert settled(CELLS, store, retry=True) == {} == settled(CELLS, store, force=True)
+
+
+HUNGRY = """
+def hungry(cells):
+    for cell in cells:
+        taken = [b"x" * 2**20 for _ in range(4096)] if cell.length == 99 else []
+        yield from work([cell])
+"""
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A control group of 500 MiB, of either version; where none can be made, its test is left out."""
+    root = next(
+        (memory.GROUPS / name for name in ("memory", "") if (memory.GROUPS / name / "cgroup.procs").exists()), None
+    )
+    folder = (root or tmp_path / "none") / f"ropewalk-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        names = ("memory.limit_in_bytes",) if root.name == "memory" else ("memory.max", "memory.swap.max")
+        for name, limit in zip(names, (str(500 * 2**20), "0"), strict=False):
+            (folder / name).write_text(limit)
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    until(lambda: not (folder / "cgroup.procs").read_text(), 10)
+    folder.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("child", [False, True], ids=["the driver itself", "its child"])
+def test_a_real_kill_by_the_kernel_for_memory_is_oom_and_costs_no_other_cell(tmp_path, group, child):
+    enter = f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
+    near = "from pipelines.workers import deaths; deaths.expected = lambda cell: 1e15" if child else ""
+    (tmp_path / "hungry.py").write_text(f"from test_pool import work\n{HUNGRY}")  # where the child finds it
+    before = "\n".join([enter, near, "from hungry import hungry"])
+    launch = Launch(tmp_path, [(99, {}), (32, {})], HERE, before=before, evaluator="hungry", paths=[str(tmp_path)])
+    lines, _ = launch.end()
+    store, cells = Store(tmp_path / "store"), [stub_cell(length=99), stub_cell(length=32)]
+    if child:
+        assert lines == ["start", "oom 99", "ok 32"] and launch.process.returncode == 0, launch.errors
+    else:
+        assert lines == ["start"] and launch.process.returncode == -signal.SIGKILL and len(launch.noted) == 1
+        results = launched(cells, store)
+        assert [results[cell].status for cell in cells] == ["oom", "ok"]
+        assert "the kernel killed this cell's process" in results[cells[0]].error
 
 
 def test_a_search_goes_on_with_what_was_killed_but_not_for_memory(store, monkeypatch):
