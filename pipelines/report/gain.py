@@ -16,7 +16,8 @@ from pipelines.records.cells import Cell, Result
 from pipelines.report import statistics
 from pipelines.report.curves import Point, Results
 from pipelines.report.statistics import Difference, PairedComparison
-from pipelines.tasks.documents import stderr
+from pipelines.tasks import distance
+from pipelines.tasks.documents import ratio, stderr
 from pipelines.tasks.kinds import Measure
 
 CROP = "crop"
@@ -53,11 +54,15 @@ class Gain:
     def verdict(self) -> Verdict:
         if self.low is None or self.high is None:
             return "too few"
-        if self.low > 0 and self.adjusted is not None and self.adjusted < statistics.ALPHA:
+        if self.low > 0 and self.significant:
             return "useful"
         if self.low >= -MARGIN:
             return "intact"
         return "broken" if self.high < 0 else "undecided"
+
+    @property
+    def significant(self) -> bool:
+        return self.adjusted is not None and self.adjusted < statistics.ALPHA
 
     @property
     def unit(self) -> str:
@@ -73,10 +78,17 @@ def gains(rows: Results, metric: str | None) -> list[Gain]:
     if crop is None:
         return []
     others = [row for row in rows if row[0].strategy != CROP or row[0].options == crop.options]
-    return [_gain(one) for one in statistics.against_baseline(others, metric, crop.strategy_label)]
+    return over(others, metric, crop.strategy_label)
 
 
-def _gain(compared: PairedComparison) -> Gain:
+def over(rows: Results, metric: str | None, baseline: str) -> list[Gain]:
+    """Every result of one model and task against that of another strategy at its length, such as `none` up to the
+    trained length, where cropping does nothing."""
+    return [gain_of(one) for one in statistics.against_baseline(rows, metric, baseline)]
+
+
+def gain_of(compared: PairedComparison) -> Gain:
+    """A comparison with any cell, in % of perplexity or in points, above 0 where the first is better."""
     difference = compared.difference
     if difference is None:
         return Gain(compared.cell, compared.baseline, refusal=compared.refusal)
@@ -150,3 +162,27 @@ def by_position(ours: tuple[Cell, Result], crop: tuple[Cell, Result]) -> list[Po
         (end, float(column.mean()), stderr(column.tolist()))
         for end, column in zip(ends, (theirs - mine).T, strict=True)
     ]
+
+
+def by_distance(ours: tuple[Cell, Result], crop: tuple[Cell, Result]) -> list[Point]:
+    """NLL of the cropped text minus ours in nats a token, by how far back a token's pair last stood: (tokens up to the
+    bucket's end, mean, its standard error over documents). The last bucket, of tokens whose pair never stood before,
+    ends at infinity; a bucket without tokens is absent. [] where either keeps none, or the two do not compare.
+
+    What cropping takes away lies further back than its window: a gain there is one that the far text gave.
+    """
+    try:
+        statistics.check(ours, crop)
+    except ValueError:
+        return []
+    kept = ("nll_by_distance", "tokens_by_distance")
+    if not all(name in document for result in (ours[1], crop[1]) for document in result.documents for name in kept):
+        return []
+    mine, theirs = (np.array([document[kept[0]] for document in result.documents]) for result in (ours[1], crop[1]))
+    counts = np.array([document[kept[1]] for document in ours[1].documents])
+    points = []
+    for end, saved, count in zip(distance.edges(ours[0].length), (theirs - mine).T, counts.T, strict=True):
+        if count.sum():
+            mean, spread = ratio(saved, count)
+            points.append((end, mean, spread))
+    return points

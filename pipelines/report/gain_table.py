@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.report import curves, effective, statistics
+from pipelines.report.amounts import amount, number
 from pipelines.report.curves import Results
 from pipelines.report.effective import Effective
 from pipelines.report.gain import CROP, MARGIN, Gain, gains
@@ -90,16 +91,13 @@ def gain_table(model: str, task: str, rows: Results, metric: str | None, trained
     if not any(one.gains for one in shown):
         return None
     lengths = sorted({length for one in shown for length in one.gains})
-    short = sorted({cell.length for cell, _ in rows if cell.length <= trained})[-1:]
     rules = [rule for rule in RULES if any(rule in one.lengths for one in shown)]
     header = ["strategy", *(f"{n:,}" for n in lengths), *(RULES[rule] for rule in rules)]
-    header += [f"cost at {n:,}" for n in short]
     body = [
         [
             one.strategy,
             *(_entry(one.gains[n]) if n in one.gains else "" for n in lengths),
             *(effective_text(one.lengths[rule]) if rule in one.lengths else "" for rule in rules),
-            *(_cost(one, n, rows) for n in short),
         ]
         for one in shown
     ]
@@ -144,39 +142,14 @@ def _tests(compared: Sequence[Gain]) -> int:
     return len(tested or {gain.cell.id for gain in compared})
 
 
-def amount(gain: Gain) -> str:
-    """`+2.1 % [+1.0, +3.2] of perplexity`, `61 times [57, 67] the perplexity`, or points of a score."""
-    exp = gain.measure.exp if gain.measure else ""
-    return f"{_number(gain)} {f'the {exp}' if _in_times(gain) else f'of {exp}' if exp else 'points'}"
-
-
-def _in_times(gain: Gain) -> bool:
-    """Whether a loss is as much as cropping has altogether, so that per cent read oddly."""
-    return bool(gain.measure and gain.measure.exp) and gain.gain <= -1
-
-
-def _number(gain: Gain) -> str:
-    times = _in_times(gain)
-    unit = " times" if times else " %" if gain.measure and gain.measure.exp else ""
-    if gain.low is None or gain.high is None:
-        return f"{_text(gain.gain, times)}{unit}"
-    ends = (gain.high, gain.low) if times else (gain.low, gain.high)  # the smaller number first
-    return f"{_text(gain.gain, times)}{unit} [{', '.join(_text(end, times) for end in ends)}]"
-
-
-def _text(share: float, times: bool) -> str:
-    """In hundredths, to a tenth; or how many times as much there is as with cropping."""
-    return f"{1 - share:.3g}" if times else f"{100 * share:+.1f}"
-
-
 def _entry(gain: Gain) -> str:
     if gain.refusal:
         return "not compared"
     if gain.verdict == "too few":
-        return _number(gain)
+        return number(gain)
     # an interval above 0 is not enough among so many comparisons
     why = f", p {gain.adjusted:.2g}" if gain.low is not None and gain.low > 0 and gain.verdict != "useful" else ""
-    return f"{_number(gain)} {gain.verdict}{why}"
+    return f"{number(gain)} {gain.verdict}{why}"
 
 
 def effective_text(one: Effective) -> str:
@@ -186,13 +159,6 @@ def effective_text(one: Effective) -> str:
         return f"{value:+.2g}" if one.rule == "longscore" else f"{value:,.0f}"
 
     return text(one.value) + ("" if one.low is None or one.high is None else f" [{text(one.low)}, {text(one.high)}]")
-
-
-def _cost(one: Standing, length: int, rows: Results) -> str:
-    if length in one.costs:
-        return _entry(one.costs[length])
-    measured = any(cell.strategy_label == one.strategy and cell.length == length for cell, _ in rows)
-    return "the same plan" if measured else ""
 
 
 def _legend(all_gains: Sequence[Gain]) -> str:

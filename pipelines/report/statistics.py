@@ -10,31 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.records.cells import Cell, Refusal, Result, digest_of
-from pipelines.records.provenance import PACKAGES
+from pipelines.records.cells import PLACES, Cell, Refusal, Result, digest_of
+from pipelines.records.provenance import DECIDING as DECIDING
 from pipelines.tasks import registry
 from pipelines.tasks.kinds import Measure
 
 ALPHA = 0.05
 """Significant is an adjusted p below this."""
 
+POWER = 0.8
+"""Share of the cases in which a difference that is looked for is to be found."""
+
 RESAMPLES = 2**14
 """Of the bootstrap and of the sign-flip test, which is exact where there are no more flips: up to 14 documents."""
-
-DECIDING = (*PACKAGES, "python", "cuda", "device", "attention")
-"""Of a result's provenance what must be equal for two to compare. The commit need not: what of our code decides a
-number has a version of its own in the cell. Host, driver, threads and time move the last digits at most."""
 
 OF_PLANS = ("regions", "crop")
 """Versions that only cells of some plans have."""
 
 SEED = 0
 """Of the resampling, so that the same results give the same p every time."""
+
+
+Row = TypeVar("Row", bound=tuple[Cell, Any])
+"""A cell and its result, or what stands for it before there is one."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,24 @@ class PairedComparison:
     refusal: str = ""
 
 
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether a difference was shown to be smaller than a margin, by two one-sided tests.
+
+    margin: in the measure's unit. p: of the weaker of the two tests. low, high: the 90 % interval of the difference,
+    which lies within the margin exactly where p is below ALPHA; None where the tests have no interval.
+    """
+
+    margin: float
+    p: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def shown(self) -> bool:
+        return self.p < ALPHA
+
+
 def against_baseline(
     rows: Sequence[tuple[Cell, Result]], metric: str | None, baseline: str = "none"
 ) -> list[PairedComparison]:
@@ -85,19 +108,21 @@ def against_baseline(
         metric: the table's, for tasks that are not ours.
         baseline: a strategy with its options, as Cell.strategy_label has it; where there is none, the first one is.
     """
+    return compare_pairs(baseline_pairs(rows, baseline), metric)
+
+
+def baseline_pairs(rows: Sequence[Row], baseline: str = "none") -> list[tuple[Row, Row]]:
+    """Every row with the baseline's at its length, as `against_baseline`; of rows that need not have results yet."""
     if not rows:
         return []
-    first = next((cell for cell, _ in rows if cell.strategy_label == baseline), rows[0][0])
-    baselines = {_place(c): (c, r) for c, r in reversed(rows) if _label(c) == _label(first)}
-    others = {(_label(c), c.id): (c, r) for c, r in rows if _label(c) != _label(first)}
-    return compare_pairs(
-        (
-            (row, baselines[_place(row[0])])
-            for row in others.values()
-            if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
-        ),
-        metric,
-    )
+    first = next((row[0] for row in rows if row[0].strategy_label == baseline), rows[0][0])
+    baselines = {_place(row[0]): row for row in reversed(rows) if _label(row[0]) == _label(first)}
+    others = {(_label(row[0]), row[0].id): row for row in rows if _label(row[0]) != _label(first)}
+    return [
+        (row, baselines[_place(row[0])])
+        for row in others.values()
+        if _place(row[0]) in baselines and baselines[_place(row[0])][0].id != row[0].id
+    ]
 
 
 def compare_pairs(
@@ -166,8 +191,15 @@ def difference(measure: Measure, differences: NDArray[np.float64]) -> Difference
     mean, count = float(differences.mean()), len(differences)
     if count < needed(1):
         return Difference(measure, count, mean, None, None, None)
-    low, high = interval(differences)
-    return Difference(measure, count, mean, low, high, chance(differences))
+    low, high, p = _tested(differences.tobytes())
+    return Difference(measure, count, mean, low, high, p)
+
+
+@lru_cache(maxsize=4096)
+def _tested(differences: bytes) -> tuple[float | None, float | None, float]:
+    """Interval and p, remembered: a pair may be of several families, and shown in several places."""
+    values = np.frombuffer(differences, np.float64)
+    return *interval(values), chance(values)
 
 
 def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
@@ -184,6 +216,80 @@ def interval(differences: NDArray[np.float64]) -> tuple[float, float] | tuple[No
         (differences,), np.mean, n_resamples=RESAMPLES, batch=_batch(differences), vectorized=True, rng=SEED
     ).confidence_interval
     return (float(limits.low), float(limits.high)) if math.isfinite(limits.low) else (None, None)
+
+
+def equivalence(differences: NDArray[np.float64], margin: float, *, bounded: bool = False) -> Equivalence:
+    """Two one-sided tests that the mean of paired differences lies within (-margin, margin) (Schuirmann 1987, doi
+    10.1007/BF01068419): of t. That no difference was found is no proof that two are alike; this is one.
+
+    Where most units of a score from 0 to 1 agree, the units that a t test has not seen decide: then the exact binomial
+    tests that fewer than `margin` of them are lost, and gained. 12 units that all agree show nothing of 1 %.
+
+    Args:
+        differences: (units,) at least 2.
+        margin: above 0, in the unit of the differences.
+        bounded: whether they are of scores from 0 to 1.
+    """
+    from scipy import stats
+
+    count = len(differences)
+    if bounded and 2 * np.count_nonzero(differences) < count:
+        ends = [stats.binom.cdf((differences * sign > 0).sum(), count, min(1.0, margin)) for sign in (1, -1)]
+        return Equivalence(margin, float(max(ends)))
+    return _two_one_sided(
+        float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(count), count - 1, margin
+    )
+
+
+def unpaired(
+    measure: Measure, ours: NDArray[np.float64], theirs: NDArray[np.float64], margin: float | None = None
+) -> tuple[Difference, Equivalence | None]:
+    """The first mean minus the second over units that have nothing to do with each other, by Welch's test (doi
+    10.1093/biomet/34.1-2.28): of far less power than pairs. Difference.count is of the fewer ones.
+
+    Args:
+        ours, theirs: (units,) each.
+    """
+    from scipy import stats
+
+    mean, count = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    if count < needed(1):
+        return Difference(measure, count, mean, None, None, None), None
+    parts = [values.var(ddof=1) / len(values) for values in (ours, theirs)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Difference(measure, count, mean, None, None, float(mean == 0)), None
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (ours, theirs), strict=True))
+    reach, p = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error, 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    found = Difference(measure, count, mean, mean - reach, mean + reach, p)
+    return found, None if margin is None else _two_one_sided(mean, error, freedom, margin)
+
+
+def _two_one_sided(mean: float, error: float, freedom: float, margin: float) -> Equivalence:
+    from scipy import stats
+
+    if error <= 1e-12 * abs(mean):  # all alike
+        return Equivalence(margin, float(abs(mean) >= margin), mean, mean)
+    reach = float(stats.t.ppf(1 - ALPHA, freedom)) * error
+    return Equivalence(margin, float(stats.t.sf((margin - abs(mean)) / error, freedom)), mean - reach, mean + reach)
+
+
+def of_mean(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """95 % interval of a mean over units: of a share of 0s and 1s the exact one (Clopper and Pearson 1934, doi
+    10.1093/biomet/26.4.404), which knows that 12 of 12 may be chance; else the bootstrap's. None with too few units.
+
+    Args:
+        values: (units,) of a task's measure.
+    """
+    from scipy import stats
+
+    if len(values) < needed(1):
+        return None
+    if set(np.unique(values)) <= {0.0, 1.0}:
+        limits = stats.binomtest(int(values.sum()), len(values)).proportion_ci(1 - ALPHA)
+        return float(limits.low), float(limits.high)
+    low, high = interval(values)
+    return None if low is None or high is None else (low, high)
 
 
 def trimmed(differences: NDArray[np.float64], share: float = 0.1) -> tuple[float, float, float]:
@@ -256,13 +362,27 @@ def needed(comparisons: int) -> int:
     return math.floor(1 + math.log2(comparisons / ALPHA)) + 1
 
 
+def detectable(units: int, spread: float, comparisons: int) -> float:
+    """The smallest mean of paired differences that a two-sided test at ALPHA / comparisons finds in POWER of cases.
+
+    (z + z(POWER)) spread / sqrt(units - z^2 / 2), z the normal quantile of 1 - ALPHA / (2 comparisons): a t-test's, for
+    what of it the normal approximation lacks is close to z^2 / 2 units.
+
+    units: documents. spread: standard deviation of the differences; the answer has its unit, and is inf of too few.
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(1 - ALPHA / (2 * comparisons))
+    left = units - z * z / 2
+    return (z + normal.inv_cdf(POWER)) * spread / math.sqrt(left) if left > 0 else math.inf
+
+
 def _label(cell: Cell) -> tuple[str, Any]:
     return cell.strategy, cell.options
 
 
 def _place(cell: Cell) -> str:
     """What a cell and its baseline have in common: all that the command line says but the strategy."""
-    task = [option for option in cell.task.options if option[0] != "text"]
+    task = [option for option in cell.task.options if option[0] not in PLACES]
     return digest_of([cell.length, task, cell.data, cell.limit, cell.seed, cell.dtype, cell.device])
 
 

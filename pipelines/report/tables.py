@@ -1,23 +1,24 @@
-"""Results -> tables and figures: what a terminal shows and what MLflow keeps. Owns rich's tables."""
+"""Results -> tables: what a terminal shows and what MLflow keeps."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.choices.sweep import trained_length
 from pipelines.records import provenance
-from pipelines.records.cells import Cell, Refusal, Result
+from pipelines.records.cells import Cell, Result
 from pipelines.records.numbers import duration, number
 from pipelines.records.results import Store
-from pipelines.report import curves, drawing, gain, statistics
+from pipelines.report import amounts, curves, statistics
 from pipelines.report.curves import Results
+from pipelines.report.gain import Gain
 from pipelines.report.gain_table import GainTable, gain_table
+from pipelines.report.pairs import pairs
+from pipelines.report.short import ShortCost, apart, short_costs
+from pipelines.report.short import trained_or_none as _trained_length
 from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.report.terminal import table
 from pipelines.tasks import registry
@@ -32,8 +33,8 @@ class ScoreTable:
 
     legend: what the marks mean, or why there are none; "" where nothing is compared.
     differences: a line a comparison, under DIFFERENCES.
-    longest: how many of the last differences are of the longest length. gains: over cropping; None where nothing is
-        cropped.
+    longest: the differences of the longest length. gains: over cropping; None where nothing is cropped.
+    costs: what each strategy costs at short lengths when it is deployed.
     """
 
     title: str
@@ -41,13 +42,14 @@ class ScoreTable:
     rows: list[list[str]]
     legend: str = ""
     differences: tuple[tuple[str, ...], ...] = ()
-    longest: int = 0
+    longest: tuple[tuple[str, ...], ...] = ()
     gains: GainTable | None = None
+    costs: tuple[ShortCost, ...] = ()
     model: str = ""
     task: str = ""
 
 
-DIFFERENCES = ("length", "strategy", "against", "difference", "95 % interval", "p", "p adjusted", "over")
+DIFFERENCES = ("length", "strategy", "against", "better by", "95 % interval", "p", "p adjusted", "over")
 
 
 def show(console: Console, rows: Results, shown: Iterable[ScoreTable], store: Store) -> None:
@@ -57,8 +59,7 @@ def show(console: Console, rows: Results, shown: Iterable[ScoreTable], store: St
         if scores.legend:
             console.print(scores.legend)
         if scores.longest:
-            lines = scores.differences[-scores.longest :]
-            table(console, "Differences at the longest length", DIFFERENCES, lines)
+            table(console, "Differences at the longest length", DIFFERENCES, scores.longest)
         if scores.gains is not None:
             table(console, scores.gains.title, scores.gains.header, scores.gains.rows)
             console.print("\n".join(filter(None, [scores.gains.summary, scores.gains.legend])))
@@ -83,14 +84,20 @@ def tables(results: Results) -> list[ScoreTable]:
 
 
 def _table(model: str, task: str, rows: Results) -> ScoreTable:
+    everything, trained = rows, _trained_length(rows[0][0])
+    rows, _ = apart(rows, trained)
     lengths = sorted({cell.length for cell, _ in rows})
     metrics = headlines(task, rows)
-    compared = statistics.against_baseline(rows, metrics[0] if metrics else None)
+    metric = metrics[0] if metrics else None
+    compared = statistics.against_baseline(rows, metric)
     marks = {(one.cell.strategy_label, one.cell.id): _mark(one.difference) for one in compared}
     values: dict[str, dict[int, list[str]]] = {}
+    first: dict[tuple[str, str], str] = {}
     for cell, result in rows:
         entry = values.setdefault(cell.strategy_label, {}).setdefault(cell.length, [])
-        if (value := _value(cell, result) + marks.get((cell.strategy_label, cell.id), "")) not in entry:
+        value = _value(cell, result) + marks.get((cell.strategy_label, cell.id), "")
+        same = first.setdefault((cell.id, value), cell.strategy_label)  # strategies of one plan are one cell
+        if (value := value if same == cell.strategy_label else f"= {same}") not in entry:
             entry.append(value)
     names = " (".join(metrics) + (")" if len(metrics) > 1 else "")
     documents = sorted({len(result.documents) for _, result in rows if result.documents})
@@ -104,11 +111,31 @@ def _table(model: str, task: str, rows: Results) -> ScoreTable:
     if any(share is not None for share in shares.values()):
         header.append("consistency")
         body = [[*line, "" if (share := shares[line[0]]) is None else number(share)] for line in body]
+    costs = short_costs(everything, metric, trained)
+    for length, target in sorted({(one.length, one.target) for one in costs if one.gain is not None}):
+        header.append(f"cost at {length:,} when deployed for {target:,}")
+        of_each = {one.strategy: _cost(one) for one in costs if (one.length, one.target) == (length, target)}
+        body = [[*line, of_each.get(line[0], "")] for line in body]
     compared = sorted(compared, key=lambda one: one.cell.length)
-    lines = tuple(difference_line(one, one.difference) for one in compared if one.difference is not None)
-    longest = [line for line in lines if line[0] == lines[-1][0]] if _enough(compared) else []
-    gained = gain_table(model, task, rows, metrics[0] if metrics else None, _trained_length(rows[0][0]))
-    return ScoreTable(title, header, body, _legend(compared), lines, len(longest), gained, model, task)
+    lines = tuple(map(difference_line, _distinct(pair.gain for pair in pairs(everything, metric, trained))))
+    longest = tuple(line for line in lines if line[0] == f"{lengths[-1]:,}") if _enough(compared) else ()
+    gained = gain_table(model, task, rows, metric, trained)
+    return ScoreTable(title, header, body, _legend(compared), lines, longest, gained, tuple(costs), model, task)
+
+
+def _cost(one: ShortCost) -> str:
+    if one.gain is None:
+        return "nothing"
+    return "not compared" if one.gain.refusal else amounts.cost(one.gain)
+
+
+def _distinct(found: Iterable[Gain]) -> list[Gain]:
+    """Pairs that compare, each once, whichever is the first of it; by length."""
+    once: dict[frozenset[tuple[str, str]], Gain] = {}
+    for one in sorted(found, key=lambda one: one.cell.length):
+        if one.measure is not None:
+            once.setdefault(frozenset((cell.strategy_label, cell.id) for cell in (one.cell, one.crop)), one)
+    return list(once.values())
 
 
 def _mark(difference: Difference | None) -> str:
@@ -168,19 +195,21 @@ def _legend(compared: Sequence[PairedComparison]) -> str:
     )
 
 
-def difference_line(compared: PairedComparison, difference: Difference) -> tuple[str, ...]:
+def difference_line(one: Gain) -> tuple[str, ...]:
     """One comparison as a line under DIFFERENCES."""
-    low, high, p, adjusted = difference.low, difference.high, difference.p, difference.adjusted
-    interval = "all alike" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
+    few = "too few"
+    assert one.measure is not None
+    alike = one.low is not None and one.low == one.high
+    mark = (f" {BETTER}" if one.gain > 0 else f" {WORSE}") if one.significant else ""
     return (
-        f"{compared.cell.length:,}",
-        compared.cell.strategy_label,
-        compared.baseline.strategy_label,
-        f"{difference.measure.name} {difference.mean:+.3g}",
-        interval if p is not None else "too few",
-        f"{p:.2g}" if p is not None else "too few",
-        f"{adjusted:.2g}{_mark(difference)}" if adjusted is not None else "too few",
-        f"{difference.count} {difference.measure.units}",
+        f"{one.cell.length:,}",
+        one.cell.strategy_label,
+        one.crop.strategy_label,
+        f"{amounts.value(one)} {one.measure.exp or one.measure.name}",
+        few if one.p is None else "all alike" if alike else amounts.interval(one),
+        few if one.p is None else f"{one.p:.2g}",
+        few if one.adjusted is None else f"{one.adjusted:.2g}{mark}",
+        f"{one.count} {one.measure.units}",
     )
 
 
@@ -252,65 +281,6 @@ def markdown(shown: Iterable[ScoreTable]) -> str:
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def figures(results: Results, folder: Path) -> list[Path]:
-    """Score against length, one line a strategy, one PNG for each model and task with at least two lengths; for
-    perplexity, NLL against position at the longest length; and gains over cropping in both ways. Returns the files."""
-    paths = []
-    for (model, task), rows in curves.by_task(results).items():
-        title, stem = f"{model}, {task}", re.sub(r"[^\w.-]", "_", f"{model}_{task}")
-        trained, strategies = _trained_length(rows[0][0]), curves.by_strategy(rows)
-        [name, *_] = headlines(task, rows) or ("",)
-        scores = {label: curves.by_length(of_one).get(name, []) for label, of_one in strategies.items()}
-        if len({x for curve in scores.values() for x, *_ in curve}) > 1:
-            axes = drawing.Axes("length (tokens)", name, title, trained, doubling=True)
-            paths.append(drawing.lines(scores, folder / f"{stem}_{name}.png", axes))
-        longest = max(cell.length for cell, _ in rows)
-        by_position: dict[str, list[curves.Point]] = {
-            label: [
-                (x, y, None)
-                for cell, result in of_one
-                if cell.length == longest
-                for x, y in result.series.get("nll_by_position", ())
-            ]
-            for label, of_one in strategies.items()
-        }
-        if any(by_position.values()):
-            axes = drawing.Axes(
-                "position (tokens)", "NLL (nats a token)", f"{title}: NLL by position at {longest:,}", trained
-            )
-            paths.append(drawing.lines(by_position, folder / f"{stem}_nll_by_position.png", axes))
-        paths += _gain_figures(rows, name or None, folder / stem, title, trained)
-    return paths
-
-
-def _gain_figures(rows: Results, metric: str | None, stem: Path, title: str, trained: int | None) -> list[Path]:
-    """Context gain over cropping by length, and by position at the longest one; of one model and task."""
-    paths = []
-    if any(by_length := gain.by_length(rows, metric)):
-        measure = statistics.measure_of(rows[0][0].task.name, metric)
-        unit = "nats a token" if measure.exp else "points"
-        axes = drawing.Axes("length (tokens)", f"gain ({unit})", f"{title}: gain over cropping", trained, True, True)
-        paths.append(drawing.lines(by_length, stem.with_name(f"{stem.name}_context_gain.png"), axes))
-    longest = max(cell.length for cell, _ in rows)
-    last = [(cell, result) for cell, result in rows if cell.length == longest]
-    crop = next((row for row in last if row[0].strategy == gain.CROP), None)
-    others = [row for row in last if row[0].strategy != gain.CROP]
-    by_position = {row[0].strategy_label: gain.by_position(row, crop) for row in others} if crop else {}
-    if any(by_position.values()):
-        said = f"{title}: gain over cropping by position at {longest:,}"
-        axes = drawing.Axes("position (tokens)", "gain (nats a token)", said, trained, around_zero=True)
-        paths.append(drawing.lines(by_position, stem.with_name(f"{stem.name}_context_gain_by_position.png"), axes))
-    return paths
-
-
-def _trained_length(cell: Cell) -> int | None:
-    """None where the model is no longer there."""
-    try:
-        return trained_length(cell)
-    except Refusal:
-        return None
 
 
 def distinct_rows(rows: Results) -> Results:

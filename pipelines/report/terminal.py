@@ -8,6 +8,9 @@ from typing import IO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from pipelines.report.palette import known
 
 
 def plain_console(width: int = 120, file: IO[str] | None = None) -> Console:
@@ -23,11 +26,27 @@ console = plain_console()
 silent = Console(quiet=True)
 
 
+def aside() -> Console:
+    """What people read where the output itself is for machines: on stderr."""
+    return plain_console(file=sys.stderr)
+
+
 def table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for line in body:
-        table.add_row(*line)
+        shown = (
+            _named(console, entry) if name == "strategy" else entry for name, entry in zip(header, line, strict=True)
+        )
+        table.add_row(*shown)
     console.print()
     console.print(table)
+
+
+def _named(console: Console, label: str) -> str | Text:
+    """A strategy with the sign and the colour that it has in figures; in a file its name alone."""
+    own = known(label)
+    if not console.is_terminal or own is None:
+        return label
+    return Text.assemble((f"{own.sign} ", own.colour), label)

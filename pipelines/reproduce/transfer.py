@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of, planned_of
 from pipelines.records.cells import Cell, Refusal, Result, Task
-from pipelines.report import statistics, tables, terminal
+from pipelines.report import figures, statistics, tables, terminal
 from pipelines.report.terminal import console
 from pipelines.reproduce import claims, published
 from pipelines.reproduce.published import PublishedTable
@@ -66,7 +66,8 @@ def _judge(table: PublishedTable, cells: Sequence[ClaimCell], results: Mapping[s
         for finding in findings
     ]
     files = [write(folder / "claims.json", {"table": table.name, "model": model, "claims": body})]
-    files += tables.figures([(required.cell, results[required.cell.id]) for required in measured], folder)
+    pairs = [(required.cell, results[required.cell.id]) for required in measured]
+    files += [figure.path for figure in figures.draw(pairs, folder)]
     verdicts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in VERDICTS}
     session.record(table, f"{table.name} on {model}", verdicts, files, model=model)
     console.print(f"claims on {model}: {counted(verdicts)}; files: {folder}")

@@ -128,7 +128,7 @@ class Bench:
         keys = {name: name if name == "factor" else f"strategy.{name}" for name, _ in cell.options}
         options = [f"{keys[name]}={_override(thawed(value))}" for name, value in cell.options]
         place = [f"strategy={cell.strategy}", *options, f"length={cell.length}", *self.selection(cell)]
-        return shlex.join(["ropewalk", "grid", *self.typed, *place])
+        return shlex.join(["ropewalk", "grid", *self.typed, *place, "short=none"])
 
     def selection(self, cell: Cell) -> list[str]:
         """The overrides that select a cell's documents."""
@@ -225,7 +225,7 @@ def choose_documents(choice: Workbench, text_given: bool) -> tuple[Workbench, Sc
     Raises:
         Refusal: a task without halves, or too few documents in one.
     """
-    halves, count = halves_of(str(choice.task["name"])), choice.limit or USUAL
+    halves, count = halves_of(str(choice.task["name"])), choice.documents or USUAL
     if count < LEAST:
         raise Refusal(f"limit={count}: a search is judged on at least {LEAST} documents; give limit={LEAST} or more")
     halves.check(choice.task)

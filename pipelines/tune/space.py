@@ -227,6 +227,7 @@ USUAL: Mapping[str, Callable[[_Place], str]] = {
     "mixed_b": lambda at: "0.1..2",
     "factors": lambda at: f"1..{4 * at.factor:.4g}",
     "long_factor": lambda at: f"1..{4 * at.factor:.4g}",
+    "clip_low_n": lambda at: "2..24",
     "k": lambda at: "0..1",
     "p": lambda at: "0.25..1",
     "cutoff": lambda at: f"{max(2, at.trained // 4)}..{max(at.length, at.trained)}",
@@ -237,6 +238,10 @@ USUAL: Mapping[str, Callable[[_Place], str]] = {
     "step": lambda at: "2..64",
     "chunk_size": lambda at: f"{max(2, at.trained // 4)}..{at.trained}",
     "local_window": lambda at: f"{at.trained // 64}..{max(1, at.trained // 5)}",
+    "shifted_offset": lambda at: f"{max(4, at.trained // 7)}..{max(8, at.trained // 2)}",
+    "local_value": lambda at: f"0..{max(2, at.trained // 14)}",
+    "attn_scale": lambda at: "0.01..0.5",
+    "softmax_scale": lambda at: "0..1",
     "logn": lambda at: "true,false",
     "clip": lambda at: "true,false",
 }
@@ -249,7 +254,9 @@ def usual_ranges(strategy: str, geometry: Geometry, length: int) -> dict[str, st
     rotated = geometry.rotated
     formula = geometry.base * factor ** (rotated / max(2, rotated - 2))
     at = _Place(factor, geometry.trained_length, length, formula)
-    without = {"longrope": "factor", "logn": "factor"}.get(strategy)  # which sets nothing there that is not searched
+    without = {"longrope": "factor", "logn": "factor", "temperature": "factor"}.get(
+        strategy
+    )  # which sets nothing there that is not searched
     return {name: USUAL[name](at) for name in strategies.options_of(strategy) if name in USUAL and name != without}
 
 
@@ -297,8 +304,8 @@ def _kind(strategy: str, name: str, fixed: Mapping[str, Any], usual: Mapping[str
         return kinds[head]
     if head == "layers" and leaf:
         return "number"
-    over = str(fixed.get("over") or strategies.options_of(strategy)["over"])
-    inside = strategies.kinds_of(over)
+    over = fixed.get("over") or strategies.options_of(strategy).get("over", "")
+    inside = strategies.kinds_of(over) if isinstance(over, str) and over else {}
     if head != "options" or leaf not in inside or inside[leaf] in ("list", "mapping"):
         raise Refusal(
             f"strategy.{name}: give strategy.options.NAME=LOW..HIGH with an option of {over}: "

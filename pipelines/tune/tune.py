@@ -113,7 +113,7 @@ def study_of(choice: Workbench, request: TuneRequest, command: str, run: compute
     return TuneStudy(workbench, space, geometry, settings, shorter, command, study_id)
 
 
-SAID_BY_CELLS = {"strategy", "length", "limit", "factor", "force", "seed"}
+SAID_BY_CELLS = {"strategy", "length", "limit", "factor", "force", "seed", "short"}
 """Overrides that the command of a cell says itself."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.numbers import number
 from pipelines.report import statistics, tables
+from pipelines.report.gain import gain_of
 from pipelines.report.statistics import Difference, PairedComparison
 from pipelines.tune.bench import Bench, StrategyChoice, served
 from pipelines.tune.space import LISTS_FROM, Space
@@ -64,7 +65,7 @@ class TuneVerdict:
             (line[0], self.names[v.cell.id], self.names[v.baseline.id], *line[3:])
             for v in self.compared
             if v.difference is not None
-            for line in [tables.difference_line(v, v.difference)]
+            for line in [tables.difference_line(gain_of(v))]
         ]
 
 

@@ -17,6 +17,7 @@ from pipelines.choices.sweep import cell_of
 from pipelines.records.cells import Result, Task
 from pipelines.report import effective, gain, tables
 from pipelines.report.gain import MARGIN, Gain
+from pipelines.tasks import distance
 from pipelines.tasks.kinds import Measure
 from pipelines.workers.evaluate import evaluate
 
@@ -181,12 +182,16 @@ def test_without_a_cropped_cell_nothing_is_said_of_gains(monkeypatch):
 def test_the_table_says_what_a_strategy_is_worth_at_every_length_and_what_it_costs_at_the_trained_one(monkeypatch):
     monkeypatch.setattr(tables, "_trained_length", lambda cell: 512)
     rows = [row("crop", [3.0] * 12, length=n) for n in (512, 1024, 2048)]
-    rows += [row("yarn", spread(d), length=n) for n, d in ((512, 0.1), (1024, -0.05), (2048, 0.2))]
+    rows += [row("yarn", spread(d), length=n) for n, d in ((1024, -0.05), (2048, 0.2))]
+    deployed, result = row("yarn", spread(0.1), length=512)
+    rows.append((replace(deployed, options=(("factor", 4.0),)), result))
     (table,) = tables.tables(rows)
-    assert table.gains.header == ["strategy", "1,024", "2,048", "effective length", "cost at 512"]
-    ((name, first, second, reached, cost),) = table.gains.rows
-    assert name == "yarn" and first.endswith("useful") and second.endswith("broken") and cost.endswith("broken")
-    assert first.startswith("+4.9 % [") and cost.startswith("-10.5 % [") and reached == "1,024 [1,024, 1,024]"
+    assert table.gains.header == ["strategy", "1,024", "2,048", "effective length"]
+    ((name, first, second, reached),) = table.gains.rows
+    assert name == "yarn" and first.endswith("useful") and second.endswith("broken")
+    assert first.startswith("+4.9 % [") and reached == "1,024 [1,024, 1,024]"
+    assert table.header[-1] == "cost at 512 when deployed for 2,048"
+    assert [line[0] for line in table.rows] == ["crop", "yarn"] and table.rows[1][-1].startswith("10.5 % [")
     assert table.gains.summary.startswith("At 2,048 tokens no gain over cropping is shown; yarn comes closest: -22.1 %")
     assert "context gain over cropping" in tables.markdown([table])
 
@@ -229,3 +234,38 @@ def test_the_interval_of_an_effective_length_covers_it_as_often_as_it_says():
 def test_few_documents_have_an_effective_length_without_an_interval():
     one = effective.by_gain({1024: np.full(5, 0.1)}, 512)
     assert (one.value, one.low, one.high) == (1024, None, None)
+
+
+def test_by_distance_a_gain_lies_where_what_was_cropped_tells_the_token():
+    """Of tokens that can be copied from further back than the window, a long reader knows more; of no others."""
+    window, length = 64, 1000
+    dice = np.random.default_rng(0)
+    documents = []
+    for _ in range(6):
+        ids = dice.integers(0, 30, length).tolist()
+        far = distance.back(ids)
+        short = dice.uniform(1, 3, length - 1)
+        long = short - np.where(np.isfinite(far) & (far > window), 0.5, 0.0)
+        kept = [distance.by_distance(ids, nll) for nll in (short, long)]
+        documents.append([{"nll_by_distance": sums, "tokens_by_distance": counts} for sums, counts in kept])
+    cell = replace(CELL, task=Task("perplexity", ()), length=length)
+    crop, ours = (
+        (
+            replace(cell, strategy=name),
+            Result(name, "ok", {}, documents=[row[k] for row in documents], digest="same"),
+        )
+        for k, name in enumerate(("crop", "yarn"))
+    )
+    found = gain.by_distance(ours, crop)
+    assert [end for end, _, _ in found] == [16, 32, 64, 128, 256, 512, 1024, math.inf]
+    assert [round(mean, 9) for _, mean, _ in found] == [0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0]
+    assert sum(documents[0][0]["tokens_by_distance"]) == length - 1
+    # results from before distances were kept say nothing
+    assert gain.by_distance((ours[0], replace(ours[1], documents=[{}] * 6)), crop) == []
+
+
+def test_distance_is_to_the_last_place_where_the_same_two_tokens_stood():
+    ids = np.random.default_rng(1).integers(0, 5, 200).tolist()
+    for place, far in enumerate(distance.back(ids), start=1):
+        before = [n for n in range(1, place) if ids[n - 1 : n + 1] == ids[place - 1 : place + 1]]
+        assert far == (place - before[-1] if before else math.inf)
