@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.choices.sweep import full_options, geometry_for, patched_config
+from pipelines.choices.sweep import full_options, geometry_for, patched_config, trained_length
 from pipelines.records.cells import Cell, Refusal, Result
 from rope.geometry import layers_of
 
@@ -66,11 +66,25 @@ def choice_params(cell: Cell) -> dict[str, Any]:
     }
 
 
+def factor(cell: Cell) -> float | None:
+    """By how much the cell's strategy stretches: its factor as given, else length / trained length and at least 1; None
+    where it has no factor, or the model is gone that has the trained length."""
+    options = known_options(cell)
+    if options is None or "factor" not in options:
+        return None
+    try:
+        return max(1.0, cell.length / trained_length(cell)) if options["factor"] is None else float(options["factor"])
+    except Refusal:
+        return None
+
+
 def _params(cell: Cell, result: Result) -> dict[str, Any]:
+    stretched = factor(cell)
     return {
         "model": cell.model.name,
         "model.path": cell.model.path,
         "length": cell.length,
+        **({} if stretched is None else {"factor": f"{stretched:g}"}),
         **choice_params(cell),
         **{name: value for name, value in result.provenance.items() if name not in ("code", "command", "at")},
     }

@@ -9,7 +9,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -111,6 +111,17 @@ def unreadable(path: Path) -> str:
     return "" if versions and {"experiments", "runs"} <= tables else "its tables were made in part"
 
 
+def last_tagged(store: Store, tag: str) -> str:
+    """The id of the experiment of the store's own database in which this tag is the greatest; "" where none has it."""
+    query = (
+        "SELECT experiment_tags.experiment_id FROM experiment_tags JOIN experiments USING (experiment_id) "
+        "WHERE key = ? AND lifecycle_stage = 'active' ORDER BY value DESC LIMIT 1"
+    )
+    with contextlib.closing(sqlite3.connect(f"{(store.root / DATABASE).as_uri()}?mode=ro", uri=True)) as database:
+        row = database.execute(query, (tag,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def _follow(store: Store) -> None:
     """Artifacts in the store's own folder, also after it was moved or copied: MLflow keeps absolute paths."""
     here = str(store.root / ARTIFACTS)
@@ -196,7 +207,7 @@ def start_run(
     }
     if resume is None:
         given = {key: public(value) for key, value in {**common, **tags}.items() if value}
-        created = client.create_run(experiment, run_name=name, tags=given, start_time=start or now())
+        created = client.create_run(experiment, run_name=public(name), tags=given, start_time=start or now())
         run = Run(client, str(created.info.run_id))
     else:
         client.update_run(resume, status="RUNNING")
@@ -216,11 +227,12 @@ def search(client: Any, experiment: str, query: str) -> list[Any]:
     return [] if known is None else pages(client, known.experiment_id, query)
 
 
-def pages(client: Any, experiment: str, query: str) -> list[Any]:
-    """All runs that match a query, over all pages. experiment: its id."""
+def pages(client: Any, experiments: str | Sequence[str], query: str) -> list[Any]:
+    """All runs that match a query, over all pages. experiments: the id of one, or of several."""
+    ids = [experiments] if isinstance(experiments, str) else list(experiments)
     token, runs = None, []
     while True:
-        page = client.search_runs([experiment], query, page_token=token)
+        page = client.search_runs(ids, query, max_results=1000, page_token=token)
         runs += list(page)
         if not (token := page.token):
             return runs

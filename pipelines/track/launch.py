@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -17,9 +15,10 @@ from pipelines.choices.sweep import Sweep
 from pipelines.models import earlier, load
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Refusal, Result, distinct
-from pipelines.records.numbers import duration
 from pipelines.records.results import Store
-from pipelines.report import tables, terminal
+from pipelines.report import page, tables, terminal
+from pipelines.report.progress import Events, GridProgress
+from pipelines.report.recommend import MAX_SHORT_COST, recommendations
 from pipelines.tasks import registry
 from pipelines.track import rebuild
 from pipelines.track.recorder import Recorder, unrecorded
@@ -34,56 +33,96 @@ def run(
     force: bool = False,
     retry: bool = False,
     console: Console = terminal.console,
+    events: Events | None = None,
+    foretold: Callable[[], Iterable[str]] = tuple,
+    max_short_cost: float = MAX_SHORT_COST,
 ) -> list[tuple[Cell, Result]]:
     """The whole of one launch: the sweep's cells with their results, in their order.
+
+    events: is told of all that happens, as plain data. foretold: sentences to say before anything is computed; not
+    asked for where nothing is. max_short_cost: share that a strategy may cost at short lengths and be recommended.
 
     Raises:
         Refusal: a model or a text is not what its cells need; nothing has run then.
         KeyboardInterrupt: after Ctrl-C. What was finished is recorded and shown.
     """
     cells = distinct(sweep.cells)
-    done = settled(cells, store, force=force, retry=retry)
-    died = [cell for cell in cells if cell.id in done and not done[cell.id].finished]
-    if not force:
-        done |= taken_over([cell for cell in cells if cell.id not in done], store, console)
+    done = _finished(sweep, cells, store, force=force, retry=retry, console=console)
     todo = [cell for cell in cells if cell.id not in done]
-    console.print(counted(len(sweep.cells), len(sweep.cells) - len(cells), len(done) - len(died), len(todo)))
-    for cell in died:
-        console.print(f"left out: {cell.label}: {done[cell.id].error_line}")
-    if otherwise := provenance.made_otherwise(result.provenance for result in done.values()):
-        console.print(otherwise)
     # MLflow is imported while transformers is. A daemon: an import that Ctrl-C tore apart never ends in another thread.
     aside = threading.Thread(target=_warm, daemon=True)
     aside.start()
     prepare(todo)
     aside.join()
-    if todo and (expected := estimate.sentence(todo, store)):
-        console.print(expected)
+    threading.Thread(target=page.warm, daemon=True).start()  # while cells compute
+    if todo:
+        for said in filter(None, [*foretold(), estimate.sentence(todo, store)]):
+            console.print(said)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
     recorder.submit(lambda _: rebuild.record_left_over(store))
     recorder.submit(partial(_recall, rows=_rows(sweep, done)))
-    progress, others, interrupted = _Progress(todo, console), set[str](), True
-    computed = partial(compute, force=force, retry=retry, say=console.print, elsewhere=others)
+    if events is not None:
+        events({"event": "start", "sweep": sweep.id, "store": str(store.root), "cells": len(cells), "todo": len(todo)})
+    others, interrupted = set[str](), True
+    computed = partial(compute, force=force, retry=retry, elsewhere=others)
     try:
-        for cell, result in computed(todo, store, compute_cells, progress, sweep.command_of):
-            results[cell.id] = result
-            if cell.id in others:
-                recorder.submit(partial(_recall, rows=_rows(sweep, {cell.id: result})))
-            else:
-                recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
+        with GridProgress(todo, console, events) as progress:
+            for cell, result in computed(todo, store, compute_cells, progress, sweep.command_of, say=progress.say):
+                results[cell.id] = result
+                if cell.id in others:
+                    recorder.submit(partial(_recall, rows=_rows(sweep, {cell.id: result})))
+                else:
+                    recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
-            shown = tables.tables(rows)
-            recorder.submit(lambda tracker: tracker.conclude(rows, shown))
-            tables.show(console, rows, shown, store)
-            console.print(f"results: {store.root}")
+            _conclude(sweep, rows, store, recorder, interrupted=interrupted, cost=max_short_cost, console=console)
         if reason := recorder.close(interrupted=interrupted, say=console.print):
             store.mark_unrecorded(sweep.id)
             console.print(unrecorded(reason))
     return rows
+
+
+def _finished(
+    sweep: Sweep, cells: Sequence[Cell], store: Store, *, force: bool, retry: bool, console: Console
+) -> dict[str, Result]:
+    """The results that need no computing, by id; says how many there are, and what of them a reader must know."""
+    done = settled(cells, store, force=force, retry=retry)
+    died = [cell for cell in cells if cell.id in done and not done[cell.id].finished]
+    if not force:
+        done |= taken_over([cell for cell in cells if cell.id not in done], store, console)
+    finished = len(done) - len(died)
+    console.print(counted(len(sweep.cells), len(sweep.cells) - len(cells), finished, len(cells) - len(done)))
+    for cell in died:
+        console.print(left_out(cell, done[cell.id]))
+    if otherwise := provenance.made_otherwise(result.provenance for result in done.values()):
+        console.print(otherwise)
+    return done
+
+
+def _conclude(
+    sweep: Sweep,
+    rows: Sequence[tuple[Cell, Result]],
+    store: Store,
+    recorder: Recorder[track.Tracker],
+    *,
+    interrupted: bool,
+    cost: float,
+    console: Console,
+) -> None:
+    """The tables, the answer, the page, and where all of it lies."""
+    shown = tables.tables(rows)
+    tables.show(console, rows, shown, store)
+    answers = recommendations(rows, max_short_cost=cost, command=sweep.command)
+    for answer in answers:
+        console.print("\n".join(filter(None, [*answer.sentences, answer.command])))
+    report, place = None, ""
+    if not interrupted:
+        report, place = page.attempt(rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown, answers=answers)
+    recorder.submit(lambda tracker: tracker.conclude(rows, shown, report))
+    console.print("\n".join(filter(None, [place, f"results: {store.root}"])))
 
 
 def _warm() -> None:
@@ -123,6 +162,11 @@ def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
     )
 
 
+def left_out(cell: Cell, result: Result) -> str:
+    """What to say of a cell whose process was killed in an earlier launch; the reason says how to try it again."""
+    return f"left out: {cell.label}: {result.error_line}"
+
+
 def prepare(cells: Sequence[Cell]) -> None:
     """Find out before any model loads whether every cell has the files and the text that it needs.
 
@@ -140,39 +184,3 @@ def prepare(cells: Sequence[Cell]) -> None:
             refused[str(reason)] = None
     if refused:
         raise Refusal("\n".join(refused))
-
-
-class _Progress:
-    """A line a finished cell, with the time that the rest should take."""
-
-    def __init__(self, todo: Sequence[Cell], console: Console = terminal.console) -> None:
-        self.console = console
-        self.left = {cell.id: _work(cell) for cell in todo}
-        self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
-        self.start = time.monotonic()
-
-    def __call__(self, cell: Cell, result: Result) -> None:
-        work = self.left.pop(cell.id, 0.0)
-        if "seconds" in result.cost:
-            self.spent += work
-            self.seconds += result.cost["seconds"]
-        number = f"{self.total - len(self.left):>{len(str(self.total))}}/{self.total}"
-        eta = f"  left {duration(self.remaining())}" if self.left and self.spent else ""
-        self.console.print(f"{number}  {line(cell, result)}{eta}")
-        sys.stdout.flush()
-
-    def remaining(self) -> float:
-        """Seconds: by what the finished cells took themselves, as the start of workers and models comes only once."""
-        at_once = max(1.0, self.seconds / (time.monotonic() - self.start))
-        return self.seconds / self.spent * sum(self.left.values()) / at_once
-
-
-def line(cell: Cell, result: Result) -> str:
-    """One finished cell in a terminal line."""
-    return f"{result.status:<8} {cell.label}  {tables.headline(cell, result)}"
-
-
-def _work(cell: Cell) -> float:
-    """Relative cost, for the time left."""
-    windows, context = estimate.pieces(cell)
-    return windows * context * estimate.growth(context)

@@ -11,7 +11,7 @@ from pipelines.choices.sweep import Sweep
 from pipelines.records.cells import Cell, Refusal, Result, distinct
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
-from pipelines.report import tables
+from pipelines.report import page, tables
 from pipelines.track.cell_runs import cell_run
 from pipelines.track.curve_runs import prune_curves
 from pipelines.track.database import connect, has_own_database, search
@@ -134,7 +134,8 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool, ours: bool =
         tracker.recall((cell, result) for cell, result in expected if cell.id in before)
         for cell_id in (cell_id for cell_id in results if cell_id not in before):
             tracker.record(sweep.bearing(cell_id), results[cell_id])
-        tracker.conclude(rows, shown)
+        report, _ = page.attempt(rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown)
+        tracker.conclude(rows, shown, report)
     store.mark_recorded(sweep.id)
     reasons = [run.lost for run in runs if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"

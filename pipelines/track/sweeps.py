@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.choices.sweep import Sweep
@@ -14,15 +12,20 @@ from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
 from pipelines.records.public import public
 from pipelines.records.results import Store
-from pipelines.report import curves, tables
+from pipelines.report import page, palette, tables
+from pipelines.report.curves import Results
 from pipelines.report.gain_table import as_metrics
 from pipelines.tasks import text
 from pipelines.track.cell_runs import CellRun, cell_run
-from pipelines.track.curve_runs import curve_id, draw_curve
+from pipelines.track.curve_runs import draw_curves
 from pipelines.track.database import Run, connect, experiment_id, milliseconds, now, pages, search, start_run
+from pipelines.track.experiments import describe
 
 SHOWN = 5
 """Sweeps that a description names; the file beside it names all."""
+
+LAYOUT = "2"
+"""A tag of a sweep that was written whole. Raised when it is written otherwise: `sync` then writes all anew."""
 
 FEW = 20
 """Cells up to which a search for each is quicker than a list of all."""
@@ -44,7 +47,11 @@ class Tracker:
         """A tracker of the sweep, whose run ends with the block: FINISHED, or FAILED or KILLED where it raises."""
         client = client or connect(store)
         experiment = experiment_id(client, sweep.experiment, store)
-        tags = {"ropewalk.kind": "sweep", "sweep_id": sweep.id, "mlflow.note.content": f"`{sweep.command}`"}
+        tags = {
+            "ropewalk.kind": "sweep",
+            "sweep_id": sweep.id,
+            "mlflow.note.content": f"`{sweep.command}`",
+        }
         start = milliseconds(sweep.created)
         with start_run(client, experiment, sweep.label, tags, code=sweep.code, start=start) as parent:
             yield cls(client, experiment, sweep, store, parent)
@@ -80,6 +87,7 @@ class Tracker:
             "cached": str(cached).lower(),
             "device": str(result.provenance.get("device", cell.device)),
             "patched_config": content.no_config,
+            "mlflow.runColor": palette.style(cell.strategy).colour,
             "mlflow.note.content": f"{command}\n\n```\n{result.error}\n```" if result.error else command,
         }
         # Its times are those of the computing, whenever that was: the UI shows how long a cell took.
@@ -102,10 +110,12 @@ class Tracker:
             run.files([self.store.cell(cell.id) / "result.json"])
             run.status, run.end = "FINISHED" if result.finished else "FAILED", end
 
-    def conclude(self, rows: curves.Results, shown: Iterable[tables.ScoreTable]) -> None:
-        """The sweep's own: how it ended, its cells as one file, its tables and its figures; and the curves."""
+    def conclude(self, rows: Results, shown: Iterable[tables.ScoreTable], report: page.Page | None = None) -> None:
+        """The sweep's own: how it ended, its cells as one file, its tables, page and figures; and the curves."""
+        # Parameters: MLflow draws a chart of every metric, and a bar of a count says nothing.
         counts = tables.counts([result for _, result in rows])
-        self.parent.log(metrics=[(f"cells/{status}", count, 0) for status, count in counts.items()])
+        counts |= {"finished before": len(self.before)} if self.before else {}
+        self.parent.log({f"cells {status}": count for status, count in counts.items()})
         shown = list(shown)
         for scores in shown:
             if scores.gains is not None:
@@ -117,12 +127,14 @@ class Tracker:
             self._note_before()
         self.parent.json(self.sweep.spec(), "sweep.json")
         self.parent.text(tables.markdown(shown), "tables.md")
-        with tempfile.TemporaryDirectory() as folder:
-            self.parent.files(tables.figures(rows, Path(folder)), "figures")
+        if report is not None:
+            self.parent.files([report.html])
+            if report.figures.is_dir():
+                self.client.log_artifacts(self.parent.id, str(report.figures), "figures")
         measured = [(cell, result) for cell, result in rows if result.metrics]
-        for curve in curves.grouped(measured, curve_id).values():
-            cells = [cell for cell, _ in curve]
-            draw_curve(self.client, self.experiment, self.store, cells, self.sweep.id)
+        draw_curves(self.client, self.experiment, self.store, measured, self.sweep.id, _gains(shown))
+        describe(self.client, self.experiment, milliseconds(self.sweep.created))
+        self.parent.tag("ropewalk.layout", LAYOUT)  # last: without it the sweep counts as written in part
 
     def _note_before(self) -> None:
         """Where the runs are of the cells that were finished before: in the sweep's description, and cell by cell."""
@@ -132,9 +144,20 @@ class Tracker:
         cells = f"{len(self.before)} of its cells were finished before: finished_before.json names the sweep of each"
         note = f"`{self.sweep.command}`\n\n{cells}; to see their runs, search for\n{searches}{more}"
         self.parent.tag("mlflow.note.content", note)
-        self.parent.log(metrics=[("cells/finished_before", len(self.before), 0)])
         rows = [{"cell": cell.label, "cell_id": cell.id, "sweep_id": sweep_id} for cell, sweep_id in self.before]
         self.parent.json({"cells": rows}, "finished_before.json")
+
+
+def _gains(shown: Iterable[tables.ScoreTable]) -> dict[tuple[str, str, str], dict[int, float]]:
+    """(model, task, strategy with its options) -> gain over cropping by length."""
+    return {
+        (scores.model, scores.task, one.strategy): {
+            length: gain.gain for length, gain in one.gains.items() if not gain.refusal
+        }
+        for scores in shown
+        if scores.gains is not None
+        for one in scores.gains.standings
+    }
 
 
 @dataclass(frozen=True)
@@ -164,12 +187,14 @@ def runs_of_cells(client: Any, experiment: str, cell_ids: Collection[str]) -> Ce
 
 
 def recorded(client: Any, sweep: Sweep, rows: Sequence[tuple[Cell, Result]]) -> int | None:
-    """Of how many results MLflow has the run, below this sweep or an earlier one; None: the sweep is running."""
+    """Of how many results MLflow has the run, below this sweep or an earlier one; -1: it lacks the sweep, or has it as
+    an earlier version wrote it; None: the sweep is running."""
     runs = _runs_of(client, sweep.experiment, sweep.id)
     if any(run.info.status == "RUNNING" for run in runs):
         return None
-    if not any(run.data.tags["ropewalk.kind"] == "sweep" for run in runs):
-        return 0
+    written = [run.data.tags for run in runs if run.data.tags["ropewalk.kind"] == "sweep"]
+    if not any(tags.get("ropewalk.layout") == LAYOUT for tags in written):
+        return -1
     experiment = client.get_experiment_by_name(sweep.experiment).experiment_id
     known = runs_of_cells(client, experiment, {cell.id for cell, _ in rows})
     return sum(known.sweep_of(cell, result) is not None for cell, result in rows)

@@ -22,6 +22,7 @@ from pipelines.cli.main import run
 from pipelines.records.cells import Refusal, Result
 from pipelines.records.results import Store
 from pipelines.report import tables
+from pipelines.report.page import Page
 from pipelines.track import launch
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
@@ -49,6 +50,20 @@ def recorded(store, *rows):
             store.save(cell, result)
             tracker.record([cell], result)
         tracker.conclude(rows, tables.tables(rows))
+
+
+def test_the_run_of_a_sweep_has_the_page_and_its_figures(store, client, tmp_path):
+    folder = tmp_path / "a page"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("report.html", "figures/ppl.svg", "figures/ppl.csv"):
+        (folder / name).write_text(name)
+    cell = random_cell("none", 128)
+    sweep = Sweep("an-experiment", (cell,), command="ropewalk grid x=1")
+    with track.Tracker.open(sweep, store) as tracker:
+        tracker.conclude([(cell, Result(cell.id, "failed"))], [], Page(folder / "report.html", 1))
+    run = the_run(client, "sweep")
+    kept = {file.path for place in (None, "figures") for file in client.list_artifacts(run.info.run_id, place)}
+    assert {"report.html", "figures/ppl.svg", "figures/ppl.csv"} <= kept
 
 
 def the_runs(client, kind):
@@ -104,7 +119,8 @@ def test_what_was_not_measured_is_absent(store, client):
     run = the_run(client, "cell")
     assert not any(name.startswith("perplexity/") for name in run.data.metrics)
     assert run.data.tags["status"] == "oom" and run.info.status == "FINISHED"
-    assert the_run(client, "sweep").data.metrics == {"cells/oom": 1.0}
+    sweep = the_run(client, "sweep").data
+    assert sweep.params == {"cells oom": "1"} and not sweep.metrics  # MLflow draws a bar of every metric
 
 
 def test_a_failed_cell_is_a_failed_run(store, client):
@@ -166,7 +182,7 @@ def test_a_finished_grid_that_is_launched_again_adds_no_runs_of_cells_but_says_w
     assert runs[0] == runs[1] and len(runs[0]) == 2
     second, first = the_runs(client, "sweep")
     assert f"tags.sweep_id = '{first.data.tags['sweep_id']}'" in second.data.tags["mlflow.note.content"]
-    assert second.data.metrics == {"cells/ok": 2.0, "cells/finished_before": 2.0}
+    assert second.data.params == {"cells ok": "2", "cells finished before": "2"} and not second.data.metrics
     file = client.download_artifacts(second.info.run_id, "finished_before.json")
     named = json.loads(Path(file).read_text())["cells"]
     assert {(row["cell_id"], row["sweep_id"]) for row in named} == {
@@ -206,13 +222,16 @@ def test_the_tests_of_a_grid_are_computed_once(store, client, monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_newest_runs_are_the_curves_of_the_last_grid(store, client):
+def test_a_curve_that_would_be_drawn_as_it_is_stays_and_is_drawn_anew_where_a_number_differs(store, client):
     cell = replace(random_cell("linear", 512), limit=3)
-    row = cell, Result(cell.id, "ok", {"ppl": 9.0}, cost={"seconds": 1.0})
-    for _ in range(2):  # the second finds the curve as it would draw it
-        recorded(store, row)
-        [curve], sweeps = the_runs(client, "curve"), the_runs(client, "sweep")
-        assert curve.info.start_time >= max(run.info.start_time for run in sweeps)
+    runs = []
+    for ppl in (9.0, 9.0, 8.0):
+        recorded(store, (cell, Result(cell.id, "ok", {"ppl": ppl})))
+        runs.append(the_run(client, "curve"))
+        newest = max(the_runs(client, "sweep"), key=lambda run: run.info.start_time)
+        assert runs[-1].data.tags["sweep_id"] == newest.data.tags["sweep_id"]
+    assert runs[0].info.run_id == runs[1].info.run_id != runs[2].info.run_id
+    assert curve(client, runs[2], "ppl") == [(512, 8.0)]
 
 
 def test_a_cell_has_the_command_for_it_alone(store, client):
