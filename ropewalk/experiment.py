@@ -126,18 +126,9 @@ def load_results(store: str | PathLike[str] | None = None) -> Results:
     store: its folder; None: ROPEWALK_STORE, or else mlruns/ here.
     """
     from pipelines.records.results import Store
+    from pipelines.report import stored
 
-    folder = Store.at(None if store is None else os.path.expanduser(store))
-    if not folder.root.is_dir():
-        raise Refusal(f"there is no folder {folder.root}; give the store of a grid, such as mlruns")
-    rows: dict[tuple[Any, ...], tuple[Cell, Result]] = {}
-    named = [Cell.of(spec) for sweep in folder.sweeps() for spec in sweep["cells"]]
-    results = {cell.id: folder.read(cell.id) for cell in named}
-    for cell in named:
-        if (result := results[cell.id]) is not None:
-            rows[cell.id, cell.strategy, cell.options] = cell, result
-    others = [(Cell.of(spec), result) for spec, result in folder.newest(10**9) if spec["id"] not in results]
-    return Results([*rows.values(), *reversed(others)])
+    return Results(stored.rows_of(Store.at(None if store is None else os.path.expanduser(store))))
 
 
 def _listed(values: Any, *single: type) -> list[Any]:

@@ -49,8 +49,9 @@ OWNERS = {
     "gguf": {"pipelines.models.copies"},  # headers we read ourselves
     "huggingface_hub": {"pipelines.models.find"},
     "hydra": {"pipelines.choices", "pipelines.grid.launcher"},
+    "jinja2": {"pipelines.report.page"},
     "lm_eval": {"pipelines.tasks"},
-    "matplotlib": {"pipelines.report.drawing"},
+    "matplotlib": {"pipelines.report.canvas", "pipelines.report.drawing"},
     "mlflow": {"pipelines.track"},
     "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
     "optuna": {"pipelines.tune.search"},
@@ -65,7 +66,7 @@ OWNERS = {
         "pipelines.reproduce",
     },
     "scipy": {"pipelines.report.statistics"},
-    "tokenizers": {"pipelines.models", "pipelines.train.corpus"},
+    "tokenizers": {"pipelines.models", "pipelines.train.corpus", "pipelines.train.exercises"},
     "torch": {
         "rope.attention",
         "rope.fused",
@@ -89,7 +90,13 @@ OWNERS = {
         "pipelines.train.train",
     },
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
-    "yaml": {"pipelines.choices", "pipelines.doctor.rules", "pipelines.train.recipe"},
+    "yaml": {
+        "pipelines.choices",
+        "pipelines.doctor.rules",
+        "pipelines.tasks.files",
+        "pipelines.tasks.long_tasks",
+        "pipelines.train.recipe",
+    },
 }
 
 FILES = sorted(p for folder in ("rope", "pipelines", "ropewalk") for p in (PROJECT / folder).rglob("*.py"))

@@ -29,6 +29,7 @@ from pipelines.records import paths
 from pipelines.records.cells import Refusal
 from pipelines.records.places import CONF
 from pipelines.records.refusal import first_line, suggestion
+from pipelines.tasks import files
 
 OPTIONED = ("strategy", "task")
 """Groups whose values have options of their own."""
@@ -338,6 +339,10 @@ def _located(overrides: Sequence[str]) -> list[str]:
             located.append(f"strategy={','.join(files)}")
         elif group == "model" and value:
             located.append(f"model={','.join(_models(value, names['model']))}")
+        elif group == "task" and any(map(_is_path, value.split(","))):
+            located.append(f"task={','.join(_tasks(value, names['task']))}")
+        elif group == "short" and "," in value and not value.startswith("["):
+            located.append(f"short=[{value}]")  # several lengths of one grid, not several grids
         elif group in PATHS:
             located.append(f"{group}={_path_value(group, value)}")
         elif group == "task" and "," in value:
@@ -350,6 +355,28 @@ def _located(overrides: Sequence[str]) -> list[str]:
         else:
             located += ["task=lm_eval", f"task.name={paths.quoted(value)}"]
     return located
+
+
+def _is_path(entry: str) -> bool:
+    """Whether a task is a file or a folder: no name of one has a slash, or ends so."""
+    return (
+        ("/" in entry and not entry.startswith(suites.PREFIX))
+        or entry.endswith((".yaml", ".yml"))
+        or entry in (".", "..")
+    )
+
+
+def _tasks(value: str, known: set[str]) -> list[str]:
+    """The names under which Hydra knows the tasks of task=...: files and folders among them."""
+    entries: list[str] = []
+    for entry in paths.listed(value):
+        if _is_path(entry):
+            entries += [config.task_file(file) for file in files.tasks_of(Path(entry).expanduser())]
+        else:
+            if entry and entry not in known:
+                config.named_task(entry)
+            entries.append(entry)
+    return list(dict.fromkeys(entries))
 
 
 def _models(value: str, known: set[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pipelines.records.cells import Refusal, digest_of
 from pipelines.records.paths import uninterpolated
 from pipelines.records.privacy import give_out
 from pipelines.records.refusal import first_line
+from pipelines.tasks import registry
 
 EXAMPLES = {
     "length": "tokens of context under test, such as length=16384 or length=8192,16384",
@@ -79,6 +80,37 @@ class Cluster:
 
 
 @dataclass
+class Report:
+    """What the answer at the end of a grid goes by; no number depends on it."""
+
+    max_short_cost: Any = "2%"
+    """The most that a deployed strategy may cost at short lengths: per cent, or a share."""
+
+    @property
+    def short_cost(self) -> float:
+        """The same as a share, from 0 to 1.
+
+        Raises:
+            Refusal: it is neither.
+        """
+        given = str(self.max_short_cost).strip()
+        try:
+            share = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share <= 1:
+            raise Refusal(f"report.max_short_cost={given}: give per cent or a share, such as 2% or 0.02")
+        return share
+
+
+ENOUGH = "enough"
+"""In place of a limit: as many documents as the comparisons of a grid need."""
+
+AUTO, NO_LENGTHS = "auto", "none"
+"""Of `short`, beside lengths: the trained one; none at all."""
+
+
+@dataclass
 class Workbench:
     """One cell's choices: conf/config.yaml, composed."""
 
@@ -90,13 +122,28 @@ class Workbench:
     cluster: Cluster = MISSING
     length: int = MISSING
     factor: float | None = None
-    limit: int | None = None
+    short: Any = AUTO
+    """auto, none, or lengths in tokens: where a grid measures what a deployed factor costs."""
+    limit: int | str | None = None
+    """Documents; `enough` only of a grid, which puts a number in its place."""
+    report: Report = field(default_factory=Report)
     seed: int = 0
     dtype: Dtype = Dtype.auto
     force: bool = False
     retry: bool = False
     allow_unsafe_tasks: bool = False
     store: str | None = None
+
+    @property
+    def documents(self) -> int | None:
+        """The limit as a number.
+
+        Raises:
+            Refusal: it is `enough`, and nothing has put a number in its place.
+        """
+        if isinstance(self.limit, str):
+            raise Refusal(f"limit={self.limit}: `ropewalk grid` and `ropewalk plan` take it; give a whole number here")
+        return self.limit
 
 
 ConfigStore.instance().store(name="schema", node=Workbench, provider="ropewalk")
@@ -130,6 +177,7 @@ OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 _FILES: dict[str, str] = {}
 _MODELS: dict[str, str] = {}
+_TASKS: dict[str, str] = {}
 
 
 def strategy_file(path: Path) -> str:
@@ -157,6 +205,20 @@ def named_task(name: str) -> None:
     ConfigStore.instance().store(group="task", name=name, node=node, provider="ropewalk")
 
 
+def task_file(path: Path) -> str:
+    """Make a task's YAML known to Hydra, as conf/task/lm_eval.yaml is; returns the name under which it is.
+
+    Raises:
+        Refusal: it is no such file, or something that it needs is not there.
+    """
+    schema.check_yaml(path)
+    name = re.sub(r"[^\w-]", "_", f"given-{path.stem}-{digest_of(str(path.resolve()))[:8]}")
+    _TASKS[name] = str(path.resolve())
+    node = {"name": registry.task_file(str(path)).name, "num_fewshot": None, "files": uninterpolated(_TASKS[name])}
+    ConfigStore.instance().store(group="task", name=name, node=node, provider="ropewalk")
+    return name
+
+
 def given_model(path: str, shown: str) -> str:
     """Make a folder, file or hub id known to Hydra as a model, as conf/model/local.yaml is; returns its name there.
 
@@ -169,21 +231,16 @@ def given_model(path: str, shown: str) -> str:
     return name
 
 
-def _literal(value: Any) -> Any:
-    """Plain data in which no text is an interpolation."""
-    if isinstance(value, dict):
-        return {key: _literal(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return list(map(_literal, value))
-    return uninterpolated(value) if isinstance(value, str) else value
-
-
 def _check(choice: Workbench) -> None:
     """Refuse numbers that nothing here can do anything with.
 
     Raises:
         Refusal: one is out of its range.
     """
+    if isinstance(choice.limit, str) and choice.limit != ENOUGH:
+        raise Refusal(f"limit={choice.limit}: give a whole number of documents, {ENOUGH}, or null for all")
+    short_lengths(choice)
+    assert choice.report.short_cost >= 0
     for key, (least, most) in RANGES.items():
         group, _, name = key.rpartition(".")
         value = getattr(getattr(choice, group) if group else choice, name, None)
@@ -191,10 +248,25 @@ def _check(choice: Workbench) -> None:
             raise Refusal(f"{key}={value}: give a number from {least:,} to {most:,}")
 
 
+def short_lengths(choice: Workbench) -> tuple[int, ...] | None:
+    """The lengths that `short` lists; None: as `auto` says.
+
+    Raises:
+        Refusal: it lists none.
+    """
+    given = choice.short
+    if given == AUTO:
+        return None
+    lengths = () if given in (None, NO_LENGTHS) else tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if any(not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= 2**40 for length in lengths):
+        raise Refusal(f"short={given}: give auto, none, or lengths in tokens, such as short=4096,8192")
+    return lengths
+
+
 def typed(override: str) -> str:
     """An override as it can be typed again: a strategy out of a file, and a model that is no name, by its path."""
     key, _, name = override.partition("=")
-    path = {"strategy": _FILES, "model": _MODELS}.get(key, dict[str, str]()).get(name)
+    path = {"strategy": _FILES, "model": _MODELS, "task": _TASKS}.get(key, dict[str, str]()).get(name)
     return override if path is None else f"{key}={path}"
 
 
@@ -218,7 +290,7 @@ def workbench(config: DictConfig) -> Workbench:
             raise Refusal(f"{group}.name={given[group].get('name')}: give the name of a {group}, as text")
     if "${" in str(given):  # what another key or the environment puts in has no type yet
         try:
-            choice = schema.structured(Workbench, _literal(OmegaConf.to_container(plain, resolve=True)))
+            choice = schema.structured(Workbench, cast(Any, OmegaConf.to_container(plain, resolve=True)))
         except OmegaConfBaseException as error:
             raise Refusal(first_line(error)) from error
     else:  # Composed over `schema`, every value has its type already: merging it again takes 4 ms a cell.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipelines.choices.sweep import geometry_for
+from pipelines.choices.sweep import evaluator_of, geometry_for
 from pipelines.models import find, weights
 from pipelines.records import memory, provenance
 from pipelines.records.cells import Cell, Model, Refusal, Task
@@ -185,12 +185,12 @@ def _work(cell: Cell) -> CellWork:
 
 
 def _evaluating(cell: Cell) -> list[Cell]:
-    """The same documents under the strategies that decide which tokens are key."""
+    """The same documents under what decides which tokens are key; another model is taken to cost as much as this."""
     evaluator = registry.evaluator(cell.task)
     if evaluator is None:
         return []
-    geometries = geometry_for(cell.model)[2]
-    plans = (strategies.plans(name, geometries, cell.length) for name in ("crop", evaluator))
+    geometries, strategy = geometry_for(cell.model)[2], "none" if evaluator_of(cell.task) else evaluator
+    plans = (strategies.plans(name, geometries, cell.length) for name in ("crop", strategy))
     return [replace(cell, plans=each) for each in plans]
 
 

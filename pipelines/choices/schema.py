@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from pipelines.records import inputs
+from pipelines.records.paths import uninterpolated
 from pipelines.records.refusal import Refusal, first_line
 
 Schema = TypeVar("Schema")
@@ -87,8 +88,18 @@ def check_yaml_text(text: str) -> None:
         raise ValueError(f"it holds {entries:,} entries with its aliases written out, and may hold {MOST_ENTRIES:,}")
 
 
+def _literal(value: Any) -> Any:
+    """Plain data in which no text is an interpolation."""
+    if isinstance(value, dict):
+        return {key: _literal(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return list(map(_literal, value))
+    return uninterpolated(value) if isinstance(value, str) else value
+
+
 def structured(schema: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
-    """Values as a dataclass, every one of the type that its field has; nested dataclasses likewise.
+    """Values as a dataclass, every one of the type that its field has; nested dataclasses likewise. They are taken as
+    they are: a text with ${...} in it stands for nothing else.
 
     prefix: of the keys on the command line, such as `tune.`.
 
@@ -96,7 +107,9 @@ def structured(schema: type[Schema], values: Mapping[str, Any], prefix: str = ""
         Refusal: a key is unknown or missing, or a value of another type.
     """
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
+        config = OmegaConf.merge(OmegaConf.structured(schema), _literal(dict(values)))
+        missing = sorted(map(str, OmegaConf.missing_keys(config)))
+        chosen = None if missing else cast(Schema, OmegaConf.to_object(config))
     except ConfigKeyError as error:
         owner: Any = error.object_type or schema
         allowed = ", ".join(f"{prefix}{entry.name}" for entry in fields(owner))
@@ -104,9 +117,11 @@ def structured(schema: type[Schema], values: Mapping[str, Any], prefix: str = ""
     except ValidationError as error:
         given = "" if error.value is None else f"={error.value}"
         raise Refusal(f"{prefix}{error.full_key}{given}: give {_wanted(error)}") from error
-    if missing := sorted(map(str, OmegaConf.missing_keys(config))):
+    except OverflowError as error:
+        raise Refusal(f"a value is larger than any number with a point: {error}") from error
+    if chosen is None:
         raise Refusal(f"{', '.join(f'{prefix}{name}' for name in missing)} not given: give {prefix}{missing[0]}=...")
-    return cast(Schema, OmegaConf.to_object(config))
+    return chosen
 
 
 def _wanted(error: ValidationError) -> str:

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+from pipelines.choices import schema
 from pipelines.choices.config import Device, Dtype, ModelChoice, Workbench
 from pipelines.models import find
-from pipelines.records import provenance
+from pipelines.records import places, provenance
 from pipelines.records.cells import Cell, Model, Options, Refusal, Task, digest_of, frozen, label, strategy_label
 from pipelines.records.privacy import without_secrets
-from pipelines.tasks import registry, text
+from pipelines.records.refusal import suggestion
+from pipelines.tasks import registry
 from rope import cropping, pairwise, strategies
 from rope.config import geometry_of, text_config
 from rope.dialects import to_transformers
@@ -50,10 +53,16 @@ class Sweep:
 
     @property
     def label(self) -> str:
-        """What MLflow's list calls it: `smollm2: none, yarn @8192, 16384: perplexity`."""
+        """What MLflow's list calls it: `tiny: none, yarn @512: perplexity of pydoc, limit 4, 2026-11-26 11:17:04`."""
         axes = zip(*((c.model.name, c.strategy, c.length, c.task.name) for c in self.cells), strict=True)
         model, strategy, length, task = (", ".join(map(str, dict.fromkeys(axis))) for axis in axes)
-        return f"{model}: {strategy} @{length}: {task}"[:200]
+        texts = dict.fromkeys(dict(cell.task.options).get("text") for cell in self.cells)
+        of = ", ".join(str(name) for name in texts if name is not None)
+        counts = dict.fromkeys(cell.limit for cell in self.cells)
+        limits = ", ".join(str(count) for count in counts if count is not None)
+        what = f"{model}: {strategy} @{length}: {task}{f' of {of}' if of else ''}"
+        end = f"{f', limit {limits}' if limits else ''}, {self.created[:19].replace('T', ' ')}"
+        return what[: 200 - len(end)] + end
 
     def bearing(self, cell_id: str) -> list[Cell]:
         """The choices that give one cell: yarn and none at the trained length are two."""
@@ -135,15 +144,16 @@ def cell_of(choice: Workbench) -> Cell:
     Raises:
         Refusal: an option is out of its range, or the model or text is not there.
     """
-    if choice.limit is not None and choice.limit < 1:
-        raise Refusal(f"limit={choice.limit}: give at least 1 document, or null for all")
+    limit = choice.documents
+    if limit is not None and limit < 1:
+        raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
     planned = planned_of(choice)
     device = device_of(choice.cluster.device)
     return cell_for(
         planned,
         choice.task,
         allow_unsafe=choice.allow_unsafe_tasks,
-        limit=choice.limit,
+        limit=limit,
         seed=choice.seed,
         dtype=dtype_of(choice.dtype, device),
         device=device,
@@ -170,10 +180,12 @@ def cell_for(
     name = str(task_options.pop("name"))
     registry.options_of(Task(name, frozen(task_options)), limit)
     if not allow_unsafe:
-        registry.check_safe(name)
+        registry.check_safe(name, task_options.get("files"))
     task = Task(name, frozen(registry.kind(name).id_options(task_options)))
-    special = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
+    special: dict[str, Any] = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     special |= {"crop": cropping.VERSION} if cropping.cropped(planned.plans) else {}
+    if (judge := evaluator_of(task)) is not None:
+        special["evaluator"] = geometry_for(judge)[0].fingerprint
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
@@ -181,7 +193,7 @@ def cell_for(
         length=planned.length,
         plans=planned.plans,
         task=task,
-        data=text.digest(str(task_options["text"])) if "text" in task_options else "",
+        data=registry.data_digest(task_options),
         limit=limit,
         seed=seed,
         dtype=dtype,
@@ -263,6 +275,27 @@ def model_of(chosen: ModelChoice) -> Model:
     )
 
 
+def evaluator_of(task: Task) -> Model | None:
+    """The model that decides which of a task's tokens are key; None where a strategy does, or none are asked for.
+
+    Raises:
+        Refusal: it is neither a strategy, nor a model of conf/model, nor a folder, file or id of one.
+    """
+    name = registry.evaluator(task)
+    if name is None or strategies.ALIASES.get(name, name) in strategies.STRATEGIES:
+        return None
+    listed = places.CONF / "model" / f"{name}.yaml"
+    if not listed.is_file():
+        if "/" not in name and not Path(name).exists():
+            known = sorted(strategies.STRATEGIES.keys() - strategies.CROPS_TEXT)
+            raise Refusal(
+                f"evaluator={name} of the task {task.name}: {suggestion(name, known)}give a strategy: "
+                f"{', '.join(known)}; or a model: a name of conf/model, a folder, a GGUF file or a hub id"
+            )
+        return find.requested(name, name)
+    return model_of(schema.structured(ModelChoice, schema.read(listed)))
+
+
 _ANY_GEOMETRY = Geometry(head_dim=64, base=10000.0, trained_length=2**24)  # longer than any window
 
 
@@ -300,9 +333,18 @@ def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
 
 def trained_length(cell: Cell) -> int:
     """Tokens that the cell's model was trained on, of its layers that see the whole context."""
-    if cell.model.trained_length is not None:
-        return cell.model.trained_length
-    _, _, geometries = geometry_for(cell.model)
+    return trained_length_of(cell.model)
+
+
+def trained_length_of(model: Model) -> int:
+    """The same of a model.
+
+    Raises:
+        Refusal: as `geometry_for`.
+    """
+    if model.trained_length is not None:
+        return model.trained_length
+    _, _, geometries = geometry_for(model)
     return max(geometry.trained_length for geometry in geometries.values())
 
 

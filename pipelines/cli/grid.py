@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Parser, Verbs
@@ -13,6 +16,7 @@ from pipelines.records.refusal import Refusal, first_line
 DESCRIPTION = """
 Measures every combination of the values given, shows a table with what is not chance, and records all in MLflow.
 Finished cells are only read, failed ones tried again. Without any override it runs a first grid (experiment=first).
+A terminal shows how far each running cell is. With --json or --json-lines what people read goes to stderr.
   ropewalk grid model=smollm2 strategy=none,yarn length=8192,16384 task=perplexity limit=1
   ropewalk grid strategy=none,yarn yarn.beta_fast=16,32 length=2048 limit=8
   ropewalk grid model=smollm2 task=niah_single_1 length=4096,10240 strategy=none,yarn limit=4
@@ -30,6 +34,10 @@ def add(verbs: Verbs) -> None:
         details=arguments.override_details,
         composed=True,
     )
+    parser.add_argument("--json", action="store_true", help="print the cells with their numbers as JSON at the end")
+    lines = "print a line of JSON for the start, for progress, for every finished cell, and for the end"
+    parser.add_argument("--json-lines", action="store_true", help=lines)
+    parser.add_argument("--quiet", "-q", action="store_true", help="say nothing: the exit code tells how it ended")
     add_inspection(parser)
 
 
@@ -50,7 +58,7 @@ def inspected(options: Options) -> bool:
     if not (options.cfg or options.info or options.hydra_help):
         return False
     from pipelines.choices import compose
-    from pipelines.grid.launcher import with_default
+    from pipelines.grid.request import with_default
 
     overrides = with_default(arguments.overrides(options))
     shown = io.StringIO()
@@ -72,6 +80,28 @@ def run(options: Options) -> int:
     if inspected(options):
         return 0
     from pipelines.grid.launcher import run_grid
+    from pipelines.report import progress, terminal
 
-    rows = run_grid(arguments.overrides(options), command=options.command)
-    return 0 if all(result.finished for _, result in rows) else 1
+    for_machines, told = options.json or options.json_lines, dict[str, Any]()
+
+    def events(event: Mapping[str, Any]) -> None:
+        if event["event"] == "start":
+            told.update(sweep=event["sweep"], store=event["store"])
+        if options.json_lines:
+            print(json.dumps(event), flush=True)
+
+    rows = run_grid(
+        arguments.overrides(options),
+        command=options.command,
+        quiet=options.quiet,
+        events=events if for_machines else None,
+        console=terminal.aside() if for_machines else None,
+    )
+    complete = all(result.finished for _, result in rows)
+    if for_machines:
+        end = {**told, "command": options.command, "complete": complete}
+        end |= {"cells": [progress.plain(cell, result) for cell, result in rows]}
+        print(
+            json.dumps({"event": "end", **end} if options.json_lines else end, indent=None if options.json_lines else 1)
+        )
+    return 0 if complete else 1

@@ -11,7 +11,24 @@ import signal
 import sys
 from pathlib import Path
 
-from pipelines.cli import arguments, doctor, export, grid, plan, reproduce, sync, tasks, theory, train, tune, ui
+from pipelines.cli import (
+    arguments,
+    compare,
+    doctor,
+    export,
+    gate,
+    grid,
+    plan,
+    report,
+    reproduce,
+    results,
+    sync,
+    tasks,
+    theory,
+    train,
+    tune,
+    ui,
+)
 from pipelines.records.places import SITE
 from pipelines.records.public import public
 from pipelines.records.refusal import LaunchEnded, Refusal, suggestion
@@ -24,8 +41,12 @@ VERBS = {
     "doctor": doctor,
     "tune": tune,
     "reproduce": reproduce,
+    "compare": compare,
+    "gate": gate,
+    "results": results,
     "export": export,
     "train": train,
+    "report": report,
     "ui": ui,
     "sync": sync,
 }

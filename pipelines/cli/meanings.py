@@ -24,6 +24,7 @@ RECORDS = {"model": "ModelChoice", "cluster": "Cluster"}
 
 TYPES = {
     "int | None": "int",
+    "int | str | None": "int",
     "float | None": "float",
     "bool | None": "bool",
     "str": "text",
@@ -31,6 +32,7 @@ TYPES = {
     "dict[str, Any]": "mapping",
     "list[str]": "list",
     "list[float]": "list",
+    "Any": "text",
     "Dtype": "name",
     "Device": "name",
 }
@@ -56,6 +58,7 @@ def values(group: str) -> list[str]:
 def top_keys() -> list[Key]:
     """The keys of conf/config.yaml that are no groups, with the types that the schema gives them."""
     types = {key.name: key.type for key in record_keys(SCHEMA, "Workbench")}
+    types |= {f"report.{key.name}": key.type for key in record_keys(SCHEMA, "Report")}
     return [Key(key.name, types[key.name], key.default, key.meaning) for key in yaml_keys(CONF / "config.yaml")]
 
 
@@ -71,6 +74,17 @@ def options(group: str, value: str) -> list[Key]:
     return [Key(f"{group}.{key.name}", key.type, own.get(key.name, key.default), key.meaning) for key in keys]
 
 
+def filters() -> list[Key]:
+    """What stored cells are filtered by (FILTERS of pipelines/report/stored.py, read as text)."""
+    module = ast.parse((SITE / "pipelines" / "report" / "stored.py").read_text(encoding="utf-8"))
+    [value] = [
+        node.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FILTERS"
+    ]
+    return [Key(name, "filter", "null", meaning) for name, meaning in ast.literal_eval(value).items()]
+
+
 def description(group: str, value: str) -> str:
     """What the comment at the head of a file says."""
     text = (CONF / group / f"{value}.yaml").read_text(encoding="utf-8")
@@ -81,13 +95,18 @@ def description(group: str, value: str) -> str:
 def yaml_keys(path: Path) -> list[Key]:
     """`key: default # meaning` of every top-level line, after those of the files that its defaults list names."""
     keys: dict[str, Key] = {}
+    parent_key = ""
     for line in path.read_text(encoding="utf-8").splitlines():
+        if line[:1].strip():
+            parent_key = "report." if line.startswith("report:") else ""
+        elif parent_key:
+            line = parent_key + line.strip()
         parent = re.fullmatch(r"  - (\w+)", line)
         if parent and (file := path.with_stem(parent[1])).is_file():
             keys |= {key.name: key for key in yaml_keys(file)}
-        elif match := re.fullmatch(r"(\w+):\s*(.*?)(?:\s+# (.*))?", line):
+        elif match := re.fullmatch(r"([\w.]+):\s*(.*?)(?:\s+# (.*))?", line):
             name, default, meaning = match[1], match[2].replace("???", ""), match[3] or ""
-            if name not in ("defaults", "hydra", "name"):
+            if name not in ("defaults", "hydra", "name", "report"):
                 known = keys.get(name)
                 keys[name] = Key(name, _type(default), default, meaning or (known.meaning if known else ""))
     return list(keys.values())

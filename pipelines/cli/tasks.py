@@ -36,16 +36,22 @@ def add(verbs: Verbs) -> None:
         "the tasks: what they measure, chance, and samples as a model reads them",
         DESCRIPTION,
         run,
-        usage="[NAME] [--show] [KEY=VALUE ...]",
+        usage="[NAME] [--show | --lm-eval] [KEY=VALUE ...]",
         composed=True,
     )
     parser.add_argument("--show", action="store_true", help="print a document as a model reads it")
+    parser.add_argument("--lm-eval", action="store_true", help="print lm-eval's own long tasks and how they run here")
 
 
 def run(options: Options) -> int:
     names = [word for word in options.words if "=" not in word and not word.startswith("~")]
     rest = [word for word in options.words if word not in names]
     known = [name for name in meanings.values("task") if name != "lm_eval"]
+    if options.lm_eval:
+        from pipelines.tasks import long_tasks
+
+        print(long_tasks.table())
+        return 0
     if len(names) > 1:
         raise Refusal(f"{' '.join(names)}: give one task, or none for the list")
     if not names:
@@ -97,7 +103,7 @@ def _shown(name: str, overrides: list[str]) -> Iterator[str]:
     [choice] = choices
     encode = Encoder.of(_tokenizer(choice))
     task = registry.task_of(choice.task)
-    limit = SAMPLED if choice.limit is None else choice.limit
+    limit = SAMPLED if choice.documents is None else choice.documents
     built = registry.documents(task, encode, length=choice.length, limit=limit, seed=choice.seed)
     totals = [document.tokens + document.room for document in built]
     scored = [document.scored or document.room or max(map(len, document.choices), default=0) for document in built]

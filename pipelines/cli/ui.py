@@ -11,7 +11,8 @@ from pipelines.cli.arguments import STORE, Options, Verbs
 from pipelines.records.refusal import Refusal
 
 DESCRIPTION = """
-Browse the results: opens MLflow's UI on the results of grids, or on MLFLOW_TRACKING_URI where that is set.
+Browse the results: starts MLflow's UI on the results of grids and prints the address of the latest one's curves. Where
+MLFLOW_TRACKING_URI names a server, only the address is printed.
   ropewalk ui 5001
 """
 
@@ -40,9 +41,13 @@ def run(options: Options) -> int:
     from pipelines.records.results import Store
     from pipelines.track import tracking_uri
     from pipelines.track.database import unreadable
+    from pipelines.track.experiments import newest, page
 
     store = Store.at(own.get("store"))
     uri = tracking_uri(store)
+    if uri.startswith(("http:", "https:")):
+        print(f"MLFLOW_TRACKING_URI names a server: open {uri.rstrip('/')}{page(newest(store))}")
+        return 0
     if uri.startswith("sqlite:") and not (store.root / "mlflow.db").is_file():
         raise Refusal(f"there are no runs in {store.root} yet; start with `ropewalk grid`")
     if uri.startswith("sqlite:") and (reason := unreadable(store.root / "mlflow.db")):
@@ -55,6 +60,10 @@ def run(options: Options) -> int:
             trial.bind(("127.0.0.1", int(port)))
     except OSError as error:
         raise Refusal(f"port {port}: {error.strerror}; give a free one, such as ropewalk ui 5001") from error
-    print(f"starting; then open http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    address = ["--host", "127.0.0.1", "--port", port]
+    print(f"starting; in some seconds open http://127.0.0.1:{port}{page(newest(store))}", flush=True)
+    print("Ctrl-C ends it", flush=True)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # its workers for prompts and traces: three processes more
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    address = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address])

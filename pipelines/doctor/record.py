@@ -69,14 +69,14 @@ def draw(result: Examination, folder: Path) -> Iterator[Path]:
 
 def positions(profile: Profile, model: str, path: Path) -> Path:
     """NLL by position of whole documents, and of the same tokens with context within the trained length."""
-    whole: list[tuple[float, float, None]] = []
-    reference: list[tuple[float, float, None]] = []
+    whole: list[drawing.Spot] = []
+    reference: list[drawing.Spot] = []
     for bucket in buckets(profile):
         middle = (bucket.start + bucket.end) / 2
         if math.isfinite(bucket.nll):
-            whole.append((middle, bucket.nll, None))
+            whole.append((middle, bucket.nll, None, None))
             # nan, where nothing was measured, interrupts the curve
-            reference.append((middle, math.nan if bucket.excess is None else bucket.nll - bucket.excess, None))
+            reference.append((middle, math.nan if bucket.excess is None else bucket.nll - bucket.excess, None, None))
     curves = {"the document so far as context": whole, f"context within {profile.edge:,} tokens": reference}
     first = first_broken(profile)
     breaks = f"breaks at {first.start:,}" if first else "does not break"

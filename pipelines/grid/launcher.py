@@ -14,45 +14,63 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig
+from rich.console import Console
 
 from pipelines.choices import config
-from pipelines.choices.compose import Expansion, expansion
+from pipelines.choices.compose import Expansion
 from pipelines.choices.sweep import Sweep, cells_of
-from pipelines.grid.preview import Preview, preview_of
+from pipelines.grid.preview import Preview, foretold, preview_of
+from pipelines.grid.request import requested
 from pipelines.records.cells import Cell, Result
 from pipelines.records.public import public
 from pipelines.records.results import Store
 from pipelines.report import terminal
+from pipelines.report.progress import Events, line
 from pipelines.track import launch
 from pipelines.workers.compute import compute, pooled
 
-AXES = ("model", "strategy", "length", "task", "experiment")
 
-
-def run_grid(overrides: Sequence[str], *, command: str | None = None, quiet: bool = False) -> list[tuple[Cell, Result]]:
+def run_grid(
+    overrides: Sequence[str],
+    *,
+    command: str | None = None,
+    quiet: bool = False,
+    events: Events | None = None,
+    console: Console | None = None,
+) -> list[tuple[Cell, Result]]:
     """Compute, record and show every combination of the overrides, as `ropewalk grid` does.
 
     overrides: as on the command line; without any of AXES, the first grid. command: what the records say was typed.
-    quiet: print nothing. Returns the cells with their results in the order of the combinations.
+    quiet: print nothing. events: is told of all that happens, as plain data. console: in place of the terminal.
+    Returns the cells with their results in the order of the combinations.
 
     Raises:
         Refusal: something cannot run; nothing has run then.
         KeyboardInterrupt: after Ctrl-C. What was finished is on disk.
     """
-    expanded = expansion(with_default(overrides))
-    cells, first = cells_of(expanded.choices), expanded.choices[0]
-    jobs_alone = ([*expanded.settings, *map(config.typed, job)] for job in expanded.jobs)
+    grid = requested(overrides)
+    cells, first, expanded = cells_of(grid.choices), grid.first, grid.expanded
+    jobs_alone = ([*expanded.settings, *map(config.typed, job)] for job in grid.jobs)
     commands = (public(shlex.join(["ropewalk", "grid", *words])) for words in jobs_alone)
     command = public(command or shlex.join(["ropewalk", "grid", *overrides]))
     sweep = Sweep(expanded.experiment or "ropewalk", tuple(cells), command, tuple(commands))
-    store = Store.at(first.store)
+    store = grid.store
     if expanded.launcher == "pool":
-        run = partial(pooled, cluster=first.cluster, store=store)
+        run = partial(pooled, cluster=first.cluster, store=store, reuse=not first.force)
     else:
-        jobs = {cell.id: job for cell, job in zip(cells, expanded.jobs, strict=True)}
+        jobs = {cell.id: job for cell, job in zip(cells, grid.jobs, strict=True)}
         run = partial(_by_hydra, expanded=expanded, jobs=jobs, store=store)
-    console = terminal.silent if quiet else terminal.console
-    return launch.run(sweep, store, run, force=first.force, retry=first.retry, console=console)
+    return launch.run(
+        sweep,
+        store,
+        run,
+        force=first.force,
+        retry=first.retry,
+        console=terminal.silent if quiet else console or terminal.console,
+        events=events,
+        foretold=partial(foretold, cells, store, grid.added),
+        max_short_cost=first.report.short_cost,
+    )
 
 
 def preview(overrides: Sequence[str]) -> Preview:
@@ -61,14 +79,8 @@ def preview(overrides: Sequence[str]) -> Preview:
     Raises:
         Refusal: an override that is not known. Combinations that cannot run are in the preview.
     """
-    choices = expansion(with_default(overrides)).choices
-    return preview_of(choices, Store.at(choices[0].store))
-
-
-def with_default(overrides: Sequence[str]) -> list[str]:
-    """The overrides, and experiment=first where they name no axis of a grid."""
-    named = {override.lstrip("+").partition("=")[0] for override in overrides}
-    return [*overrides] if named & set(AXES) else [*overrides, "experiment=first"]
+    grid = requested(overrides)
+    return preview_of(grid.choices, grid.store, added=grid.added)
 
 
 def _by_hydra(
@@ -94,4 +106,4 @@ def compute_job(composed: DictConfig) -> None:
     # alone: the launch that this is a job of has the cell in hand
     cells, store = cells_of([chosen]), Store.at(chosen.store)
     for result in compute(cells, store, force=chosen.force, retry=chosen.retry, alone=True):
-        print(launch.line(*result))
+        print(line(*result))

@@ -14,12 +14,15 @@ from pipelines.choices.config import Workbench
 from pipelines.choices.estimate import Load
 from pipelines.choices.layers import layers_of_model
 from pipelines.choices.sweep import Invalid, sorted_out, visible_gpus
+from pipelines.grid.request import needs
 from pipelines.models import earlier
-from pipelines.records.cells import Cell, distinct
+from pipelines.records.cells import Cell, Result, distinct
 from pipelines.records.numbers import GIB, duration
 from pipelines.records.results import Store
 from pipelines.report import terminal
-from pipelines.track.launch import counted
+from pipelines.report.power import Need, as_dict
+from pipelines.track import launch
+from pipelines.workers.compute import settled
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class Preview:
     """A grid before it runs.
 
     cells: requested combinations, invalid ones included. duplicates: those with the same plan and text as
-    another; only the first of equal cells is in done or todo. loads: what the cells to run take, by model.
-    workers: that share the time. layers: of each model that does not rotate, or not see, everywhere alike: sentences.
+    another; only the first of equal cells is in done, left_out or todo. left_out: cells whose process was killed, each
+    with its result. loads: what the cells to run take, by model.
+    workers: that share the time. added: cells that say what deployed factors cost at short lengths, of `cells`.
+    needs: how many documents the comparisons need. layers: of each model that does not rotate, or not see, everywhere
+        alike: sentences.
     """
 
     cells: int
@@ -37,8 +43,11 @@ class Preview:
     todo: tuple[Cell, ...]
     invalid: tuple[Invalid, ...]
     loads: tuple[Load, ...]
+    left_out: tuple[tuple[Cell, Result], ...] = ()
     workers: int = 1
     layers: tuple[str, ...] = ()
+    added: int = 0
+    needs: tuple[Need, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -52,11 +61,12 @@ class Preview:
         return estimate.total(load.passes for load in self.loads)
 
 
-def preview_of(choices: Sequence[Workbench], store: Store) -> Preview:
-    """What a grid of these choices would do. Nothing is written, and no model loads."""
+def preview_of(choices: Sequence[Workbench], store: Store, *, added: int = 0) -> Preview:
+    """What a grid of these choices would do, the last `added` of them being short cells. Nothing is written, and no
+    model loads."""
     cells, invalid = sorted_out(choices)
     unique = distinct(cells)
-    done = {} if choices[0].force else store.recall(cell.id for cell in unique)
+    done = settled(unique, store, force=choices[0].force, retry=choices[0].retry, keep=False)
     if not choices[0].force:
         done |= earlier.results([cell for cell in unique if cell.id not in done], store).taken
     work, refused = estimate.survey(cell for cell in unique if cell.id not in done)
@@ -68,19 +78,27 @@ def preview_of(choices: Sequence[Workbench], store: Store) -> Preview:
     return Preview(
         cells=len(choices),
         duplicates=sum(cell.id not in refused for cell in cells) - len(valid),
-        done=tuple(cell for cell in valid if cell.id in done),
+        done=tuple(cell for cell in valid if cell.id in done and done[cell.id].finished),
+        left_out=tuple((c, done[c.id]) for c in valid if c.id in done and not done[c.id].finished),
         todo=todo,
         invalid=tuple(invalid),
         loads=tuple(estimate.loads(todo, work, store)),
         workers=cluster.workers or (max(1, int(visible_gpus() / cluster.gpus_per_worker)) if on_gpu else 1),
+        added=added,
+        needs=tuple(needs([cell for cell in cells if cell.id not in refused], store)) if todo else (),
         layers=tuple(said for model in dict.fromkeys(cell.model for cell in valid) for said in layers_of_model(model)),
     )
 
 
 def show(console: Console, preview: Preview) -> None:
     """The preview in a terminal: counts, what is invalid and why, a line a model, what to expect of memory."""
-    counts = counted(preview.cells, preview.duplicates, len(preview.done), len(preview.todo))
-    console.print(f"{counts}, {len(preview.invalid)} invalid")
+    counts = launch.counted(preview.cells, preview.duplicates, len(preview.done), len(preview.todo))
+    left_out = f", {len(preview.left_out)} left out" if preview.left_out else ""
+    console.print(f"{counts}, {len(preview.invalid)} invalid{left_out}")
+    for cell, result in preview.left_out:
+        console.print(launch.left_out(cell, result))
+    for sentence in _sentences(preview.added, preview.needs):
+        console.print(sentence)
     for choice in preview.invalid:
         console.print(f"invalid  {choice.label}\n         {choice.reason}")
     for sentence in preview.layers:
@@ -102,6 +120,17 @@ def show(console: Console, preview: Preview) -> None:
         console.print(f"about {duration(preview.seconds)} on {workers}, start and loading not counted")
 
 
+def foretold(cells: Sequence[Cell], store: Store, added: int) -> list[str]:
+    """What is said of a grid before it runs: which of its cells were added, and how many documents comparisons need."""
+    return _sentences(added, needs(cells, store))
+
+
+def _sentences(added: int, needed: Sequence[Need]) -> list[str]:
+    which = "1 of them says" if added == 1 else f"{added} of them say"
+    told = [f"{which} what a deployed factor costs at short lengths (short=none leaves it out)"] if added else []
+    return [*told, *(need.sentence for need in needed)]
+
+
 def as_json(preview: Preview) -> str:
     """The preview for a machine to read; null is what is not known. Bytes, seconds and tokens."""
 
@@ -113,12 +142,15 @@ def as_json(preview: Preview) -> str:
         "equal": preview.duplicates,
         "done": plain(preview.done),
         "todo": plain(preview.todo),
+        "left_out": [{"id": c.id, "label": c.label, "reason": r.error_line} for c, r in preview.left_out],
         "invalid": [asdict(choice) for choice in preview.invalid],
         "passes": preview.passes,
         "seconds": preview.seconds,
         "workers": preview.workers,
         "models": [asdict(load) for load in preview.loads],
         "layers": list(preview.layers),
+        "added": preview.added,
+        "documents": [as_dict(need) for need in preview.needs],
     }
     return json.dumps(body, indent=1)
 

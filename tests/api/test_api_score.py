@@ -58,6 +58,7 @@ def test_the_numbers_are_those_of_the_grid(tiny, tmp_path, monkeypatch):
         strategy=["none", "yarn"],
         length=[512, 640],
         cluster="cpu",
+        short="none",
         store=tmp_path,
         quiet=True,
         **choices,

@@ -18,7 +18,14 @@ def hydra_conf():
 
 
 # Files that give a strategy with an option set, under a name of its own.
-PRESETS = {"dynamic_linear": {"over": "linear"}, "dynamic_yarn": {"over": "yarn"}}
+PRESETS = {
+    "drope": {"softmax_scale": 0.412},
+    "dynamic_linear": {"over": "linear"},
+    "dynamic_part_ntk": {"over": "part_ntk"},
+    "dynamic_yarn": {"over": "yarn"},
+    "ssmax": {"start": 0.0, "floor_scale": 1, "smooth": True, "attn_scale": 0.43},
+    "temperature_llama4": {"floor_scale": 8192, "offset": 1},
+}
 
 
 def composed(*overrides):

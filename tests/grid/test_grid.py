@@ -12,11 +12,11 @@ from pipelines.cli.main import run
 from pipelines.grid.launcher import preview, run_grid
 from pipelines.records.cells import Refusal, Result
 from pipelines.records.results import Store
-from pipelines.report import terminal
-from pipelines.track import launch
+from pipelines.report import progress, terminal
+from pipelines.report.progress import GridProgress
 from pipelines.workers import pool
 
-SMALL = ["model=random", "cluster=cpu", "limit=2"]
+SMALL = ["model=random", "cluster=cpu", "limit=2", "short=none"]
 GRID = [*SMALL, "strategy=none,linear,yarn", "length=256,384"]
 
 
@@ -54,6 +54,15 @@ def test_a_grid_ends_in_a_table_and_the_way_to_the_ui(finished):
     assert "strategy" in output and "yarn" in output and "384" in output
     assert output.count("ok ") >= 4 and "left" in output
     assert "ropewalk ui" in output and output.splitlines()[-1] == f"results: {store.root}"
+
+
+def test_a_grid_writes_its_page_says_where_and_keeps_it_on_its_run(finished):
+    store, output = finished
+    [page] = store.root.glob("sweeps/*/report.html")
+    assert f"page: {page}; " in output and f"figures as PNG, SVG and CSV: {page.parent / 'figures'}" in output
+    assert "<h2" in page.read_text() and list(page.parent.glob("figures/*.svg"))
+    client, [sweep] = runs(store, "sweep")
+    assert {"report.html", "figures"} <= {file.path for file in client.list_artifacts(sweep.info.run_id)}
 
 
 def test_every_cell_is_a_run_below_the_sweep_with_its_artifacts(finished):
@@ -182,18 +191,18 @@ def test_a_stock_launcher_runs_the_same_grid(store):
 
 def test_the_time_left_comes_from_the_cells_and_not_from_the_start_of_workers(monkeypatch):
     cells = [stub_cell(length=length) for length in (1024, 1023, 1022)]  # of nearly the same work
-    progress, started = launch._Progress(cells), 1000.0
-    progress.start = started
-    monkeypatch.setattr(launch.time, "monotonic", lambda: started + 35.0)  # 25 of them to start a worker
-    progress(cells[0], Result(cells[0].id, "ok", cost={"seconds": 10.0}))
-    assert progress.remaining() == pytest.approx(20.0, rel=1e-2)
-    monkeypatch.setattr(launch.time, "monotonic", lambda: started + 36.0)  # four at once
-    progress(cells[1], Result(cells[1].id, "ok", cost={"seconds": 134.0}))
-    assert progress.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
+    shown, started = GridProgress(cells), 1000.0
+    shown.start = started
+    monkeypatch.setattr(progress.time, "monotonic", lambda: started + 35.0)  # 25 of them to start a worker
+    shown(cells[0], Result(cells[0].id, "ok", cost={"seconds": 10.0}))
+    assert shown.remaining() == pytest.approx(20.0, rel=1e-2)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: started + 36.0)  # four at once
+    shown(cells[1], Result(cells[1].id, "ok", cost={"seconds": 134.0}))
+    assert shown.remaining() == pytest.approx(144 / 2 / 4, rel=1e-2)
 
 
 def test_no_time_left_is_shown_before_a_cell_has_succeeded():
     cells = [stub_cell(length=length) for length in (1024, 1023)]
     with terminal.console.capture() as output:
-        launch._Progress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
+        GridProgress(cells)(cells[0], Result(cells[0].id, "failed", error="no"))
     assert "1/2  failed" in output.get() and "left" not in output.get()

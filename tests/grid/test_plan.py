@@ -13,12 +13,13 @@ from support import PROJECT, ropewalk
 
 from pipelines.cli.main import run
 from pipelines.grid import launcher
-from pipelines.records import results
+from pipelines.records import journal, results
 from pipelines.records.cells import Result
+from pipelines.records.journal import Journal
 from pipelines.records.results import Store
 from pipelines.report import terminal
 
-SMALL = ["model=random", "cluster=cpu", "limit=2"]
+SMALL = ["model=random", "cluster=cpu", "limit=2", "short=none"]
 
 
 @pytest.fixture
@@ -59,6 +60,30 @@ def test_a_plan_knows_what_is_done_and_how_long_it_took(store, capsys):
     assert len(output["todo"]) == 2
 
 
+def test_a_plan_leaves_out_what_a_killed_launch_died_in_and_writes_nothing(store, capsys, monkeypatch):
+    died = launcher.preview([*SMALL, "length=256,384"]).todo[0]
+    Journal(store).start(died.id)
+    monkeypatch.setattr(journal, "lives", lambda store, process: False)
+    _, output = planned(capsys, "length=256,384")
+    [left_out] = output["left_out"]
+    assert left_out["id"] == died.id and "retry=true" in left_out["reason"] and "was killed" in left_out["reason"]
+    assert [cell["id"] for cell in output["todo"]] and died.id not in [cell["id"] for cell in output["todo"]]
+    assert [path.name for path in store.cell(died.id).iterdir()] == ["started.json"]
+    with terminal.console.capture() as captured:
+        assert run(["plan", *SMALL, "length=256,384"]) == 0
+    said = " ".join(captured.get().split())
+    assert "0 finished before, 1 to run, 0 invalid, 1 left out" in said and f"left out: {died.label}: killed" in said
+    _, output = planned(capsys, "length=256,384", "retry=true")
+    assert len(output["todo"]) == 2 and output["left_out"] == []
+
+
+def test_a_plan_knows_that_retry_computes_again_what_ran_out_of_memory(store, capsys):
+    [cell] = launcher.preview([*SMALL, "length=256"]).todo
+    store.save(cell, Result(cell.id, "oom", error="out of memory"))
+    assert len(planned(capsys, "length=256")[1]["done"]) == 1
+    assert len(planned(capsys, "length=256", "retry=true")[1]["todo"]) == 1
+
+
 def test_one_bad_cell_does_not_hide_the_others(store):
     with terminal.console.capture() as captured:
         code = run(["plan", *SMALL, "strategy=none,linear", "length=1,256,100000000", "task=perplexity"])
@@ -96,7 +121,7 @@ def test_a_plan_of_thirty_cells_loads_nothing_heavy(tmp_path):
         check=True,
         env={"PATH": str(Path(sys.executable).parent), "ROPEWALK_STORE": str(tmp_path), "HOME": str(tmp_path)},
     )
-    assert "30 cells: " in ran.stdout
+    assert "34 cells: " in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[] 0"
 
 
