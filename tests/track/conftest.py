@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+
+from pipelines import track
+from pipelines.records.results import Store
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,17 @@ def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def client(store, template):
+    from mlflow import MlflowClient
+
+    shutil.copy(template, store.root / "mlflow.db")
+    return MlflowClient(track.tracking_uri(store))

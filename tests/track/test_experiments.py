@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 from dataclasses import replace
 
@@ -15,24 +14,9 @@ from pipelines.choices.sweep import Sweep
 from pipelines.cli import ui
 from pipelines.cli.main import run
 from pipelines.records.cells import Result
-from pipelines.records.results import Store
 from pipelines.report import palette, tables
 from pipelines.track import experiments
 from pipelines.track.views import LIMIT, LINES, TAG, Score, views
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path)
-
-
-@pytest.fixture
-def client(store, template):
-    from mlflow import MlflowClient
-
-    shutil.copy(template, store.root / "mlflow.db")
-    return MlflowClient(track.tracking_uri(store))
 
 
 def row(strategy, length, ppl, *, limit=3, **options):

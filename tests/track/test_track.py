@@ -28,20 +28,6 @@ from pipelines.track import launch
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path)
-
-
-@pytest.fixture
-def client(store, template):
-    from mlflow import MlflowClient
-
-    shutil.copy(template, store.root / "mlflow.db")
-    return MlflowClient(track.tracking_uri(store))
-
-
 def recorded(store, *rows):
     sweep = Sweep("an-experiment", tuple(cell for cell, _ in rows), command="ropewalk grid x=1")
     store.save_sweep(sweep.id, sweep.spec())
