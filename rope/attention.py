@@ -43,22 +43,28 @@ def install(model: nn.Module, plan: Pairwise) -> Undo:
     their first unpadded one on, whatever position_ids say.
     """
     if plan.regions:
-        return _replace(model, RegionAttention(plan), _padding)
+        return replace_attention(model, RegionAttention(plan), padding)
     assert plan.query_scale is not None
     own, mask = _current(model)
-    return _replace(model, ScaledQueryAttention(plan.query_scale, own), mask)
+    return replace_attention(model, ScaledQueryAttention(plan.query_scale, own), mask)
+
+
+def installed(model: nn.Module) -> tuple[str, Any]:
+    """The name of the attention that the model has now, and its function; None for one that is the model's own."""
+    name = text_config(model)._attn_implementation
+    return name, AttentionInterface._global_mapping.get(name)
 
 
 def install_original(model: nn.Module) -> Undo:
     """Give the model the attention that it had before any `install`; returns a function that takes it away again."""
     config = text_config(model)
     before = getattr(config, "_attn_implementation", None)
-    installed = AttentionInterface._global_mapping.get(before)
-    if isinstance(installed, _Replacement):
-        config._attn_implementation = installed.replaced
+    ours = AttentionInterface._global_mapping.get(before)
+    if isinstance(ours, Replacement):
+        config._attn_implementation = ours.replaced
 
     def undo() -> None:
-        if isinstance(installed, _Replacement):
+        if isinstance(ours, Replacement):
             config._attn_implementation = before
 
     return undo
@@ -69,7 +75,7 @@ def recording(model: nn.Module) -> Iterator[RecordedAttention]:
     """The model's own attention, with its outputs recorded."""
     own, mask = _current(model)
     recorded = RecordedAttention(own)
-    undo = _replace(model, recorded, mask)
+    undo = replace_attention(model, recorded, mask)
     try:
         yield recorded
     finally:
@@ -80,17 +86,18 @@ def recording(model: nn.Module) -> Iterator[RecordedAttention]:
 def comparing(model: nn.Module, plan: Pairwise, recorded: RecordedAttention) -> Iterator[ComparedAttention]:
     """The recorded outputs over the same tokens, compared with those of the plan's attention."""
     compared = ComparedAttention(RegionAttention(plan), recorded.outputs)
-    undo = _replace(model, compared, _padding)
+    undo = replace_attention(model, compared, padding)
     try:
         yield compared
     finally:
         undo()
 
 
-def _replace(model: nn.Module, replacement: _Replacement, mask: Any) -> Undo:
+def replace_attention(model: nn.Module, replacement: Replacement, mask: Any, name: str | None = None) -> Undo:
+    """Give the model an attention and a mask function; a name of its own each time unless given, so that they nest."""
     config = text_config(model)
     before = replacement.replaced = config._attn_implementation
-    name = f"ropewalk_{next(_numbers)}"  # a new name each time, so that replacements nest
+    name = name or f"ropewalk_{next(_numbers)}"
     AttentionInterface.register(name, replacement)
     AttentionMaskInterface.register(name, mask)
     config._attn_implementation = name
@@ -115,7 +122,7 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-class _Replacement:
+class Replacement:
     """An attention function of ours.
 
     replaced: the name of the attention that it replaces.
@@ -124,7 +131,7 @@ class _Replacement:
     replaced: str | None = None
 
 
-class ScaledQueryAttention(_Replacement):
+class ScaledQueryAttention(Replacement):
     """The model's own attention over queries that were scaled by their position."""
 
     def __init__(self, scale: QueryScale, own: Any) -> None:
@@ -138,7 +145,7 @@ class ScaledQueryAttention(_Replacement):
         return self.own(module, (query * factors).to(query.dtype), key, *args, **kwargs)
 
 
-class RecordedAttention(_Replacement):
+class RecordedAttention(Replacement):
     """The model's own attention; outputs: (B, Q, H, D) per layer, in the order of the layers."""
 
     def __init__(self, own: Any) -> None:
@@ -151,7 +158,7 @@ class RecordedAttention(_Replacement):
         return output
 
 
-class ComparedAttention(_Replacement):
+class ComparedAttention(Replacement):
     """Recorded outputs, each compared with that of `regions`.
 
     Every layer gets the input it had when they were recorded, so that rounding errors do not grow from layer to layer.
@@ -169,7 +176,7 @@ class ComparedAttention(_Replacement):
         return recorded, None
 
 
-class RegionAttention(_Replacement):
+class RegionAttention(Replacement):
     """Attention over the regions of a plan, row by row where rows are padded."""
 
     can_fuse = True
@@ -177,7 +184,7 @@ class RegionAttention(_Replacement):
 
     def __init__(self, plan: Pairwise) -> None:
         self.plan = plan
-        self.tables: tuple[Any, dict[Position, Table]] = (None, {})
+        self.tables: dict[torch.device, tuple[int, dict[Position, Table]]] = {}
         self.masks: tuple[Any, dict[Region, BlockMask]] = (None, {})
 
     def __call__(
@@ -228,11 +235,13 @@ class RegionAttention(_Replacement):
         return attend(query, key, value, self.plan, scaling, tables)
 
     def _tables(self, length: int, device: torch.device) -> dict[Position, Table]:
-        # All layers use the same ones, so those of the last length are cached.
-        if self.tables[0] != (length, device):
+        # All layers use the same ones, and shorter texts their first rows: those of the longest so far are kept.
+        longest, tables = self.tables.get(device, (0, {}))
+        if longest < length:
             positions = {position for region in self.plan.regions for position in (region.query, region.key)}
-            self.tables = ((length, device), {each: table(self.plan, each, length, device) for each in positions})
-        return self.tables[1]
+            tables = {each: table(self.plan, each, length, device) for each in positions}
+            self.tables[device] = (length, tables)
+        return {each: (cos[:length], sin[:length]) for each, (cos, sin) in tables.items()}
 
     def _masks(self, queries: int, length: int, device: torch.device) -> dict[Region, BlockMask]:
         from rope import fused
@@ -317,7 +326,7 @@ def _tensor(tokens: range, device: torch.device) -> torch.Tensor:
     return torch.arange(tokens.start, tokens.stop, device=device)
 
 
-def _padding(
+def padding(
     batch_size: int,
     kv_length: int,
     q_length: int | None = None,

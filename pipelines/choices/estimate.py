@@ -25,8 +25,8 @@ from rope import strategies
 from rope.config import text_config
 from rope.cropping import cropped
 
-BATCH_TOKENS, HEAD_ELEMENTS = 16384, 2**25
-"""scorer.LongLM's, which take an import of torch to read; a test holds them together."""
+BATCH_TOKENS, HEAD_ELEMENTS, ROWS, LEAN_FROM = 16384, 2**25, 16384, 1024
+"""scorer.LongLM's and forward.Forward's, which take an import of torch to read; a test holds them together."""
 
 PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
 """What a worker holds besides: Python, torch, transformers and lm-eval in resident memory; a GPU's cuBLAS workspace."""
@@ -44,7 +44,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a decoder's config decides memory and time; widths in elements, parameters counted from them."""
+    """What of a decoder's config decides memory and time; widths in elements, parameters counted from them.
+
+    by_rows: whether long texts go in chunks of rows, as they do where attention is plain.
+    """
 
     hidden: int
     intermediate: int
@@ -54,6 +57,7 @@ class Shape:
     keys: int
     vocabulary: int
     tied: bool
+    by_rows: bool = True
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape | None:
@@ -66,7 +70,8 @@ class Shape:
         width = int(text.get("head_dim") or hidden // heads)
         keys = int(text.get("num_key_value_heads") or heads) * width
         tied = bool(text.get("tie_word_embeddings"))
-        return cls(hidden, intermediate, layers, heads, heads * width, keys, vocabulary, tied)
+        by_rows = not text.get("attn_logit_softcapping")
+        return cls(hidden, intermediate, layers, heads, heads * width, keys, vocabulary, tied, by_rows)
 
     @property
     def body(self) -> int:
@@ -91,6 +96,12 @@ class Shape:
         if not fused:
             attention += rows * length**2 * (2 * self.heads + 2)
         return tokens * 4 * self.hidden + max(mlp, attention)
+
+    def elements_by_rows(self, length: int) -> int:
+        """The same of one document that goes layer by layer in chunks of rows: of all rows the hidden states, one
+        layer's keys and values, cosines and sines; of a chunk's gate, up and their product, and its hidden states."""
+        tokens = 2 * self.queries // self.heads + self.hidden + 2 * self.keys
+        return length * tokens + min(length, ROWS) * (3 * self.intermediate + 2 * self.hidden)
 
     def flop(self, length: int) -> float:
         """FLOP of one token in a forward over `length` tokens: the weights, and causal attention over half of it."""
@@ -242,7 +253,10 @@ def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
     size, rows = BYTES[cell.dtype], max(1, at_once // length)
     # torch has no fused attention on a GPU for float32 where several queries share a key.
     fused = not (cell.device == "cuda" and cell.dtype == "float32" and shape.keys < shape.queries)
-    forward = size * shape.elements(length, rows, fused=fused)
+    if shape.by_rows and length > (ROWS if fused else LEAN_FROM):
+        forward = size * (shape.elements_by_rows(length) + (rows - 1) * length * shape.hidden)
+    else:
+        forward = size * shape.elements(length, rows, fused=fused)
     # Logits as the head gives them, in float32 where that is another type, and as much again for their logsumexp.
     logits = min(length, max(1, HEAD_ELEMENTS // shape.vocabulary)) * shape.vocabulary * (8 if size == 4 else size + 8)
     head = at_once * size * shape.hidden + logits
@@ -252,7 +266,7 @@ def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
 def rough(shape: Shape, length: int, tokens: int) -> tuple[float, float]:
     """(bytes, seconds) on one data-centre GPU in 16 bits, of a model that is not here: weights, the largest forward,
     and a guess at the speed."""
-    forward = 2 * shape.elements(length, 1, fused=True)
+    forward = 2 * (shape.elements_by_rows(length) if length > ROWS else shape.elements(length, 1, fused=True))
     return shape.parameters * 2 + forward + PROCESS_BYTES["cuda"], tokens * shape.flop(length) / FLOPS["cuda"]
 
 
