@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipelines.records.cells import Refusal
+from pipelines.tasks.answered import Answered, Scored
 from pipelines.tasks.exact import LogLikelihood, Spans, Tokens, joined
+from pipelines.tasks.forward import Forward
+from pipelines.tasks.logits import COMPILED_ELEMENTS, reach, score
+from pipelines.tasks.shared import Group, Row, SharedContext, split
 from rope.cropping import Cropped
 
 HEAD_ELEMENTS = 2**25
@@ -33,7 +38,6 @@ HEAD_ELEMENTS = 2**25
 WINDOW_TOKENS = 2**20
 """Tokens of the windows that are cut out at a time, some 16 MB; all those of a long book would take gigabytes."""
 
-Scored = tuple[LogLikelihood, bool]
 Request = tuple[Any, list[int], list[int]]
 """As lm-eval hands them on: (anything, context ids, continuation ids)."""
 
@@ -91,13 +95,16 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         batch_tokens: tokens of one forward, padding included; a longer text goes alone.
         head_rows: rows of logits held at once; None: as many as HEAD_ELEMENTS allows.
         progress: show a bar over the forwards.
+        devices: that share a long text, the model's own first; () for that alone.
 
     Attributes:
         crop: how texts are cut to their last tokens; None: they are not.
+        forwards: what it has computed, of which some may be there already.
         scored_tokens, forward_tokens: tokens scored, and sent through the model (padding not counted), since the last
             `reset_counts`.
         head: how logits are reached: "chunked", or where the model's head is more than this file knows,
             "logits_to_keep" (only the scored rows) or "full" (all rows); `head_reason` then says why.
+        forward_pass: how texts go through the decoder, where the head is "chunked".
 
     Raises:
         Refusal: bos=True and the tokenizer has no BOS; max_length below 1.
@@ -115,6 +122,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         batch_tokens: int = 16384,
         head_rows: int | None = None,
         progress: bool = False,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         if bos and tokenizer.bos_token_id is None:
             raise Refusal("bos=true: this tokenizer has no BOS token; give bos=false, or null for its own habit")
@@ -138,8 +146,11 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._scale = float(getattr(text_config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
         self._cap = getattr(text_config, "final_logit_softcapping", None)
-        self.head, self.head_reason = self._reach()
+        self.head, self.head_reason = reach(model, self.vocabulary, self._scale, self._cap)
+        self.forward_pass = Forward(model, self.vocabulary, devices)
+        self.shared_context = SharedContext(model, self.vocabulary)
         self.crop: Cropped | None = None
+        self.answered = Answered()
         self.reset_counts()
 
     @property
@@ -282,19 +293,53 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         for number, (_, context, continuation) in enumerate(requests):
             by_row.setdefault((*context, *continuation[:-1]), []).append(number)
         answers: dict[int, Scored] = {}
+        ends = {row: [requests[number][2] for number in numbers] for row, numbers in by_row.items()}
+        with tqdm(total=len(ends), desc="texts", disable=disable_tqdm or not self.progress) as bar:
+            for work in self._work({row: max(map(len, targets)) for row, targets in ends.items()}):
+                rows = work.rows if isinstance(work, Group) else work
+                numbers = [number for row in rows for number in by_row[row]]
+                wholes = [[*requests[number][1], *requests[number][2]] for number in numbers]
+                scored = self.answered.scores(wholes, partial(self._scored, work, ends))
+                answers.update(zip(numbers, scored, strict=True))
+                bar.update(len(rows))
+        return [answers[number] for number in range(len(requests))]
+
+    def _work(self, keep: Mapping[Row, int]) -> Iterator[Group | Sequence[Row]]:
+        """Every row once, in a batch or in a group whose rows begin alike. keep: its last tokens that are scored."""
+        groups, alone = split(keep) if self.head == "chunked" else ([], list(keep))
+        if groups and not self.shared_context.takes(max(group.shared for group in groups)):
+            groups, alone = [], list(keep)
+        yield from groups
         # Where logits of whole rows are held, one row is enough; and `keep` counts from its very end.
-        work = list(batches(by_row, self.batch_tokens if self.head == "chunked" else 1))
-        for rows in tqdm(work, desc="forward passes", disable=disable_tqdm or not self.progress):
-            numbers = [by_row[row] for row in rows]
-            longest = max(len(requests[n][2]) for group in numbers for n in group)
-            states = self._states(rows, keep=longest)
-            for state, row, group in zip(states, rows, numbers, strict=True):
+        yield from batches(alone, self.batch_tokens if self.head == "chunked" else 1)
+
+    def _scored(self, work: Group | Sequence[Row], ends: Mapping[Row, Sequence[list[int]]]) -> list[Scored]:
+        """Scores of what ends each row, in the order of the rows."""
+        if isinstance(work, Group):
+            passes = self._after_shared(work)
+        else:
+            keep = max(len(target) for row in work for target in ends[row])
+            passes = iter([(work, self._states(work, keep=keep))])
+        scored = []
+        for rows, states in passes:
+            for state, row in zip(states, rows, strict=True):
                 # `state` ends with padding, and begins where _states kept from.
                 end = len(row) - (max(map(len, rows)) - state.shape[0])
-                for number in group:
-                    target = requests[number][2]
-                    answers[number] = self._score(state[end - len(target) : end], target)
-        return [answers[number] for number in range(len(requests))]
+                scored += [self._score(state[end - len(target) : end], target) for target in ends[row]]
+        return scored
+
+    def _after_shared(self, group: Group) -> Iterator[tuple[Sequence[Row], torch.Tensor]]:
+        done = 0
+        try:
+            for rows, states in self.shared_context.states(group, self.batch_tokens):
+                self.forward_tokens += sum(len(row) - group.shared for row in rows) + group.shared * (done == 0)
+                done += len(rows)
+                yield rows, states
+        except torch.OutOfMemoryError:  # of keys and values beside all else: what a text takes alone may fit
+            if done == len(group.rows):
+                raise
+            for row in group.rows[done:]:
+                yield [row], self._states([row], keep=0)
 
     @torch.no_grad()
     def _states(self, rows: Sequence[tuple[int, ...]], keep: int) -> torch.Tensor:
@@ -304,7 +349,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=self.device)
         self.forward_tokens += sum(map(len, rows))
         if self.head == "chunked":
-            states: torch.Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            states = self.forward_pass.states(ids)
         elif self.head == "logits_to_keep":
             states = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         else:
@@ -314,52 +359,12 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     @torch.no_grad()
     def _score(self, states: torch.Tensor, target: list[int]) -> Scored:
         """Score n target ids against n rows of hidden states or logits, a chunk of rows at a time."""
-        targets = torch.tensor(target, device=states.device)
-        terms, greedy = [], []
-        for start in range(0, len(target), self.head_rows):
-            rows = states[start : start + self.head_rows]
-            logits = self._logits(rows) if self.head == "chunked" else rows.float()
-            wanted = targets[start : start + self.head_rows].to(logits.device)
-            terms.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
-            greedy.append((logits.argmax(1) == wanted).all())
-        tokens = torch.cat(terms).cpu().numpy()
+        compiled = self.forward_pass.compiled and self.head == "chunked"
+        size = max(self.head_rows, COMPILED_ELEMENTS // self.vocabulary) if compiled else self.head_rows
+        head = (self.model.get_output_embeddings(), self._scale, self._cap) if self.head == "chunked" else None
+        tokens, greedy = score(states, target, head, size, compiled=compiled)
         self.scored_tokens += len(target)
-        return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), all(map(bool, greedy))
-
-    def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        """(n, H) hidden states -> (n, V) float32 logits, with the scale and the soft cap that the config asks for."""
-        head = self.model.get_output_embeddings()
-        logits: torch.Tensor = head(states).float()
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._cap:
-            logits = torch.tanh(logits / self._cap) * self._cap
-        return logits
-
-    @torch.no_grad()
-    def _reach(self) -> tuple[str, str]:
-        """How to get logits: by decoder and head one by one, if these say of eight tokens what the model says."""
-        ids = torch.arange(8, device=self.device)[None] % self.vocabulary
-        try:
-            theirs = self.model(input_ids=ids, use_cache=False, logits_to_keep=4).logits[0].float()
-            fallback = "logits_to_keep" if theirs.shape[0] == 4 else "full"
-        except (TypeError, ValueError):
-            theirs, fallback = self.model(input_ids=ids, use_cache=False).logits[0].float(), "full"
-        try:
-            ours = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            return fallback, f"the model's decoder and head do not answer one by one: {error}"
-        ours = ours[-theirs.shape[0] :].to(theirs.device)
-        if ours.shape != theirs.shape:
-            return fallback, f"the head gives {ours.shape[-1]} logits a token and the model {theirs.shape[-1]}"
-        # Half precision rounds scale and cap in the model itself, which _logits does in float32.
-        exact = self.model.dtype in (torch.float32, torch.float64)
-        off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
-        if off > (1e-4 if exact else 3e-2):
-            return fallback, f"the model does more to its logits than its head, scale and soft cap (off by {off:.1%})"
-        return "chunked", ""
+        return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), greedy
 
     # -------------------------------------------------------------------------------------------------- generation
 
@@ -374,9 +379,14 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             needed = len(self.tok_encode(prompt)) + normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
             if needed > self.max_length:
                 raise TooLong("a prompt with its answer", needed, self.max_length)
-        with torch.no_grad():
-            texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)
-        return texts
+        silent = disable_tqdm or not self.progress
+        # one at a time, as lm-eval does at a batch size of 1 too
+        return [self.answered.text(one.args, partial(self._generated, one, silent)) for one in requests]
+
+    @torch.no_grad()
+    def _generated(self, request: Any, silent: bool) -> str:
+        [text] = super().generate_until([request], disable_tqdm=silent)
+        return str(text)
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         tokens: torch.Tensor = super()._model_generate(context, *args, **kwargs)
