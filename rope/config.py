@@ -121,6 +121,21 @@ def text_config(config: Any) -> Mapping[str, Any]:
     return families.language_model(_mapping(config))[0]
 
 
+def scaled_queries(config: Any) -> str | None:
+    """What a config says by which its own attention scales queries by their position, as `key=value`; None: nothing.
+
+    Source:
+        transformers 5.23: llama_4_scaling_beta of Ministral 3 and Mistral 4; attn_temperature_tuning of Llama 4's
+        layers without rotation. use_logn_attn: Qwen's own code (modeling_qwen.py on the hub).
+    """
+    full, known = _completed(config)
+    for block in (full, *_rope_parameters(full, known).values()):
+        for key in ("llama_4_scaling_beta", "llama_4_scaling", "attn_temperature_tuning", "use_logn_attn"):
+            if block and block.get(key):
+                return f"{key}={block[key]}"
+    return None
+
+
 @of_config
 def with_defaults(config: Any) -> dict[str, Any]:
     """The same part, under canonical names and with what the family's class assumes where the config is silent.

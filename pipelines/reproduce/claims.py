@@ -8,10 +8,14 @@ Kinds of claim, of strategies s at lengths in trained lengths:
     breaks    at every length, the first strategy's last tokens are worse than the second's, and by more than all of
               its tokens are: the same tokens of both, for the ends of windows of two lengths are other texts
     gentler   no doubling costs the first strategy's last tokens as much as the first doubling costs the second's
+    alike     at every length, the two strategies differ by less than MARGIN, by two one-sided tests; fails where they
+              differ by more than chance and by more than that
+    keeps     from the first length to every other, the first strategy loses less than the second: of all tokens
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,13 +24,16 @@ from typing import Any
 import numpy as np
 
 from pipelines.records.cells import Cell, Refusal, Result, digest_of, frozen, strategy_label
-from pipelines.report import statistics
+from pipelines.report import gain, statistics
 from pipelines.report.statistics import Difference
 from pipelines.reproduce.published import Claim
 from pipelines.tasks.kinds import Measure
 
 TASK = "perplexity"
 """What claims are tested with: they compare its NLL, of whole documents and of their last tokens."""
+
+MARGIN = math.log1p(gain.MARGIN)
+"""A difference that counts as none, nats: a loss to cropping that the report calls intact."""
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not shown"
 SAME_PLAN = "same plan"
@@ -223,6 +230,42 @@ def _gentler(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
             yield Comparison(says, reason=str(reason))
 
 
+def _alike(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
+    first, second = claim.strategies
+    for length in claim.lengths:
+        says = f"{label(first)} within {gain.MARGIN:.0%} of {label(second)} at {length:g}x"
+        compared = _pair(results, first, second, length, says)
+        if compared.reason == SAME_PLAN:
+            compared = replace(compared, settled=HOLDS)
+        elif (found := compared.difference) is not None:
+            values = statistics.paired(results.at(first, length), results.at(second, length))
+            shown = len(values) >= statistics.needed(1) and statistics.equivalence(values, MARGIN).shown
+            ends = [found.mean if end is None else end for end in (found.low, found.high)]  # None: all alike
+            beyond = min(ends) > MARGIN or max(ends) < -MARGIN
+            apart = beyond and found.p is not None and found.p < statistics.ALPHA
+            compared = replace(compared, settled=HOLDS if shown else FAILS if apart else OPEN)
+        yield compared
+
+
+def _keeps(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
+    first, second = claim.strategies
+    base, *longer = claim.lengths
+    for length in longer:
+        says = f"{label(first)} loses less from {base:g}x to {length:g}x than {label(second)}"
+        try:
+            ours = results.nll(first, length) - results.nll(first, base)
+            theirs = results.nll(second, length) - results.nll(second, base)
+            yield Comparison(says, statistics.difference(_WHOLE, ours - theirs))
+        except Refusal as reason:
+            yield Comparison(says, reason=str(reason))
+
+
+def tests(claim: Claim) -> int:
+    """Comparisons that a claim takes, among which its p are adjusted."""
+    return len(list(KINDS[claim.kind](claim, ClaimResults({})))) * (2 if claim.kind == "breaks" else 1)
+
+
+_WHOLE = Measure("nll", lower=True)
 _TAIL = Measure("nll of the last tokens", lower=True)
 
 KINDS: Mapping[str, Callable[[Claim, ClaimResults], Iterator[Comparison]]] = {
@@ -231,4 +274,6 @@ KINDS: Mapping[str, Callable[[Claim, ClaimResults], Iterator[Comparison]]] = {
     "same": _same,
     "breaks": _breaks,
     "gentler": _gentler,
+    "alike": _alike,
+    "keeps": _keeps,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cell_of, planned_of
 from pipelines.records.cells import Cell, Refusal, Result, Task
-from pipelines.report import figures, statistics, tables, terminal
+from pipelines.report import figures, power, statistics, tables, terminal
 from pipelines.report.terminal import console
 from pipelines.reproduce import claims, published
 from pipelines.reproduce.published import PublishedTable
@@ -18,6 +19,10 @@ from pipelines.reproduce.session import Session, counted, introduce, write
 from pipelines.tasks import registry
 
 VERDICTS = (claims.HOLDS, claims.FAILS, claims.OPEN)
+
+
+EARLIER = 500
+"""Results of the store that are looked at for how documents spread."""
 
 
 class ClaimCell(NamedTuple):
@@ -43,9 +48,37 @@ def main(names: Sequence[str], base: Workbench, task: Mapping[str, Any], command
         raise Refusal(f"published={silent[0]} states no claims; those that do: {able}")
     longest = max(length for table in chosen for _, length in claims.required(table.claims))
     cells = {table.name: _cells(table, longest, session) for table in chosen}
+    for table in chosen:
+        _register(table, cells[table.name], session)
     results = session.measure([required.cell for row in cells.values() for required in row])
     held = [_judge(table, cells[table.name], results, session) for table in chosen]
     return 0 if all(held) else 1
+
+
+def _register(table: PublishedTable, cells: Sequence[ClaimCell], session: Session) -> None:
+    """Say, and keep, before anything runs what each claim compares, and what so many documents can show of it."""
+    earlier = [(Cell.of(spec), result) for spec, result in session.store.newest(EARLIER)]
+    measure = statistics.measure_of(claims.TASK, None)
+    spread, basis = power.spread_of(cells[0].cell, measure, earlier)
+    given = cells[0].cell.limit
+    plan = []
+    for claim in table.claims:
+        count = claims.tests(claim)
+        enough = power.units_for(power.EFFECT[True], spread, count)
+        smallest = None if given is None else statistics.detectable(given, spread, count)
+        said = "all documents there are" if given is None else f"{given} documents"
+        if smallest is not None:
+            able = given is not None and given >= statistics.needed(count) and math.isfinite(smallest)
+            said += f" show differences from {math.expm1(smallest):.1%} on" if able else " can show nothing"
+        terms = f"{count} comparison{'s' if count > 1 else ''}; {said}, {power.EFFECT[True]:.0%} take {enough}"
+        console.print(f"to be tested: {claim.says}\n  {terms} of perplexity ({basis}): limit={enough}", style=None)
+        plan.append({**asdict(claim), "comparisons": count, "documents": given, "spread": spread, "enough": enough})
+    folder = session.folder(table.name, _folder_name(session.base.model.name))
+    write(folder / "plan.json", {"table": table.name, "model": session.base.model.name, "claims": plan})
+
+
+def _folder_name(model: str) -> str:
+    return re.sub(r"[^\w.-]", "_", model).strip("_")
 
 
 def _judge(table: PublishedTable, cells: Sequence[ClaimCell], results: Mapping[str, Result], session: Session) -> bool:
@@ -56,7 +89,7 @@ def _judge(table: PublishedTable, cells: Sequence[ClaimCell], results: Mapping[s
     rows = {(claims.key(s), length): (cell, results[cell.id]) for s, length, cell in measured}
     findings = claims.judge(table.claims, claims.ClaimResults(rows))
     _show(findings, model)
-    folder = session.folder(table.name, re.sub(r"[^\w.-]", "_", model).strip("_"))
+    folder = session.folder(table.name, _folder_name(model))
     body = [
         {
             "says": finding.claim.says,

@@ -32,6 +32,10 @@ USUAL = 16
 """Documents of each half where no limit is given."""
 
 
+KEY_TOKENS = Measure("nll_key", lower=True, exp="perplexity of key tokens")
+"""Of tune.objective=key_ppl."""
+
+
 class StrategyChoice(NamedTuple):
     """A strategy and its options."""
 
@@ -75,6 +79,7 @@ class Bench:
     choice: all choices but the strategy. typed: its overrides as typed, for the commands that repeat a cell.
     run: computes cells.
     scores: of each document, by cell. computed: results that were not there before.
+    keys: whether only key tokens count, of task.evaluator.
     """
 
     choice: Workbench
@@ -84,10 +89,11 @@ class Bench:
     run: Run
     scores: dict[str, list[float]] = field(default_factory=dict)
     computed: list[Result] = field(default_factory=list)
+    keys: bool = False
 
     @property
     def measure(self) -> Measure:
-        return statistics.measure_of(str(self.choice.task["name"]), None)
+        return KEY_TOKENS if self.keys else statistics.measure_of(str(self.choice.task["name"]), None)
 
     @property
     def halves(self) -> Halves:
@@ -142,9 +148,11 @@ class Bench:
         results = {}
         for cell, result in compute(cells, self.store, self.run, command_of=self.command, resume=True):
             results[cell.id] = result
-            scores = [float(row[self.measure.name]) for row in result.documents if self.measure.name in row]
-            if len(scores) < len(result.documents):  # not finite somewhere
-                scores = [worst(cell)] * len(result.documents)
+            # which documents have key tokens is the same under every strategy
+            rows = [row for row in result.documents if not self.keys or row.get("key_tokens")]
+            scores = [float(row[self.measure.name]) for row in rows if self.measure.name in row]
+            if len(scores) < len(rows):  # not finite somewhere
+                scores = [worst(cell)] * len(rows)
             self.scores[cell.id] = scores
             if cell.id not in known:
                 self.computed.append(result)
@@ -183,9 +191,23 @@ class Bench:
         cost = self.value(ids[1:]) if ids[1:] else None
         return TrialOutcome("ok" if bad is None else "diverged", self.value([*before, ids[0]]), cost, cells=ids)
 
+    def judged(self, cell: Cell, result: Result) -> Result:
+        """A result with what is judged as its NLL: at the length, where key tokens count, theirs alone."""
+        if not self.keys or cell.length != self.choice.length or "nll_key" not in result.metrics:
+            return result
+        documents = [{**row, "nll": row["nll_key"]} for row in result.documents if row.get("key_tokens")]
+        renamed = {"nll": "nll_key", "nll_stderr": "nll_key_stderr", "ppl": "ppl_key", "ppl_stderr": "ppl_key_stderr"}
+        own = {name: result.metrics[key] for name, key in renamed.items() if key in result.metrics}
+        return replace(result, documents=documents, metrics={**result.metrics, **own})
+
     def value(self, ids: Sequence[str]) -> float:
         """The objective, which is minimised: the mean over the documents of these cells; of a score, 1 minus it."""
         scores = [score for cell_id in ids for score in self.scores[cell_id]]
+        if not scores:
+            raise Refusal(
+                "tune.objective=key_ppl: the far text makes no token of these documents much likelier; give more "
+                "documents (limit=N), another text, or tune.objective=ppl"
+            )
         mean = sum(scores) / len(scores)
         return mean if self.measure.lower else 1 - mean
 

@@ -26,6 +26,16 @@ SAMPLERS = ("tpe", "cmaes", "nsga2")
 """tpe: tree-structured Parzen estimator. cmaes: evolution of a normal distribution, for numbers alone (choices are
 drawn at random). nsga2: genetic, for two aims at once: quality at the length, and cost at a short one."""
 
+OBJECTIVES: Mapping[str, Sequence[str]] = {
+    "ppl": ("task=perplexity",),
+    "context_gain": ("task=perplexity",),
+    "key_ppl": ("task=perplexity", "task.evaluator=self_extend"),
+    "passkey": ("task=passkey",),
+}
+"""What is searched for, and the overrides by which it is measured, unless the command line has others. ppl: perplexity.
+context_gain: the same, and cropping is among what is to be beaten. key_ppl: perplexity over the tokens that need the
+far text (LongPPL), in the spirit of LongRoPE2's search by needles. passkey: the share of passkeys that is missed."""
+
 REDUCTION = 3
 """One trial in so many goes on to the next rung."""
 
@@ -39,6 +49,7 @@ class SearchSettings:
 
     trials: in all. batch: trials measured at the same time; None: as many as there are workers.
     short: tokens at which the cost is reported; None: the trained length.
+    objective: one of OBJECTIVES; None: the measure of the task.
     """
 
     trials: int = 24
@@ -46,8 +57,11 @@ class SearchSettings:
     seed: int = 0
     batch: int | None = None
     short: int | None = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise Refusal(f"tune.objective={self.objective}: give one of {', '.join(OBJECTIVES)}")
         if self.sampler not in SAMPLERS:
             raise Refusal(f"tune.sampler={self.sampler}: give one of {', '.join(SAMPLERS)}")
         for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):

@@ -49,7 +49,8 @@ class TuneStudy:
 
     @property
     def defaults(self) -> list[StrategyChoice]:
-        return verdict.defaults_of(self.space)
+        crop = [StrategyChoice("crop", {})] if self.settings.objective == "context_gain" else []
+        return [*verdict.defaults_of(self.space), *crop]
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,9 @@ from pipelines.tune.space import seeds, space_of
 from pipelines.tune.study import TuneStudy, confirm, write
 from pipelines.tune.verdict import TuneVerdict
 from pipelines.workers import compute, pool
+from rope.geometry import Geometry
 from rope.strategies import bounded
+from rope.theory import critical_pair
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,12 @@ def study_of(choice: Workbench, request: TuneRequest, command: str, run: compute
     settings = replace(settings, batch=settings.batch or at_once, short=settings.short or geometry.trained_length)
     typed = [o for o in request.overrides if o.partition("=")[0] not in SAID_BY_CELLS and not o.startswith("strategy.")]
     typed += [f"task.text={choice.task['text']}"] if "text" in choice.task and not text_given else []
-    workbench = Bench(choice, typed, screening, Store.at(choice.store), run)
+    workbench = Bench(choice, typed, screening, Store.at(choice.store), run, keys=settings.objective == "key_ppl")
     native = workbench.cell(StrategyChoice("none", {}), "tune", 0, screening.count)
     searching = asdict(settings)
     short = searching.pop("short")
+    if searching["objective"] is None:  # searches from before there were any
+        del searching["objective"]
     decisive = [native.id, strategy, space.text, fixed, searching, short, screening.rungs]
     study_id = f"{choice.model.name}-{strategy}-{choice.length}-{digest_of(decisive)[:6]}".replace("/", "_")
     if settings.two_aims and short >= choice.length:
@@ -190,7 +195,7 @@ def _seconds_left(study: TuneStudy, done: Sequence[Trial]) -> float | None:
 
 
 def _value(study: TuneStudy, value: float) -> str:
-    return f"nll {value:.4f}" if study.bench.measure.name == "nll" else f"missed {value:.1%}"
+    return f"nll {value:.4f}" if study.bench.measure.exp else f"missed {value:.1%}"
 
 
 def _best_choice(study: TuneStudy, trials: Sequence[Trial]) -> StrategyChoice:
@@ -210,10 +215,27 @@ def _best_choice(study: TuneStudy, trials: Sequence[Trial]) -> StrategyChoice:
     return choices[best].without_defaults()
 
 
+def critical(chosen: StrategyChoice, geometry: Geometry, length: int) -> str:
+    """Where a list of divisors begins to interpolate, beside theory's critical pair (LongRoPE2, 2502.20082); "" of what
+    is no list."""
+    divisors = chosen.options.get("factors")
+    if not divisors:
+        return ""
+    reached = math.sqrt(length / geometry.trained_length)
+    found = next((n for n in range(len(divisors)) if min(divisors[n:]) >= reached), len(divisors))
+    theirs = critical_pair(geometry.native(length), geometry.trained_length)
+    return (
+        f"critical pair: {found} of {len(divisors)}, from which on every divisor reaches the square root of the "
+        f"factor; by theory, from which on a wavelength is longer than the trained length, {theirs}"
+    )
+
+
 def _show(study: TuneStudy, trials: Sequence[Trial], judged: TuneVerdict) -> None:
     statuses = Counter(trial.status for trial in trials)
     console.print("\ntrials: " + ", ".join(f"{count} {status}" for status, count in statuses.items()))
     console.print(f"best: {judged.chosen.label}")
+    if said := critical(judged.chosen, study.geometry, study.length):
+        console.print(said)
     rows = [(row.label, f"{row.cell.length:,}", row.headline) for row in judged.rows]
     table(console, "On the reporting half", ("strategy", "length", "result"), rows)
     table(console, "", tables.DIFFERENCES, judged.lines)

@@ -93,7 +93,8 @@ def judge(bench: Bench, chosen: StrategyChoice, defaults: Sequence[StrategyChoic
         at_short = [
             bench.cell(choice, "report", 0, count, short) for choice in (StrategyChoice("none", {}), *served_choices)
         ]
-    results = bench.results([*cells, *at_short])
+    measured = bench.results([*cells, *at_short])
+    results = {cell.id: bench.judged(cell, measured[cell.id]) for cell in (*cells, *at_short)}
     *theirs, ours = cells
     usable = [cell for cell in theirs if results[cell.id].metrics]
     if not usable:
@@ -112,7 +113,8 @@ def judge(bench: Bench, chosen: StrategyChoice, defaults: Sequence[StrategyChoic
     named = [*zip(labels, cells, strict=True), *zip(["none", *labels], at_short, strict=False)]
     rows = [JudgedRow(label, cell, results[cell.id]) for label, cell in named]
     names = {row.cell.id: row.label for row in reversed(rows)}  # the chosen one may be a default
-    sentences = [_at_length(bench, rows[len(defaults)], rows[best], compared)]
+    sentences = ["At the length, perplexity is over key tokens alone."] if bench.keys else []
+    sentences.append(_at_length(bench, rows[len(defaults)], rows[best], compared))
     if short is not None:
         sentences += _costs({cell_id: names[cell_id] for cell_id in shown_at_short}, at_short[0], compared)
     shown = tuple(row for row in rows if names[row.cell.id] == row.label)
@@ -165,5 +167,5 @@ def _change(difference: Difference) -> str:
 
 
 def _score(bench: Bench, row: JudgedRow) -> str:
-    name = "ppl" if bench.measure.name == "nll" else bench.measure.name
+    name = "ppl" if bench.measure.exp else bench.measure.name
     return f"{name} {number(row.result.metrics[name])}" if name in row.result.metrics else row.result.status

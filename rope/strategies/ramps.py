@@ -13,13 +13,18 @@ from rope.strategies.scaling import check_bounds, check_choice, check_share, sca
 
 RAMPS = ("rotations", "index")
 
-
-@strategy(
+OF_RAMPS = (
     Promise.NATIVE_WHEN_TRAINED,
     Promise.NONE_FASTER,
     Promise.WITHIN_FACTOR,
     Promise.SLOWER_MORE,
     Promise.ORDER_KEPT,
+)
+"""What all of this family promise."""
+
+
+@strategy(
+    *OF_RAMPS,
     Promise.ATTENTION_KEPT,
     examples=({"ramp": "index"}, {"ramp": "index", "truncate": False}),
 )
@@ -71,11 +76,7 @@ def by_parts(
 
 
 @strategy(
-    Promise.NATIVE_WHEN_TRAINED,
-    Promise.NONE_FASTER,
-    Promise.WITHIN_FACTOR,
-    Promise.SLOWER_MORE,
-    Promise.ORDER_KEPT,
+    *OF_RAMPS,
     examples=(
         {"beta_fast": 16.0},
         {"beta_slow": 2.0},
@@ -143,14 +144,7 @@ def yarn(
     return Plan(parts.inv_freq, parts.attention_factor * float(attention_factor))
 
 
-@strategy(
-    Promise.NATIVE_WHEN_TRAINED,
-    Promise.NONE_FASTER,
-    Promise.WITHIN_FACTOR,
-    Promise.SLOWER_MORE,
-    Promise.ORDER_KEPT,
-    Promise.ATTENTION_KEPT,
-)
+@strategy(*OF_RAMPS, Promise.ATTENTION_KEPT)
 def llama3(
     geometry: Geometry,
     length: int,
@@ -188,11 +182,7 @@ def llama3(
 
 
 @strategy(
-    Promise.NATIVE_WHEN_TRAINED,
-    Promise.NONE_FASTER,
-    Promise.WITHIN_FACTOR,
-    Promise.SLOWER_MORE,
-    Promise.ORDER_KEPT,
+    *OF_RAMPS,
     Promise.ATTENTION_KEPT,
     examples=({"beta_0": 8.0}, {"beta_1": 0.1}),
 )

@@ -409,7 +409,7 @@ def test_windows_that_end_elsewhere_at_another_length_are_refused(tiny_folder, t
     [
         (["published=yarn_table9"], "did you mean yarn_table6? there are abf_factors"),
         (["published=yarn_table2", "columns=5"], "columns=5: yarn_table2 has 8192, 32768"),
-        (["published=yarn_table2", "--transfer", "model=tiny"], "states no claims; those that do: dynamic_ntk"),
+        (["published=yarn_table2", "--transfer", "model=tiny"], "states no claims; those that do: cope_claims"),
     ],
 )
 def test_what_reproduce_does_not_take_is_refused(arguments, sentence, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from tiny_families import tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
 
-from rope.config import geometry_of
+from rope.config import geometry_of, scaled_queries
 from rope.geometry import Geometry, inverse_frequencies
 from rope.patch import patched
 from rope.rotation import query_scale
@@ -228,3 +230,12 @@ def test_string_never_lengthens_a_distance_and_none_within_the_trained_length_is
         nearer = shifted - min(128, shifted // 4)
         assert near.until == far.since == shifted and far.query.at(length - 1) - far.key.at(0) == length - 1 - nearer
         assert chosen.reach(length) < length <= trained
+
+
+def test_a_config_that_scales_its_queries_is_known_and_no_other():
+    for family in ("ministral3", "llama", "smollm3"):
+        said = scaled_queries(json.loads(tiny_config(family).to_json_string()))
+        assert bool(said) == (family == "ministral3"), family
+    qwen = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64}
+    assert scaled_queries({**qwen, "use_logn_attn": True}) == "use_logn_attn=True"
+    assert scaled_queries({**qwen, "use_logn_attn": False}) is None

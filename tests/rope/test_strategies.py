@@ -337,6 +337,19 @@ def test_options_are_the_keyword_only_arguments_with_their_defaults():
     assert set(ALIASES.values()) <= set(STRATEGIES)
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_leaves_layers_of_a_bounded_window_alone(name):
+    sliding = Geometry(64, 100.0, 4096)
+    geometries = {"full_attention": SMALL, "sliding_attention": sliding}
+    options = required_options(name, SMALL.pairs)
+    if isinstance(plan(name, SMALL, STRETCHED, **options), Pairwise):
+        with pytest.raises(ValueError, match="changes attention itself"):
+            plans(name, geometries, STRETCHED, **options)
+        return
+    kept = dict(plans(name, geometries, STRETCHED, **options))["sliding_attention"]
+    assert kept.inv_freq == sliding.native(STRETCHED).inv_freq
+
+
 def test_layers_of_a_bounded_window_keep_their_native_plan():
     sliding = Geometry(64, 100.0, 4096)
     result = dict(plans("yarn", {"full_attention": SMALL, "sliding_attention": sliding}, STRETCHED, factor=8.0))
