@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.records.cells import Options, Refusal, Task, frozen
+from pipelines.records.phases import timed
 from pipelines.tasks import (
     conversation,
     files,
@@ -24,6 +25,8 @@ from pipelines.tasks import (
     recall,
     ruler,
     sections,
+    summaries,
+    summaries_rouge,
     text,
 )
 from pipelines.tasks.documents import SCORER_VERSION, Document, Encoder, Kept, Scores, digest
@@ -59,6 +62,8 @@ OWN: Mapping[str, OwnTask] = {
         conversation.KIND,
         many_shot.KIND,
         graph_walks.KIND,
+        summaries.KIND,
+        summaries_rouge.KIND,
     )
 }
 """Our own tasks by name. A new one is a file of this folder and its entry here."""
@@ -127,6 +132,7 @@ def evaluator(task: Task) -> str | None:
     return OWN[task.name].evaluator(options_of(task, None)) if task.name in OWN else None
 
 
+@timed("texts")
 def prepare(task: Task, tokenizer: Any, *, length: int, limit: int | None, seed: int) -> None:
     """Check without a model that a task can be run at this length.
 
@@ -236,7 +242,7 @@ def _score_own(
     under: key_tokens.Under | None,
     kept: Sequence[Kept],
 ) -> Scores:
-    from pipelines.tasks import harness
+    from pipelines.tasks import generated, harness
 
     own, encode = OWN[name], Encoder.of(lm.tokenizer)
     data = text.digest(options["text"]) if "text" in options else ""
@@ -262,7 +268,13 @@ def _score_own(
         {"tokens": document.tokens, **dict(document.facts), **row, "index": index}
         for index, (document, row) in enumerate(zip(documents, found, strict=True))
     ]
+    if under is not None and outcome.answers and isinstance(outcome.answers[0], str):
+        with under("none", True) as (judge, _):
+            said = generated.nlls(judge, encode, new, outcome.answers)
+        for record, nll in zip(records[-len(new) :], said, strict=True):
+            record |= {} if nll is None else {"nll_generated": nll}
     metrics, series = own.finish(harness.means(records, names), documents, records, options)
+    metrics |= generated.metrics(records)
     if decides is not None:
         assert under is not None, "key tokens take a model that can be put under another strategy"
         with under(decides, True) as (judge, window):

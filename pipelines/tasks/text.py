@@ -52,7 +52,7 @@ APART = frozenset(
 )
 """Folders of code left out: tests hold tables, vendored code has licences of its own, the topics are a source apart."""
 
-LARGEST, LARGEST_FOLDER, MOST_FILES, TOLD = 2 << 30, 32 << 30, 100_000, 200 << 20
+LARGEST, LARGEST_FOLDER, MOST_FILES, ANNOUNCED_FROM = 2 << 30, 32 << 30, 100_000, 200 << 20
 """Bytes of a text file and of all in a folder; entries of a folder that are looked at; bytes whose reading is told."""
 
 READ_AT_MOST = 10_000
@@ -344,7 +344,7 @@ def _within(source: str, root: Path, hidden: bool = False) -> list[Path]:
     if size > LARGEST_FOLDER:
         most = f"{LARGEST_FOLDER / 2**30:.0f} GiB"
         raise Refusal(f"text {source}: the folder holds {size / 2**30:.1f} GiB, and at most {most} are read; split it")
-    if size > TOLD:
+    if size > ANNOUNCED_FROM:
         print(f"reading {size / 2**20:,.0f} MiB of text in {len(found):,} files of {source}", file=sys.stderr)
     return sorted(found)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import random
 import re
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.tasks import passkey
 from pipelines.tasks.many_shot import KINDS
-from pipelines.train.corpus import Tokens
+from pipelines.train import wordings
+from pipelines.train.keys import KEYS, alike, code_key, hex_key, number_key, pair_key, word_key
 from pipelines.train.retrieval import Ids, Weights
+from pipelines.train.wordings import Pools, Wording
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,36 +44,9 @@ MORE_KINDS = (
 """Kinds of words beside those of the many-shot task, whose words are here too, under other labels: that a dog is an
 animal is knowledge, and which label animals have today is in the document."""
 
-FACTS = (
-    ("The {noun} of {key} is {value}.", "What is the {noun} of {key}? It is"),
-    ("One {noun} of {key} is: {value}.", "The {noun} of {key} that the text tells is"),
-    ("The {adjective} {noun} for {key} is: {value}.", "Which {adjective} {noun} is for {key}? The one for {key} is"),
-    ("{key} has {noun} {value}.", "Q: Which {noun} has {key}?\nA:"),
-    ("{noun} {key}: {value}", "{noun} {key}:"),
-    ("{key} = {value}", "{key} ="),
-    ("{key} | {value}", "Look up {key}\nFound:"),
-    ("The {noun} {key} weighs {value} {adjective}.", "How much does the {noun} {key} weigh?\nAnswer:"),
-    ("They keep {key} at {noun} {value}.", "Question: At which {noun} is {key} kept?\nAnswer:"),
-    ('"{key}": "{value}",', 'The entry "{key}" holds:'),
-    ('  "{key}" : "{value}"', 'Key "{key}"\nValue of it:'),
-    ("{key},{value}", "{key} stands beside"),
-    ("<{noun} id={key}>{value}</{noun}>", "id={key} contains"),
-)
-"""What a line tells, and how it is asked for. A value in quotation marks is answered in them."""
+BETWEEN_KINDS = (":", " =", " =>", " is", " |", ",", " -", " >>", " ::", " /", " ~", " ..", ";", ":=")
+"""Between a word and its label."""
 
-QUOTES = (
-    ("Who spoke the words “{line}”?\nAnswer:", "Which line is ahead of “{line}”?\nAnswer:"),
-    ('Whose line is "{line}"?\nIt is', 'The line right before "{line}" is:'),
-    ('Q: "{line}" - by whom?\nA:', 'Q: "{line}" - what did they hear just before it?\nA:'),
-    ('"{line}" comes from', '"{line}" follows on'),
-)
-TURNS = ("{name}: {line}", "{name} - {line}", "{name} says: {line}", "<{name}> {line}", "[{name}] {line}")
-FOLLOWING = (
-    ("What comes next after “{before}”?\nAnswer:", "# {heading}"),
-    ('The part below "{before}" is called', "{heading}"),
-    ("Q: {before} is followed by which {noun}?\nA:", "{heading}:"),
-    ("{before} >>", "== {heading} =="),
-)
 EDGES = (
     ("{a} => {b}", "Which are reached from {a}? [", "Which lead to {b}? ["),
     ("{a} points to {b}", "Targets of {a}: [", "Sources of {b}: ["),
@@ -81,31 +57,8 @@ EDGES = (
 HIDDEN, ANSWER = 0, -1
 """Weights of what nobody could guess, and of what the document answers (the writer's emphasis)."""
 
-TRIES = 6
+TRIES = 8
 """Sizes that are tried, until a document fits."""
-
-
-@dataclass(frozen=True)
-class Pools:
-    """What documents are filled with, from a corpus: plain words, and sentences of 5 to 20 words."""
-
-    words: tuple[str, ...]
-    lines: tuple[str, ...]
-
-    @classmethod
-    def of(cls, tokens: Tokens, tokenizer: Tokenizer, spans: int = 256, span: int = 16_384) -> Pools:
-        """From stretches of a corpus, evenly spread."""
-        starts = np.linspace(0, max(0, tokens.size - span), spans).astype(int)
-        texts = tokenizer.decode_batch([tokens[start : start + span].tolist() for start in starts])
-        words = {word for text in texts for word in re.findall(r"(?<![\w.])[a-z]{3,10}(?![\w.(])", text)}
-        plain = re.compile(r"[A-Z][a-z][^\"\u201c\u201d=<>|{}\[\]\\#]*[.!?]")
-        parts = (part for text in texts for part in re.split(r"(?<=[.!?])\s+", " ".join(text.split())))
-        lines = {part for part in parts if 5 <= len(part.split()) <= 20 and plain.fullmatch(part)}
-        # A small corpus may have few of them.
-        return cls(tuple(sorted(words | {"word", "thing"})), tuple(sorted(lines | {*_SPARE})))
-
-
-_SPARE = tuple(f"There is nothing to be said about number {number}." for number in range(64))
 
 
 class Sheet:
@@ -121,12 +74,17 @@ class Sheet:
 
     def fill(self, template: str, hidden: Sequence[str] = (), **values: str) -> None:
         """A template; what stands for a name of `hidden` nobody could guess."""
-        for piece in re.split(r"(\{\w+\})", template):
+        for piece in _pieces(template):
             name = piece[1:-1]
             if piece.startswith("{") and name in values:
                 self.say(values[name], HIDDEN if name in hidden else 1)
             elif piece:
                 self.say(piece)
+
+
+@lru_cache(maxsize=256)
+def _pieces(template: str) -> list[str]:
+    return re.split(r"(\{\w+\})", template)
 
 
 class Exercises:
@@ -164,109 +122,182 @@ class Exercises:
 
 
 def lookup(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
-    """Values told by their keys, which may be nearly alike, on their own or among sentences; some are asked for."""
-    told, asked = dice.choice(FACTS)
-    drawn = {"noun": dice.choice(pools.words), "adjective": dice.choice(pools.words)}
+    """Values told by their keys, which may be nearly alike, on their own or among other text; some are asked for."""
+    apart = dice.random() < 0.5
+    words = wordings.records(dice, pools, apart=apart)
     key_kind, value_kind = dice.choice(KEYS), dice.choice(KEYS)
-    among = dice.random() < 0.5
-    count = max(1, min(int(pieces * dice.uniform(0.1, 0.6)), dice.randint(1, max(40, pieces // 3))))
-    keys = _alike(dice, count) if dice.random() < 0.25 else [key_kind(dice, pools) for _ in range(count)]
-    rows = [(key, value_kind(dice, pools)) for key in dict.fromkeys(keys)]
+    if dice.random() < 0.2:
+        value_kind = key_kind
+    count = max(1, min(int(pieces * dice.uniform(0.05, 0.9)), dice.randint(1, max(40, pieces // 3))))
+    if apart:
+        count = dice.randint(1, max(1, min(count, 8)))
+    keys = (
+        alike(dice, pools.words, count) if dice.random() < 0.25 else [key_kind(dice, pools.words) for _ in range(count)]
+    )
+    rows = [(key, value_kind(dice, pools.words)) for key in dict.fromkeys(keys)]
     sheet = Sheet()
-    sheet.say(f"{dice.choice(pools.lines)}\n")
-    gap = max(0, pieces - 2 * count) // (2 * count) if among else 0
-    for key, value in rows:
-        for _ in range(dice.randint(0, 2 * gap) if gap else 0):
-            sheet.say(f"{dice.choice(pools.lines)}{dice.choice((' ', chr(10)))}")
-        sheet.fill(f"{told}\n", ("key", "value"), key=key, value=value, **drawn)
-    sheet.say("\n")
-    quoted = '"{value}"' in told
-    for key, value in dice.sample(rows, min(len(rows), dice.randint(1, 8))):
-        sheet.fill(asked, key=key, **drawn)
-        sheet.say(f' "{value}"' if quoted else f" {value}", ANSWER)
-        sheet.say("\n")
+    sheet.say(wordings.opening(dice, pools))
+    questions = dice.choice((1, 1, 2, 3, 3, 4, 6, 8))
+    straw = _straw(dice, pools, max(0, pieces - 2 * (count + questions))) if apart else []
+    cuts = sorted(dice.choices(range(len(straw) + 1), k=len(rows)))
+    _records(sheet, words, rows, [straw[a:b] for a, b in pairwise([0, *cuts, len(straw)])])
+    sheet.say(dice.choice(("\n", "\n\n", "\n\n")))
+    for key, value in dice.sample(rows, min(len(rows), questions)):
+        sheet.fill(words.asked, key=key)
+        sheet.say(words.answer.replace("{value}", value), ANSWER)
+        sheet.say(words.after)
     return sheet
+
+
+def _records(sheet: Sheet, words: Wording, rows: Sequence[tuple[str, str]], straw: Sequence[Sequence[str]]) -> None:
+    """All records, and before each of them, and after the last, the straw for that place."""
+    sheet.say(words.head)
+    for number, (key, value) in enumerate(rows):
+        for line in straw[number]:
+            sheet.say(f"{line}{words.joint}")
+        sheet.fill(words.told, ("key", "value"), key=key, value=value)
+        if number + 1 < len(rows) or straw[-1]:
+            sheet.say(words.joint)
+    sheet.say(words.joint.join(straw[-1]))
+    sheet.say(words.tail)
+
+
+def _straw(dice: random.Random, pools: Pools, pieces: int) -> list[str]:
+    """So many pieces of text to hide records in: sentences, any text, or one sentence over and over."""
+    kind = dice.random()
+    if kind < 0.4:
+        return dice.choices(pools.lines, k=2 * pieces // 3)
+    if kind < 0.75:
+        text = " ".join(dice.choices(pools.passages, k=(pieces + 3) // 7))
+        return re.split(r"(?<=[.!?]) ", text)
+    line = dice.choice(pools.lines) if kind < 0.9 else passkey.FILLER
+    return [line] * (pieces * 40 // len(line))
 
 
 def several(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
     """Several values of one key, or of several keys, among sentences; all are asked for, in the order of the text."""
-    noun, count = dice.choice(pools.words), dice.randint(2, 4)
-    keys = [_pair(dice, pools) for _ in range(count)]
+    words, count = wordings.records(dice, pools, apart=True), dice.randint(2, 4)
+    keys = [pair_key(dice, pools.words) for _ in range(count)]
     if dice.random() < 0.5:
         keys = keys[:1] * count
-    rows = [(key, dice.choice((_number, _hex))(dice, pools)) for key in keys]
-    sheet, gap = Sheet(), max(0, pieces // 2 - 3 * count) // count
-    for key, value in rows:
-        for _ in range(dice.randint(0, gap)):
-            sheet.say(f"{dice.choice(pools.lines)} ")
-        sheet.fill("One {noun} of {key} is: {value}. ", ("key", "value"), noun=noun, key=key, value=value)
+    value_kind = dice.choice((number_key, hex_key, word_key))
+    rows = [(key, value_kind(dice, pools.words)) for key in keys]
+    straw = _straw(dice, pools, max(0, pieces - 4 * count))
+    cuts = sorted(dice.choices(range(len(straw) + 1), k=len(rows)))
+    sheet = Sheet()
+    sheet.say(wordings.opening(dice, pools))
+    _records(sheet, words, rows, [straw[a:b] for a, b in pairwise([0, *cuts, len(straw)])])
     names = list(dict.fromkeys(keys))
     every = f"{', '.join(names[:-1])}, and {names[-1]}" if len(names) > 1 else names[0]
-    sheet.say(f"\nEach {noun} of {every} in this text: they are")
+    sheet.say("\n")
+    sheet.fill(words.asked, key=every)
     sheet.say(f" {', '.join(value for _, value in rows)}", ANSWER)
-    sheet.say(".\n")
+    sheet.say(words.after)
     return sheet
 
 
 def dialogue(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
-    """Who said a line, what was said before it, or a number somebody gave early on."""
-    people = dice.sample(NAMES, dice.randint(3, 9))
-    count = max(4, pieces // 2 - 6)
-    turns = [(dice.choice(people), line) for line in _sample(dice, pools.lines, count)]
-    form, (who, before), kind = dice.choice(TURNS), dice.choice(QUOTES), dice.choice(("who", "before", "number"))
-    noun, name = dice.choice(pools.words), turns[0][0]
-    facts = {thing: str(dice.randint(100, 99_999)) for thing in dice.sample(pools.words, dice.randint(2, 7))}
-    places = sorted(dice.choices(range(max(1, len(turns) // 2)), k=len(facts)))
+    """Who said a line, what was said before it, or a value somebody gave early on."""
+    people = wordings.people(dice, pools, NAMES, dice.randint(3, 9))
+    questions = min(dice.choice((1, 2, 3, 3, 4, 6)), 1 + pieces // 8)
+    turns = [(dice.choice(people), line) for line in _sample(dice, pools.lines, max(4, pieces // 2 - questions - 2))]
+    noun, kind = dice.choice(pools.words), dice.choices(("who", "before", "fact"), (3, 1, 1))[0]
+    form = wordings.drawn(dice, pools, dice.choice(wordings.TURNS), noun, dice.choice(pools.words))
+    if kind == "fact":
+        return _given_early(dice, pools, turns, form, min(dice.randint(2, 7), 2 + pieces // 8))
+    asked = wordings.quoting(dice, pools, wordings.WHO if kind == "who" else wordings.AHEAD, noun)
+    joint, after = dice.choice(("\n", "\n", "\n\n")), dice.choice(wordings.BETWEEN)
     sheet = Sheet()
-    if dice.random() < 0.5:
-        sheet.say(f"{dice.choice(pools.lines)}\n\n")
-    waiting = list(zip(places, facts.items(), strict=True)) if kind == "number" else []
+    sheet.say(wordings.opening(dice, pools))
+    for speaker, line in turns:
+        sheet.fill(f"{form}{joint}", ("name",), name=speaker, line=line)
+    sheet.say("\n")
+    for place in dice.sample(range(1, len(turns)), min(len(turns) - 1, questions)):
+        sheet.fill(asked, line=turns[place][1])
+        sheet.say(f" {turns[place][0] if kind == 'who' else turns[place - 1][1]}", ANSWER)
+        sheet.say(after)
+    return sheet
+
+
+def _given_early(dice: random.Random, pools: Pools, turns: list[tuple[str, str]], form: str, count: int) -> Sheet:
+    """Somebody tells the values of some things in the first half of a conversation."""
+    words, name = wordings.records(dice, pools, apart=True), turns[0][0]
+    facts = {thing: str(dice.randint(100, 99_999)) for thing in dice.sample(pools.words, count)}
+    places = sorted(dice.choices(range(max(1, len(turns) // 2)), k=len(facts)))
+    sheet, waiting = Sheet(), list(zip(places, facts.items(), strict=True))
+    sheet.say(wordings.opening(dice, pools))
     for number, (speaker, line) in enumerate(turns):
         while waiting and waiting[0][0] == number:
             thing, value = waiting.pop(0)[1]
-            sheet.fill(form, name=name, line="")
-            sheet.fill("The {noun} of my {thing} is {value}.\n", ("value",), noun=noun, thing=thing, value=value)
-        sheet.fill(f"{form}\n", name=speaker, line=line)
+            told = words.told.replace("{key}", f"{dice.choice(('my', 'the', 'our'))} {{key}}")
+            sheet.fill(f"{form}\n".replace("{line}", told), ("key", "value"), name=name, key=thing, value=value)
+        sheet.fill(f"{form}\n", ("name",), name=speaker, line=line)
     sheet.say("\n")
-    if kind == "number":
-        for thing, value in dice.sample(sorted(facts.items()), min(len(facts), 5)):
-            sheet.fill("Tell the {noun} of {thing} of {name}:", noun=noun, thing=thing, name=name)
-            sheet.say(f" {value}", ANSWER)
-            sheet.say("\n")
-        return sheet
-    for place in dice.sample(range(1, len(turns)), min(len(turns) - 1, dice.randint(1, 6))):
-        sheet.fill(who if kind == "who" else before, line=turns[place][1])
-        sheet.say(f" {turns[place][0] if kind == 'who' else turns[place - 1][1]}", ANSWER)
-        sheet.say("\n")
+    for thing, value in dice.sample(sorted(facts.items()), min(len(facts), 4)):
+        sheet.fill(words.asked, key=f"{name}'s {thing}")
+        sheet.say(f" {value}", ANSWER)
+        sheet.say(words.after)
     return sheet
 
 
 def outline(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
-    """Headings with the beginnings of their sections: which comes next; or sections by number: what each is about."""
-    count, shown = max(3, pieces // 3), dice.randint(4, 12)
-    bodies = [line.split() for line in _sample(dice, pools.lines, count)]
-    noun, sheet = dice.choice(pools.words), Sheet()
-    if dice.random() < 0.3:  # a heading is made of words of its section
-        rows = []
-        for number, words in enumerate(bodies, start=1):
-            body = words[: shown + 4]
-            start = dice.randrange(max(1, len(body) - 3))
-            rows.append((number, " ".join(body[start : start + dice.randint(1, 3)]).strip(".,!?").capitalize()))
-            sheet.say(f"{noun.capitalize()} {number}:\n{' '.join(body)}\n\n")
-        for number, heading in dice.sample(rows, min(count, 5)):
-            sheet.say(f"The title of {noun} {number}:")
-            sheet.say(f" {heading}", ANSWER)
-            sheet.say("\n")
-        return sheet
-    headings = [" ".join(dice.choices(pools.words, k=dice.randint(1, 4))).capitalize() for _ in bodies]
-    asked, form = dice.choice(FOLLOWING)
-    for heading, body in zip(headings, bodies, strict=True):
-        sheet.fill(f"{form}\n{{body}}\n\n", heading=heading, body=" ".join(body[:shown]))
-    for place in dice.sample(range(1, count), min(count - 1, dice.randint(1, 7))):
-        sheet.fill(asked, before=headings[place - 1], noun=noun)
+    """Headings with the beginnings of their sections: which comes next."""
+    questions, bodies = _bodies(dice, pools, pieces)
+    noun, after, sheet = dice.choice(pools.words), dice.choice(wordings.BETWEEN), Sheet()
+    sheet.say(wordings.opening(dice, pools))
+    headings = list(dict.fromkeys(_heading(dice, pools) for _ in bodies))
+    form = wordings.drawn(dice, pools, dice.choice(wordings.HEADINGS), noun, dice.choice(pools.words))
+    asked, joint = wordings.quoting(dice, pools, wordings.FOLLOWS, noun), dice.choice(("\n", "\n", " "))
+    for heading, words in zip(headings, bodies, strict=False):
+        sheet.fill(f"{form}{joint}{{body}}\n\n", line=heading, body=" ".join(words))
+    for place in dice.sample(range(1, len(headings)), min(len(headings) - 1, questions)):
+        sheet.fill(asked, line=headings[place - 1])
         sheet.say(f" {headings[place]}", ANSWER)
-        sheet.say("\n")
+        sheet.say(after)
     return sheet
+
+
+def titles(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
+    """Sections by number, without titles; some titles are asked for: words of it, or the name of what it is about."""
+    questions, bodies = _bodies(dice, pools, pieces)
+    if dice.random() < 0.6:
+        shown = len(bodies[0])
+        rows = [(title, body.split()[:shown]) for title, body in dice.choices(pools.titled, k=len(bodies))]
+    else:
+        rows = [(_part(dice, words, 3), words) for words in bodies]
+    noun, after, sheet = dice.choice(pools.words), dice.choice(wordings.BETWEEN), Sheet()
+    sheet.say(wordings.opening(dice, pools))
+    asked = wordings.question(dice, pools, wordings.ASKING, noun, dice.choice(pools.words))
+    mark = dice.choice(("{noun} {key}:\n", "{noun} {key}. ", "[{key}] ", "{key}) ", "# {key}\n", "{noun} {key}\n"))
+    for number, (_, body) in enumerate(rows, start=1):
+        sheet.fill(f"{mark}{{body}}\n\n", noun=noun.capitalize(), key=str(number), body=" ".join(body))
+    for place in dice.sample(range(len(rows)), min(len(rows), questions)):
+        sheet.fill(asked, key=f"{noun} {place + 1}")
+        sheet.say(f" {rows[place][0]}", ANSWER)
+        sheet.say(after)
+    return sheet
+
+
+def _bodies(dice: random.Random, pools: Pools, pieces: int) -> tuple[int, list[list[str]]]:
+    """How many questions there are, and the first words of each section."""
+    questions, shown = dice.choice((1, 2, 3, 3, 4, 6)), dice.randint(4, 16)
+    count = max(3, (pieces - 3 * questions) * 6 // (shown + 6))
+    texts = dice.choices(pools.passages, k=count) if dice.random() < 0.5 else _sample(dice, pools.lines, count)
+    return questions, [text.split()[:shown] for text in texts]
+
+
+def _heading(dice: random.Random, pools: Pools) -> str:
+    """Words drawn one by one, or in a row from a sentence."""
+    if dice.random() < 0.5:
+        return pools.phrase(dice).capitalize()
+    return _part(dice, dice.choice(pools.lines).split(), 5)
+
+
+def _part(dice: random.Random, words: Sequence[str], most: int) -> str:
+    """Some words in a row, as a heading."""
+    start = dice.randrange(max(1, len(words) - 2))
+    part = " ".join(words[start : start + dice.randint(1, most)]).strip(".,!?")
+    return f"{part[:1].upper()}{part[1:]}"
 
 
 def kinds(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
@@ -278,7 +309,7 @@ def kinds(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
     labels = dice.sample(pools.words, len(chosen))
     rows = [(word, label) for words, label in zip(chosen, labels, strict=True) for word in words]
     rows = dice.sample(rows, len(rows)) if dice.random() < 0.5 else dice.choices(rows, k=3 * pieces)
-    between, sheet, seen = dice.choice((": ", " = ", " => ", " is ", " | ", ", ")).rstrip(), Sheet(), set[str]()
+    between, sheet, seen = dice.choice(BETWEEN_KINDS), Sheet(), set[str]()
     for word, label in rows[: 2 * pieces]:
         sheet.say(f"{word}{between}")
         sheet.say(f" {label}", ANSWER if label in seen else HIDDEN)
@@ -290,8 +321,8 @@ def kinds(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
 def edges(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
     """A list of edges; where one node leads, and what leads to it."""
     form, forth, back = dice.choice(EDGES)
-    draw = dice.choice((_hex, _pair, _code))
-    nodes = list(dict.fromkeys(draw(dice, pools) for _ in range(max(3, pieces // 3))))
+    draw = dice.choice((hex_key, pair_key, code_key))
+    nodes = list(dict.fromkeys(draw(dice, pools.words) for _ in range(max(3, pieces // 3))))
     pairs = list(dict.fromkeys((dice.choice(nodes), dice.choice(nodes)) for _ in range(max(3, pieces // 2))))
     sheet = Sheet()
     for a, b in pairs:
@@ -308,62 +339,34 @@ def edges(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
 
 def gaps(dice: random.Random, pools: Pools, pieces: int) -> Sheet:
     """Sentences, and some of them once more with a word missing."""
-    lines = _sample(dice, pools.lines, max(2, pieces // 2 - 4))
-    sheet = Sheet()
-    for line in lines:
-        sheet.say(f"{line}{dice.choice((' ', chr(10)))}")
-    sheet.say("\n")
-    for line in dice.sample(lines, min(len(lines), dice.randint(1, 4))):
+    questions, mark = dice.choice((1, 2, 3, 4)), dice.choice(wordings.GAPS)
+    lines = _sample(dice, pools.lines, max(2, pieces // 2 - questions))
+    asked = wordings.quoting(dice, pools, ("{line}", "{Phrase}: {line}", "{line} {phrase}"), dice.choice(pools.words))
+    joint, after, sheet = dice.choice((" ", "\n", "\n\n")), dice.choice(wordings.BETWEEN), Sheet()
+    sheet.say(wordings.opening(dice, pools))
+    sheet.say(joint.join(lines))
+    sheet.say("\n\n")
+    for line in dice.sample(lines, min(len(lines), questions)):
         words = line.split()
         place = dice.randrange(1, len(words) - 1)
-        sheet.say(f"{' '.join([*words[:place], '...', *words[place + 1 :]])} The gap is")
+        sheet.fill(asked, line=" ".join([*words[:place], mark, *words[place + 1 :]]))
         sheet.say(f" {words[place].strip('.,;:()')}", ANSWER)
-        sheet.say("\n")
+        sheet.say(after)
     return sheet
 
 
 Writer = Callable[[random.Random, Pools, int], Sheet]
-WRITERS: Mapping[Writer, float] = {lookup: 5, several: 1, dialogue: 4, outline: 2, kinds: 3, edges: 1, gaps: 1}
+WRITERS: Mapping[Writer, float] = {
+    lookup: 7,
+    several: 1,
+    dialogue: 4,
+    outline: 2,
+    titles: 1.5,
+    kinds: 2,
+    edges: 0.5,
+    gaps: 1,
+}
 """Kinds of document, and how often each is drawn."""
-
-
-def _number(dice: random.Random, pools: Pools) -> str:
-    return str(dice.randrange(10 ** dice.randint(2, 6), 10**7))
-
-
-def _hex(dice: random.Random, pools: Pools) -> str:
-    return f"{dice.getrandbits(64):016x}"[: dice.randint(6, 14)]
-
-
-def _uuid(dice: random.Random, pools: Pools) -> str:
-    return str(uuid.UUID(int=dice.getrandbits(128), version=4))
-
-
-def _word(dice: random.Random, pools: Pools) -> str:
-    return dice.choice(pools.words)
-
-
-def _pair(dice: random.Random, pools: Pools) -> str:
-    return f"{dice.choice(pools.words)}{dice.choice('-_ ')}{dice.choice(pools.words)}"
-
-
-def _code(dice: random.Random, pools: Pools) -> str:
-    letters = "".join(dice.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=dice.randint(2, 5)))
-    return f"{letters}{dice.choice('-/')}{dice.randrange(100, 10_000)}"
-
-
-KEYS: Sequence[Callable[[random.Random, Pools], str]] = (_number, _hex, _uuid, _word, _pair, _code)
-
-
-def _alike(dice: random.Random, count: int) -> list[str]:
-    """Codes that differ from one in a single place."""
-    first = f"{''.join(dice.choices('ABCDEFGHIJKLMNOPQRSTUVWXYZ', k=4))}-{dice.randrange(1000, 10_000)}"
-    made = [first]
-    for _ in range(count - 1):
-        place = dice.choice([0, 1, 2, 3, 5, 6, 7, 8])
-        letter = dice.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ" if place < 4 else "0123456789")
-        made.append(f"{first[:place]}{letter}{first[place + 1 :]}")
-    return dice.sample(made, count)
 
 
 def _sample(dice: random.Random, lines: Sequence[str], count: int) -> list[str]:

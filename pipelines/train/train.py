@@ -28,9 +28,10 @@ from pipelines.track import Training
 from pipelines.train import corpus
 from pipelines.train.batches import Batches
 from pipelines.train.descent import CHECKPOINT, LOG, Descent, Diverged, TrainLog, rate
-from pipelines.train.exercises import Exercises, Pools
+from pipelines.train.exercises import Exercises
 from pipelines.train.recipe import TrainRecipe
 from pipelines.train.retrieval import Retrieval
+from pipelines.train.wordings import Pools
 from rope import patch, strategies
 from rope.config import geometry_of
 from rope.dialects import to_transformers
@@ -79,7 +80,7 @@ def train(recipe: TrainRecipe) -> TrainLog:
     end = core.token_to_id(corpus.END)
     exercises = None
     if recipe.share and recipe.exercises:
-        exercises = Exercises(core, Pools.of(text.tokens, core), recipe.answer_weight)
+        exercises = Exercises(core, Pools.of(text.tokens, core.decode_batch), recipe.answer_weight)
     batches = Batches(
         *(text.tokens, end, recipe.length, recipe.batch, recipe.seed, recipe.share, retrieval),
         *(recipe.exercises, exercises),
@@ -209,6 +210,8 @@ def extended_model(recipe: TrainRecipe) -> PreTrainedModel:
     model = load.complete(checkpoint, torch.float32, target)
     built = dict(patch.read(model))
     for layers, plan in plans:
+        if layers not in built:
+            raise Refusal(f"model {recipe.model}: {name} of single layers ({layers}) is not trained; give layers=null")
         # a zero frequency is written as one too low to matter
         same = np.allclose(built[layers].inv_freq, plan.inv_freq, rtol=1e-5, atol=1e-20)
         if not same or not math.isclose(built[layers].attention_factor, plan.attention_factor, rel_tol=1e-5):

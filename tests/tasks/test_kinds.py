@@ -15,8 +15,8 @@ from pipelines.tasks import named, passkey, perplexity, registry
 from pipelines.tasks.kinds import Measure, Selection
 
 NAMES = {*registry.OWN, "key_number"}
-WORDS = {("train", "perplexity"), ("doctor", "perplexity"), ("report", "ruler")}
-"""Rooms that have a metric, a column or a rule of this name."""
+WORDS = {("train", "perplexity"), ("doctor", "perplexity"), ("report", "ruler"), ("tune", "passkey")}
+"""Rooms that have a metric, a column or a rule or an aim of this name."""
 
 
 def switches(source: str) -> set[str]:

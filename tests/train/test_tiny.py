@@ -57,16 +57,29 @@ def test_it_finds_a_passkey_within_its_trained_length_and_not_beyond():
     assert metrics("yarn", 1024, "passkey", factor=4.0)["acc"] > 0.8
 
 
+USES = [
+    ({"name": "many_shot"}, 20, 1 / 4),
+    ({"name": "recall", "ask": "json"}, 8, 0.01),
+    ({"name": "ruler", "ask": ["niah_single_2", "niah_multikey_2"], "answer": "loglikelihood"}, 6, 0.01),
+    ({"name": "sections"}, 16, 1 / 4),
+]
+"""Task, questions of a kind, and the share that a guess gets right: of a value that is written out, less than that."""
+
+
 @pytest.mark.slow
-def test_it_reads_labels_from_many_examples_far_above_chance():
+@pytest.mark.parametrize(
+    ("task", "limit", "guess"), USES, ids=lambda value: value["name"] if isinstance(value, dict) else ""
+)
+def test_it_uses_what_it_reads_far_above_chance(task, limit, guess):
     chosen = Workbench(
         model=ModelChoice("tiny", "models/tiny"),
         strategy={"name": "none"},
         cluster=Cluster(device=Device.cpu),
-        task={"name": "many_shot"},
+        task=task,
         length=512,
-        limit=20,
+        limit=limit,
     )
     [result] = evaluate([cell_of(chosen)])
-    right = round(result.metrics["acc"] * 20)
-    assert binomtest(right, 20, 1 / 4, alternative="greater").pvalue < 1e-4, f"{right} of 20, and a guess is 1 in 4"
+    count = len(result.documents)
+    right = round(result.metrics["acc"] * count)
+    assert binomtest(right, count, guess, alternative="greater").pvalue < 1e-3, f"{right} of {count}"

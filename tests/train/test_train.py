@@ -379,7 +379,7 @@ def test_the_command_line_makes_a_recipe(capsys):
     asked = recipe.read(["recipe=extend_tiny", "strategy.beta_fast=16"])
     assert asked.strategy == {"name": "yarn", "beta_fast": 16}
     assert run(["train", "recipe=unknown"]) == 2
-    assert "there are extend_tiny, pi, tiny, tiny_context, yarn" in capsys.readouterr().err
+    assert "there are drope_tiny, extend_tiny, pi, tiny, tiny_context, yarn" in capsys.readouterr().err
 
 
 def test_the_published_recipes_are_as_published():
