@@ -13,8 +13,10 @@ from pathlib import Path
 
 from pipelines.cli import (
     arguments,
+    bench,
     compare,
     doctor,
+    down,
     export,
     gate,
     grid,
@@ -28,7 +30,9 @@ from pipelines.cli import (
     train,
     tune,
     ui,
+    up,
 )
+from pipelines.models import light
 from pipelines.records.places import SITE
 from pipelines.records.public import public
 from pipelines.records.refusal import LaunchEnded, Refusal, suggestion
@@ -46,9 +50,12 @@ VERBS = {
     "results": results,
     "export": export,
     "train": train,
+    "bench": bench,
     "report": report,
     "ui": ui,
     "sync": sync,
+    "up": up,
+    "down": down,
 }
 
 RESUMED = frozenset({"grid", "tune", "reproduce", "sync", "train"})
@@ -81,6 +88,7 @@ def main() -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser(), always_complete_options=False)
+    light.own()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names may hold what is no UTF-8
     _end_on_signals()
     code = run(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ filters those that they leave.
   ropewalk results cells model=smollm2 strategy=none,yarn length=16384 --csv > cells.csv
   ropewalk results cells status=failed,oom --json
   ropewalk results cells --parquet cells.parquet
+`methods` puts every strategy of a model and task on one line: context gain, effective length, perplexity of key tokens
+(of task.evaluator=...) and cost at the trained length.
+  ropewalk results methods latest --markdown
 `rm` takes away sweeps (with those of their cells that no other sweep or search names) or cells, by the beginning of
 their ids or by filters; `clean` what nothing names: damaged and temporary files, folders without a result, orphaned
 cells. Both say first what goes and its size on disk, and ask unless --yes. `ropewalk sync` takes removed sweeps out of
@@ -33,7 +37,7 @@ MLflow too.
   ropewalk results clean
 """
 
-ACTIONS = ("sweeps", "cells", "rm", "clean")
+ACTIONS = ("sweeps", "cells", "methods", "rm", "clean")
 
 
 def add(verbs: Verbs) -> None:
@@ -43,12 +47,13 @@ def add(verbs: Verbs) -> None:
         "list sweeps and cells as a table, JSON, CSV or Parquet; remove them",
         DESCRIPTION,
         run,
-        usage="[sweeps|cells|rm|clean] [SWEEP|CELL ...] [OPTIONS] [FILTER=VALUE[,VALUE...] ...]",
+        usage="[sweeps|cells|methods|rm|clean] [SWEEP|CELL ...] [OPTIONS] [FILTER=VALUE[,VALUE...] ...]",
         keys=[*meanings.filters(), STORE],
     )
     parser.add_argument("--json", action="store_true", help="print it for machines: a record a sweep or cell")
     parser.add_argument("--csv", action="store_true", help="print it as CSV")
     parser.add_argument("--parquet", metavar="FILE", help="write it to a Parquet file")
+    parser.add_argument("--markdown", action="store_true", help="of methods: print it as Markdown")
     parser.add_argument("--yes", action="store_true", help="of rm and clean: do not ask")
 
 
@@ -60,8 +65,10 @@ def run(options: Options) -> int:
     action, names = (words[0], words[1:]) if words and words[0] in ACTIONS else ("sweeps", words)
     if action == "sweeps" and names:
         raise Refusal(f"{names[0]}: give {', '.join(ACTIONS)}, or nothing; cells of a sweep: results cells {names[0]}")
-    if sum(map(bool, (options.json, options.csv, options.parquet))) > 1:
-        raise Refusal("give one of --json, --csv and --parquet")
+    if sum(map(bool, (options.json, options.csv, options.parquet, options.markdown))) > 1:
+        raise Refusal("give one of --json, --csv, --parquet and --markdown")
+    if options.markdown and action != "methods":
+        raise Refusal("--markdown is of results methods: give --csv or --json")
     from pipelines.records.results import Store
     from pipelines.report import stored
 
@@ -75,7 +82,8 @@ def run(options: Options) -> int:
         _list_sweeps(options, store, filters)
     else:
         found = [row for name in names for row in stored.selected(name, store)] if names else stored.rows_of(store)
-        _list_cells(options, stored.filtered(found, filters))
+        listed = _list_methods if action == "methods" else _list_cells
+        listed(options, stored.filtered(found, filters))
     return 0
 
 
@@ -104,6 +112,24 @@ def _list_cells(options: Options, rows: Sequence[Any]) -> None:
     if not _written(options, records, listing.cells_frame(rows) if options.csv or options.parquet else None):
         listing.show_cells(console, rows)
         console.print(f"{len(rows)} cell{'s'[: len(rows) != 1]}")
+
+
+def _list_methods(options: Options, rows: Sequence[Any]) -> None:
+    from pipelines.report.methods import markdown, methods_tables
+    from pipelines.report.terminal import console, table
+
+    if options.json or options.parquet:
+        raise Refusal("results methods prints a table, --markdown or --csv; of single numbers: results cells --json")
+    shown = methods_tables(rows)
+    if not shown:
+        raise Refusal("nothing here is cropped beyond its trained length: measure strategy=crop beside the others")
+    if options.markdown:
+        print(markdown(shown))
+    for one in () if options.markdown else shown:
+        if options.csv:
+            csv.writer(sys.stdout).writerows([one.header, *one.rows])
+        else:
+            table(console, one.title, one.header, one.rows)
 
 
 def _written(options: Options, records: Sequence[Any], frame: Any) -> bool:
@@ -163,5 +189,5 @@ def _remove(store: Store, going: Sequence[Removable], *, yes: bool) -> int:
             print("nothing was removed")
             return 1
     removal.remove(store, going)
-    print("removed; `ropewalk sync` takes sweeps that are gone out of MLflow too")
+    print("removed; `ropewalk sync` takes sweeps that are gone out of MLflow too; runs of single cells stay there")
     return 0

@@ -74,18 +74,18 @@ def run(options: Options) -> int:
 def _listed(known: list[str]) -> Iterator[str]:
     from pipelines.tasks import registry
 
-    yield f"  {'task':13} {'guessing':10} what it measures"
+    yield f"  {'task':15} {'guessing':10} what it measures"
     for name in known:
         chance = registry.OWN[name].chance
-        head = f"  {name:13} {'-' if chance is None else f'{chance:.0%}':10} "
+        head = f"  {name:15} {'-' if chance is None else f'{chance:.0%}':10} "
         yield from textwrap.wrap(
-            head + meanings.description("task", name), meanings.width(), subsequent_indent=" " * 27
+            head + meanings.description("task", name), meanings.width(), subsequent_indent=" " * 29
         )
     yield ""
     for name in meanings.values("suite"):
-        head = f"  {f'suite/{name}':24} "
+        head = f"  {f'suite/{name}':26} "
         yield from textwrap.wrap(
-            head + meanings.description("suite", name), meanings.width(), subsequent_indent=" " * 27
+            head + meanings.description("suite", name), meanings.width(), subsequent_indent=" " * 29
         )
     yield ""
     yield "Any other task is lm-eval's, by its name (docs/tasks.md says which of its long ones run)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Verbs
 from pipelines.cli.meanings import Key
+from pipelines.records.refusal import Refusal
 
 DESCRIPTION = """
 Searches a strategy's options for a model and a length: trials are screened on a few documents of one half of the text,
@@ -30,6 +31,7 @@ def add(verbs: Verbs) -> None:
         keys=[
             Key("tune.trials", "int", "24", "trials in all"),
             Key("tune.sampler", "str", "tpe", "or cmaes; or nsga2: quality at the length and cost at a short one"),
+            Key("tune.objective", "str", "null", "ppl, context_gain, key_ppl or passkey; null: the task's measure"),
             Key("tune.seed", "int", "0", "of the search; one seed gives one search"),
             Key("tune.batch", "int", "null", "trials at once; null: as many as there are workers"),
             Key("tune.short", "int", "null", "tokens at which nsga2 measures the cost; null: the trained length"),
@@ -54,12 +56,28 @@ def run(options: Options) -> int:
             ranges[option or key] = value
         else:
             rest.append(word)
-    overrides = arguments.overrides(options, rest)
+    overrides = [*arguments.overrides(options, rest), *_measuring(own.get("tune.objective"), rest)]
     from pipelines.choices.compose import expand
     from pipelines.tune import tune
 
     settings = {key.removeprefix("tune."): value for key, value in own.items()}
     return tune.main(expand(overrides), tune.TuneRequest(ranges, settings, overrides), options.command)
+
+
+def _measuring(objective: str | None, words: list[str]) -> list[str]:
+    """The overrides by which an objective is measured, but for those that were given.
+
+    Raises:
+        Refusal: another task was given than the objective is of.
+    """
+    from pipelines.tune.search import OBJECTIVES
+
+    needed = OBJECTIVES.get(objective or "", ())  # an unknown one is refused with the other settings
+    given = dict(word.partition("=")[::2] for word in words)
+    for name, value in (override.split("=") for override in needed):
+        if name == "task" and given.get(name, value) != value:
+            raise Refusal(f"tune.objective={objective} is of task={value}; leave task={given[name]} out")
+    return [override for override in needed if override.split("=")[0] not in given]
 
 
 def _is_range(value: str) -> bool:

@@ -6,6 +6,7 @@ computes one cell and leaves the result on disk, and the grid records them all w
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from rich.console import Console
 from pipelines.choices import config
 from pipelines.choices.compose import Expansion
 from pipelines.choices.sweep import Sweep, cells_of
-from pipelines.grid.preview import Preview, foretold, preview_of
+from pipelines.grid.preview import Preview, advance_notes, preview_of
 from pipelines.grid.request import requested
 from pipelines.records.cells import Cell, Result
 from pipelines.records.public import public
@@ -27,7 +28,7 @@ from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.report.progress import Events, line
 from pipelines.track import launch
-from pipelines.workers.compute import compute, pooled
+from pipelines.workers.compute import Crew, compute
 
 
 def run_grid(
@@ -56,21 +57,25 @@ def run_grid(
     sweep = Sweep(expanded.experiment or "ropewalk", tuple(cells), command, tuple(commands))
     store = grid.store
     if expanded.launcher == "pool":
-        run = partial(pooled, cluster=first.cluster, store=store, reuse=not first.force)
+        run: Crew | partial[Iterator[tuple[Cell, Result]]] = Crew(first.cluster, store, reuse=not first.force)
     else:
         jobs = {cell.id: job for cell, job in zip(cells, grid.jobs, strict=True)}
         run = partial(_by_hydra, expanded=expanded, jobs=jobs, store=store)
-    return launch.run(
-        sweep,
-        store,
-        run,
-        force=first.force,
-        retry=first.retry,
-        console=terminal.silent if quiet else console or terminal.console,
-        events=events,
-        foretold=partial(foretold, cells, store, grid.added),
-        max_short_cost=first.report.short_cost,
-    )
+    try:
+        return launch.run(
+            sweep,
+            store,
+            run,
+            force=first.force,
+            retry=first.retry,
+            console=terminal.silent if quiet else console or terminal.console,
+            events=events,
+            advance_notes=partial(advance_notes, cells, store, grid.added),
+            max_short_cost=first.report.short_cost,
+        )
+    finally:
+        if isinstance(run, Crew):
+            run.close()
 
 
 def preview(overrides: Sequence[str]) -> Preview:
@@ -89,12 +94,15 @@ def _by_hydra(
     """Cells by a launcher of Hydra's: all results come when the last job is back."""
     if not cells:
         return
+    # Hydra makes a folder a job, by what the launcher and by what each job is told.
+    expanded.config.hydra.sweep.dir = str(store.root / "hydra")
+    told = config.typed(f"hydra.sweep.dir={json.dumps(expanded.config.hydra.sweep.dir)}")
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=expanded.loader, callbacks=Callbacks()),
         task_function=compute_job,
         config=expanded.config,
     )
-    launcher.launch([jobs[cell.id] for cell in cells], initial_job_idx=0)
+    launcher.launch([[*jobs[cell.id], told] for cell in cells], initial_job_idx=0)
     for cell in cells:
         missing = Result(cell.id, "failed", error="the launcher brought back no result of this cell")
         yield cell, store.read(cell.id) or missing

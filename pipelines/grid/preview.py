@@ -120,7 +120,7 @@ def show(console: Console, preview: Preview) -> None:
         console.print(f"about {duration(preview.seconds)} on {workers}, start and loading not counted")
 
 
-def foretold(cells: Sequence[Cell], store: Store, added: int) -> list[str]:
+def advance_notes(cells: Sequence[Cell], store: Store, added: int) -> list[str]:
     """What is said of a grid before it runs: which of its cells were added, and how many documents comparisons need."""
     return _sentences(added, needs(cells, store))
 

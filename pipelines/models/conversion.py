@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipelines.models import copies, header
+from pipelines.models import copies, gguf_once, header, light
 from pipelines.models.digest import content_digest
 from pipelines.models.gguf_files import MODEL_TYPES, header_config, read_header, with_scaling
 from pipelines.models.header import Header
@@ -135,8 +135,9 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
         try:
             with (
                 open(os.devnull, "w") as nowhere,
-                contextlib.redirect_stderr(nowhere),
-            ):  # a bar that no option turns off
+                contextlib.redirect_stderr(nowhere),  # a bar that no option turns off
+                gguf_once.read_once(),
+            ):
                 _save_weights(whole, temporary, path.name, unread(gguf))
                 AutoTokenizer.from_pretrained(whole.parent, gguf_file=whole.name).save_pretrained(temporary)
         except Refusal:
@@ -177,6 +178,8 @@ def unread(gguf: Header) -> dict[str, Any]:
 
 
 def _save_weights(whole: Path, folder: Path, file: str, values: Mapping[str, Any]) -> None:
+    light.load()
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(whole.parent, gguf_file=whole.name)
@@ -196,8 +199,10 @@ def _save_weights(whole: Path, folder: Path, file: str, values: Mapping[str, Any
         )
     # A dequantised model refuses to be saved while its config still speaks of the quantised file.
     plain = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
-    fresh = type(model)(type(model.config)(**plain))
-    fresh.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        fresh = type(model)(type(model.config)(**plain))
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    fresh.tie_weights()
     fresh.save_pretrained(folder)
 
 

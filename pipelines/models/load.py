@@ -6,10 +6,12 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.models import conversion, weights
+from pipelines.models import conversion, light, weights
 from pipelines.models.find import (
     BYTE_END,
     RANDOM,
@@ -22,6 +24,7 @@ from pipelines.models.find import (
     state,
 )
 from pipelines.records.cells import Model, Refusal
+from pipelines.records.phases import timed
 from pipelines.records.refusal import first_line
 from rope.config import text_config
 
@@ -53,8 +56,10 @@ def tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=4)
+@timed("tokenizer")
 def _tokenizer(model: Model, state: tuple[Any, ...]) -> PreTrainedTokenizerBase:
     """state: of the model's files; a tokenizer is kept only while they are the same."""
+    light.requests()
     from transformers import AutoTokenizer
 
     if model.path == RANDOM:
@@ -77,6 +82,7 @@ def _tokenizer(model: Model, state: tuple[Any, ...]) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=1)
+@timed("weights")
 def model(model: Model, dtype: str, device: str) -> PreTrainedModel:
     """The model in evaluation mode. The last one stays in memory: cells come a model at a time.
 
@@ -84,24 +90,46 @@ def model(model: Model, dtype: str, device: str) -> PreTrainedModel:
         Refusal: its weights do not load, or are not all those that the model has; or its files changed since it was
             described.
     """
+    light.load()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source, kind = locate(model), getattr(torch, dtype)
-    # A worker that holds several GPUs was given them for a model that one does not hold.
-    spread = {"device_map": "auto"} if device == "cuda" and torch.cuda.device_count() > 1 else {}
     if source.shape is not None:
         shape = {key: value for key, value in random_config(source.shape).items() if key != "model_type"}
         torch.manual_seed(int(shape.pop("seed")))
-        built = LlamaForCausalLM(LlamaConfig(**shape))
+        with torch.device(device):  # drawn there: on a CPU 8 billion numbers take minutes
+            built = LlamaForCausalLM(LlamaConfig(**shape))
         for parameter in built.parameters():  # and not the model, whose rotary frequencies stay in float32
             parameter.data = parameter.data.to(kind)
-        return built.to(device).eval()
+        return built.eval()
+    # A worker that holds several GPUs was given them for a text or for a model that one does not hold.
+    several = device == "cuda" and torch.cuda.device_count() > 1
+    spread = {"device_map": "auto"} if several and not _fits(model, kind) else {}
     loaded = complete(model, kind, **spread)
     check_unchanged(model)
     return (loaded if spread else loaded.to(device)).eval()  # type: ignore[no-any-return]
+
+
+def _fits(model: Model, dtype: torch.dtype) -> bool:
+    """Whether the weights leave half of the first GPU to a text; not where their files are not here yet."""
+    import torch
+
+    folder = Path(materialise(model))
+    files = weights.weight_files(folder, config_of(model)).files if folder.is_dir() else ()
+    size = sum(file.stat().st_size for file in files if file.is_file()) * dtype.itemsize / 2  # files of 16 bits
+    return 0 < size <= torch.cuda.get_device_properties(0).total_memory / 2
+
+
+def sharing(model: PreTrainedModel) -> tuple[torch.device, ...]:
+    """The devices that share a text: all GPUs that this process holds, where the model is on the first alone."""
+    import torch
+
+    if model.device.type != "cuda" or torch.cuda.device_count() < 2 or getattr(model, "hf_device_map", None):
+        return ()
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
 
 
 def check_unchanged(model: Model) -> None:
@@ -129,18 +157,19 @@ def complete(model: Model, dtype: torch.dtype, config: Any = None, **options: An
     folder, written = materialise(model), config_of(model)
     check(model)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            revision=model.revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=None if model.allow_pickle else True,
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported then, with both shapes, and refused here
-            **({} if config is None else {"config": config}),
-            **options,
-        )
+        with nullcontext() if _quantized(written) else light.without_compiler():
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                revision=model.revision,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=None if model.allow_pickle else True,
+                weights_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported then, with both shapes, and refused here
+                **({} if config is None else {"config": config}),
+                **options,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever its files make transformers raise
