@@ -4,95 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.records.cells import Refusal
 from pipelines.records.numbers import GIB, number
-from pipelines.report import curves, drawing, gain, statistics
+from pipelines.report import curves, drawing, gain_charts, statistics
 from pipelines.report.curves import Results
 from pipelines.report.drawing import Axes, Spectrum, Spot
+from pipelines.report.figure import EVEN, Figure, Group, hundredfold, interval, table
 from pipelines.report.gain import Gain
-from pipelines.report.gain_table import Standing
 from pipelines.report.palette import Style
-from pipelines.report.tables import ScoreTable
-
-Kind = Literal[
-    "score",
-    "gain",
-    "gain by position",
-    "nll by position",
-    "retrieval",
-    "effective length",
-    "short cost",
-    "plans",
-    "cost",
-]
-
-NORMAL = 1.96
-"""Standard errors to either side that are a 95 % interval."""
-
-EVEN = 5.0
-"""Per cent, or points, up to which a gain is drawn on a linear scale."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure and its data.
-
-    title: as it stands above it. says: what it shows and how to read it, for everybody, and in place of it for those
-    who do not see it. header, rows: the data. path: the PNG; the SVG and the CSV lie beside it.
-    """
-
-    kind: Kind
-    title: str
-    says: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    path: Path
-
-    @property
-    def svg(self) -> Path:
-        return self.path.with_suffix(".svg")
-
-    @property
-    def csv(self) -> Path:
-        return self.path.with_suffix(".csv")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Results of one model, task and setting, and how to draw them. stem: of file names."""
-
-    rows: Results
-    scores: ScoreTable
-    metric: str | None
-    trained: int | None
-    look: Mapping[str, Style]
-    title: str
-    stem: Path
-
-    @property
-    def strategies(self) -> dict[str, Results]:
-        return {label: rows for label, rows in curves.by_strategy(self.rows).items()}
-
-    @property
-    def standings(self) -> tuple[Standing, ...]:
-        return self.scores.gains.standings if self.scores.gains is not None else ()
-
-
-def _table(
-    drawn: Mapping[str, Sequence[Spot]], *columns: str
-) -> tuple[tuple[str, ...], tuple[tuple[str | float | None, ...], ...]]:
-    return ("strategy", *columns), tuple((name, *spot) for name, curve in drawn.items() for spot in curve)
-
-
-def _interval(point: curves.Point) -> Spot:
-    x, y, error = point
-    return (x, y, None, None) if error is None else (x, y, y - NORMAL * error, y + NORMAL * error)
 
 
 def _scores(group: Group) -> Iterator[Figure]:
@@ -101,7 +24,7 @@ def _scores(group: Group) -> Iterator[Figure]:
     drawn = {}
     for label, rows in group.strategies.items():
         points = curves.by_length(rows).get(name, [])
-        drawn[label] = [(x, y, _above_zero(low, points), high) for x, y, low, high in map(_interval, points)]
+        drawn[label] = [(x, y, _above_zero(low, points), high) for x, y, low, high in map(interval, points)]
     drawn = {label: curve for label, curve in drawn.items() if curve}
     if not drawn:
         return
@@ -118,7 +41,7 @@ def _scores(group: Group) -> Iterator[Figure]:
     says = (
         f"{name} by length, with 95 % intervals over documents where there are several. At {last:,.0f} tokens: {ends}."
     )
-    yield Figure("score", title, says, *_table(drawn, "length", name, "low", "high"), path)
+    yield Figure("score", title, says, *table(drawn, "length", name, "low", "high"), path)
 
 
 def _above_zero(low: float | None, points: Sequence[curves.Point]) -> float | None:
@@ -126,53 +49,6 @@ def _above_zero(low: float | None, points: Sequence[curves.Point]) -> float | No
     if low is None or low > 0 or any(y < 0 for _, y, _ in points):
         return low
     return min((y for _, y, _ in points if y > 0), default=0.0) / 10 if all(y > 0 for _, y, _ in points) else 0.0
-
-
-def _hundredfold(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _gains(group: Group) -> Iterator[Figure]:
-    drawn: dict[str, list[Spot]] = {}
-    units = set()
-    for standing in group.standings:
-        for length, one in sorted({**standing.costs, **standing.gains}.items()):
-            if one.measure is not None:
-                units.add(one.unit)
-                spot = (length, 100 * one.gain, _hundredfold(one.low), _hundredfold(one.high))
-                drawn.setdefault(standing.strategy, []).append(spot)
-    if not drawn:
-        return
-    unit = units.pop()
-    path, title = group.stem.with_name(f"{group.stem.name}_context_gain.png"), f"Context gain: {group.title}"
-    axes = Axes("length (tokens)", f"gain over cropping ({unit})", title, group.trained, True, EVEN)
-    drawing.lines(drawn, path, axes, group.look)
-    says = (
-        "What a strategy is worth over the plain model that sees only the last tokens of its trained length, over the "
-        f"same tokens, in {unit}: above 0 the far text is of use. With 95 % intervals."
-    )
-    yield Figure("gain", title, says, *_table(drawn, "length", f"gain ({unit})", "low", "high"), path)
-
-
-def _gains_by_position(group: Group) -> Iterator[Figure]:
-    last = max(cell.length for cell, _ in group.rows)
-    rows = [(cell, result) for cell, result in group.rows if cell.length == last]
-    crop = next((row for row in rows if row[0].strategy == gain.CROP), None)
-    if crop is None or last <= (group.trained or 0):
-        return
-    others = [row for row in rows if row[0].strategy != gain.CROP]
-    drawn = {row[0].strategy_label: [_interval(point) for point in gain.by_position(row, crop)] for row in others}
-    if not any(drawn.values()):
-        return
-    path = group.stem.with_name(f"{group.stem.name}_context_gain_by_position.png")
-    title = f"Context gain by position at {last:,}: {group.title}"
-    axes = Axes("position (tokens)", "gain (nats a token)", title, group.trained, around_zero=0.05, band=True)
-    drawing.lines(drawn, path, axes, group.look)
-    says = (
-        f"NLL of the cropped text minus the strategy's, by position in documents of {last:,} tokens, in nats a token: "
-        "above 0 the strategy predicts better there. Bands: 95 % intervals over documents."
-    )
-    yield Figure("gain by position", title, says, *_table(drawn, "position", "gain (nats)", "low", "high"), path)
 
 
 def _nll_by_position(group: Group) -> Iterator[Figure]:
@@ -195,7 +71,7 @@ def _nll_by_position(group: Group) -> Iterator[Figure]:
         f"Mean negative log-likelihood by position in documents of {last:,} tokens, in nats a token; less is better. "
         "A strategy that fails beyond the trained length rises there."
     )
-    header, rows = _table(drawn, "position", "nll (nats)", "low", "high")
+    header, rows = table(drawn, "position", "nll (nats)", "low", "high")
     yield Figure("nll by position", title, says, header[:3], tuple(row[:3] for row in rows), path)
 
 
@@ -237,32 +113,6 @@ def _in_tenths(cells: Mapping[tuple[float, int], list[float]]) -> dict[tuple[flo
     return joined
 
 
-RULES: Mapping[str, tuple[str, str]] = {
-    "gain": ("Effective length by context gain", "As far as the mean gain over cropping stays above 0"),
-    "ruler": ("Effective length by RULER's rule", "As far as the score stays at or above 85.6 of 100"),
-    "nolima": (
-        "Effective length by NoLiMa's rule",
-        "As far as the score keeps 85 % of its best up to the trained length",
-    ),
-}
-
-
-def _effective(group: Group) -> Iterator[Figure]:
-    lengths = sorted({cell.length for cell, _ in group.rows})
-    for rule, (name, meaning) in RULES.items():
-        found = {s.strategy: s.lengths[rule] for s in group.standings if rule in s.lengths}
-        if not found:
-            continue
-        drawn = {label: (one.value, one.low, one.high) for label, one in found.items()}
-        path, title = group.stem.with_name(f"{group.stem.name}_effective_{rule}.png"), f"{name}: {group.title}"
-        ends = [end for values in drawn.values() for end in values if end is not None]
-        ticks = [] if min(ends) <= 0 else sorted({*lengths, *ends})
-        drawing.intervals(drawn, path, Axes("length (tokens)", "", title), group.look, ticks)
-        says = f"{meaning}, among the lengths that were measured; with 95 % intervals over documents."
-        rows = tuple((label, *values) for label, values in drawn.items())
-        yield Figure("effective length", title, says, ("strategy", "length", "low", "high"), rows, path)
-
-
 def _short(group: Group) -> Iterator[Figure]:
     costs = [one for one in group.scores.costs if one.gain is None or not one.gain.refusal]
     if not any(one.gain is not None for one in costs):
@@ -272,7 +122,7 @@ def _short(group: Group) -> Iterator[Figure]:
     rows, drawn = [], {}
     for one in costs:
         gain_there = one.gain
-        spot = (0.0, None, None) if gain_there is None else tuple(map(_hundredfold, _ends(gain_there)))
+        spot = (0.0, None, None) if gain_there is None else tuple(map(hundredfold, _ends(gain_there)))
         rows.append((one.strategy, one.target, one.length, *spot))
         if (one.target, one.length) == (target, at) and one.strategy in group.look:
             drawn[one.strategy] = (spot[0] or 0.0, spot[1], spot[2])
@@ -355,5 +205,15 @@ def plans(model: str, rows: Results, look: Mapping[str, Style], trained: int | N
     yield Figure("plans", title, says, header, table, path)
 
 
-KINDS = (_scores, _gains, _gains_by_position, _nll_by_position, _retrieval, _effective, _short, _costs)
+KINDS = (
+    _scores,
+    gain_charts.gains,
+    gain_charts.gains_by_position,
+    gain_charts.gains_by_distance,
+    _nll_by_position,
+    _retrieval,
+    gain_charts.effective,
+    _short,
+    _costs,
+)
 """What draws one kind of figure of a group each, in the order of the page."""

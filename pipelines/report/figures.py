@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipelines.records.cells import Cell, digest_of
 from pipelines.report import charts, curves
-from pipelines.report.charts import Figure, Group
 from pipelines.report.curves import Results
+from pipelines.report.figure import Figure, Group
 from pipelines.report.palette import styles
 from pipelines.report.short import apart, trained_or_none
 from pipelines.report.tables import ScoreTable, headlines, tables

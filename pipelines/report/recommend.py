@@ -11,6 +11,7 @@ from typing import Literal
 from pipelines.choices.deployed import PLAIN
 from pipelines.choices.sweep import geometry_for
 from pipelines.records.cells import Cell, Refusal, option_text
+from pipelines.records.phases import timed
 from pipelines.records.places import CONF
 from pipelines.report import amounts, curves, power, statistics
 from pipelines.report.curves import Results
@@ -96,6 +97,7 @@ def recommend(
     )
 
 
+@timed("recommendations")
 def recommendations(
     rows: Results, *, max_short_cost: float = MAX_SHORT_COST, command: str = "ropewalk grid"
 ) -> list[Recommendation]:

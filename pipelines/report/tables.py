@@ -11,6 +11,7 @@ from rich.console import Console
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result
 from pipelines.records.numbers import duration, number
+from pipelines.records.phases import timed
 from pipelines.records.results import Store
 from pipelines.report import amounts, curves, statistics
 from pipelines.report.curves import Results
@@ -77,6 +78,7 @@ def show(console: Console, rows: Results, shown: Iterable[ScoreTable], store: St
     console.print(f"\n{statuses}. Compare them in the browser: ropewalk ui")
 
 
+@timed("tables")
 def tables(results: Results) -> list[ScoreTable]:
     """Strategy x length, one for each model and task; every value with its standard error, and marked where it is
     significantly better or worse than the baseline's."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +30,17 @@ silent = Console(quiet=True)
 def aside() -> Console:
     """What people read where the output itself is for machines: on stderr."""
     return plain_console(file=sys.stderr)
+
+
+def twin(console: Console) -> tuple[Console, io.StringIO]:
+    """A console of the same width and colours that writes to memory, for what is to be said once more later."""
+    memory = io.StringIO()
+    options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+    colours: Any = console.color_system
+    alike = Console(
+        file=memory, width=console.width, force_terminal=console.is_terminal, color_system=colours, **options
+    )
+    return alike, memory
 
 
 def table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:

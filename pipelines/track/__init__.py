@@ -4,6 +4,7 @@ Only the driver writes, and it creates the database before any worker starts: tw
 race each other's migrations, so that is done under a lock.
 """
 
+from pipelines.track.benchmarks import record_benchmark
 from pipelines.track.cell_runs import frequencies
 from pipelines.track.database import connect, tracking_uri, warm
 from pipelines.track.examinations import record_examination
@@ -18,6 +19,7 @@ __all__ = [
     "Training",
     "connect",
     "frequencies",
+    "record_benchmark",
     "record_examination",
     "record_reproduction",
     "tracking_uri",

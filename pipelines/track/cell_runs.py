@@ -94,6 +94,9 @@ def _metrics(cell: Cell, result: Result) -> Iterator[tuple[str, float, int]]:
     for name, value in result.metrics.items():
         yield f"{cell.task.name}/{name}", value, 0
     for name, points in result.series.items():
+        if name.startswith("system/"):  # by seconds; MLflow's page has a tab for them
+            yield from ((name, y, round(x)) for x, y in points)
+            continue
         for x, y in points:
             # Steps are whole: positions are, and a share of the length becomes per cent.
             yield f"{cell.task.name}/{name}", y, round(x if x > 1 else 100 * x)

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from pipelines.models import light
 from pipelines.records import provenance
 from pipelines.records.processes import is_running, this_process
 from pipelines.records.public import public
@@ -54,6 +55,7 @@ def has_own_database() -> bool:
 
 def warm() -> None:
     """Import what recording takes, which another thread can do while this one imports something else."""
+    light.requests()
     importlib.import_module("mlflow")
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 

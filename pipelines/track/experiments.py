@@ -20,7 +20,14 @@ LAST = "ropewalk.last_sweep"
 HEAD = "Which RoPE scaling keeps the model useful beyond its trained length?"
 """A note that begins so is ours, and written anew; any other is the user's."""
 
-TOLD = {"model": "{}", "task.text": "of {}", "limit": "limit {}", "seed": "seed {}", "dtype": "{}", "device": "{}"}
+IN_NAMES = {
+    "model": "{}",
+    "task.text": "of {}",
+    "limit": "limit {}",
+    "seed": "seed {}",
+    "dtype": "{}",
+    "device": "{}",
+}
 """Parameters in which curves of one strategy and task differ, and how their names say so."""
 
 BODY = """
@@ -81,11 +88,13 @@ def _name(client: Any, curves: Sequence[Any]) -> None:
     """What the legend calls each curve: its strategy, and of all else only what curves of its task differ in."""
     values: dict[str, dict[str, set[str]]] = {}
     for run in curves:
-        for name in TOLD:
+        for name in IN_NAMES:
             values.setdefault(run.data.params["task"], {}).setdefault(name, set()).add(run.data.params.get(name, ""))
     for run in curves:
         params, among = run.data.params, values[run.data.params["task"]]
-        parts = [text.format(params[name]) for name, text in TOLD.items() if len(among[name]) > 1 and params.get(name)]
+        parts = [
+            text.format(params[name]) for name, text in IN_NAMES.items() if len(among[name]) > 1 and params.get(name)
+        ]
         label = run.data.tags.get("strategy_label", params["strategy"])
         name = ", ".join([f"{label} {params['task']}" if len(values) > 1 else label, *parts])
         if run.info.run_name != name:

@@ -12,34 +12,34 @@ from rich.console import Console
 from pipelines import track
 from pipelines.choices import estimate
 from pipelines.choices.sweep import Sweep
-from pipelines.models import earlier, load
+from pipelines.models import earlier
 from pipelines.records import provenance
-from pipelines.records.cells import Cell, Refusal, Result, distinct
+from pipelines.records.cells import Cell, Result, distinct
 from pipelines.records.results import Store
 from pipelines.report import page, tables, terminal
 from pipelines.report.progress import Events, GridProgress
 from pipelines.report.recommend import MAX_SHORT_COST, recommendations
-from pipelines.tasks import registry
-from pipelines.track import rebuild
+from pipelines.track import again, rebuild
 from pipelines.track.recorder import Recorder, unrecorded
-from pipelines.workers.compute import Run, compute, settled
+from pipelines.workers import ready
+from pipelines.workers.compute import Crew, Run, compute, settled
 
 
 def run(
     sweep: Sweep,
     store: Store,
-    compute_cells: Run,
+    compute_cells: Run | Crew,
     *,
     force: bool = False,
     retry: bool = False,
     console: Console = terminal.console,
     events: Events | None = None,
-    foretold: Callable[[], Iterable[str]] = tuple,
+    advance_notes: Callable[[], Iterable[str]] = tuple,
     max_short_cost: float = MAX_SHORT_COST,
 ) -> list[tuple[Cell, Result]]:
     """The whole of one launch: the sweep's cells with their results, in their order.
 
-    events: is told of all that happens, as plain data. foretold: sentences to say before anything is computed; not
+    events: is told of all that happens, as plain data. advance_notes: sentences to say before anything is computed; not
     asked for where nothing is. max_short_cost: share that a strategy may cost at short lengths and be recommended.
 
     Raises:
@@ -49,14 +49,16 @@ def run(
     cells = distinct(sweep.cells)
     done = _finished(sweep, cells, store, force=force, retry=retry, console=console)
     todo = [cell for cell in cells if cell.id not in done]
-    # MLflow is imported while transformers is. A daemon: an import that Ctrl-C tore apart never ends in another thread.
-    aside = threading.Thread(target=_warm, daemon=True)
-    aside.start()
-    prepare(todo)
-    aside.join()
+    start = {"event": "start", "store": str(store.root), "cells": len(cells), "todo": len(todo)}
+    if not todo and (found := again.earlier(store, _key(sweep, done, max_short_cost, console))) is not None:
+        if events is not None:
+            events({**start, "sweep": found.sweep})
+        console.out(found.text, end="")
+        return [(cell, done[cell.id]) for cell in sweep.cells]
+    _prepare(todo, compute_cells, console)
     threading.Thread(target=page.warm, daemon=True).start()  # while cells compute
     if todo:
-        for said in filter(None, [*foretold(), estimate.sentence(todo, store)]):
+        for said in filter(None, [*advance_notes(), estimate.sentence(todo, store)]):
             console.print(said)
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
@@ -64,7 +66,7 @@ def run(
     recorder.submit(lambda _: rebuild.record_left_over(store))
     recorder.submit(partial(_recall, rows=_rows(sweep, done)))
     if events is not None:
-        events({"event": "start", "sweep": sweep.id, "store": str(store.root), "cells": len(cells), "todo": len(todo)})
+        events({**start, "sweep": sweep.id})
     others, interrupted = set[str](), True
     computed = partial(compute, force=force, retry=retry, elsewhere=others)
     try:
@@ -78,10 +80,14 @@ def run(
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
-            _conclude(sweep, rows, store, recorder, interrupted=interrupted, cost=max_short_cost, console=console)
+            concluded = _conclude(
+                sweep, rows, store, recorder, interrupted=interrupted, cost=max_short_cost, console=console
+            )
         if reason := recorder.close(interrupted=interrupted, say=console.print):
             store.mark_unrecorded(sweep.id)
             console.print(unrecorded(reason))
+        elif rows and not interrupted and not console.quiet:
+            again.keep(store, _key(sweep, results, max_short_cost, console), concluded)
     return rows
 
 
@@ -102,6 +108,27 @@ def _finished(
     return done
 
 
+def _prepare(todo: Sequence[Cell], compute_cells: Run | Crew, console: Console) -> None:
+    """Cells made ready; MLflow is imported while transformers is."""
+    # A daemon: an import that Ctrl-C tore apart never ends in another thread.
+    aside = threading.Thread(target=_warm, daemon=True)
+    if not isinstance(compute_cells, Crew):
+        aside.start()
+        ready.prepare(todo)
+        return aside.join()
+    if not compute_cells.find(todo, console.print):
+        aside.start()
+    compute_cells.prepare(todo, console.print)
+    if compute_cells.here:  # else cells are computed in other processes meanwhile
+        aside.join()
+    return None
+
+
+def _key(sweep: Sweep, results: Mapping[str, Result], cost: float, console: Console) -> str:
+    rows = [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]
+    return again.key(sweep, rows, cost, (console.width, console.is_terminal, console.color_system))
+
+
 def _conclude(
     sweep: Sweep,
     rows: Sequence[tuple[Cell, Result]],
@@ -111,18 +138,23 @@ def _conclude(
     interrupted: bool,
     cost: float,
     console: Console,
-) -> None:
-    """The tables, the answer, the page, and where all of it lies."""
+) -> again.Conclusion:
+    """The tables, the answer, the page, and where all of it lies; returns what was shown."""
     shown = tables.tables(rows)
-    tables.show(console, rows, shown, store)
+    twin, memory = terminal.twin(console)
+    tables.show(twin, rows, shown, store)
     answers = recommendations(rows, max_short_cost=cost, command=sweep.command)
     for answer in answers:
-        console.print("\n".join(filter(None, [*answer.sentences, answer.command])))
+        twin.print("\n".join(filter(None, [*answer.sentences, answer.command])))
+    answered = memory.getvalue()
+    console.out(answered, end="")
     report, place = None, ""
     if not interrupted:
         report, place = page.attempt(rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown, answers=answers)
     recorder.submit(lambda tracker: tracker.conclude(rows, shown, report))
-    console.print("\n".join(filter(None, [place, f"results: {store.root}"])))
+    twin.print("\n".join(filter(None, [place, f"results: {store.root}"])))
+    console.out(memory.getvalue()[len(answered) :], end="")
+    return again.Conclusion(sweep.id, memory.getvalue(), [] if report is None else [str(report.html)])
 
 
 def _warm() -> None:
@@ -165,22 +197,3 @@ def counted(cells: int, duplicates: int, done: int, todo: int) -> str:
 def left_out(cell: Cell, result: Result) -> str:
     """What to say of a cell whose process was killed in an earlier launch; the reason says how to try it again."""
     return f"left out: {cell.label}: {result.error_line}"
-
-
-def prepare(cells: Sequence[Cell]) -> None:
-    """Find out before any model loads whether every cell has the files and the text that it needs.
-
-    Raises:
-        Refusal: one line for each distinct reason.
-    """
-    refused = dict[str, None]()
-    needed = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
-    # Task by task: the text that one encodes is still remembered for the next length.
-    for model, task, length, limit, seed in sorted(needed, key=lambda row: (row[1].name, row[2])):
-        try:
-            load.check(model)
-            registry.prepare(task, load.tokenizer(model), length=length, limit=limit, seed=seed)
-        except Refusal as reason:
-            refused[str(reason)] = None
-    if refused:
-        raise Refusal("\n".join(refused))

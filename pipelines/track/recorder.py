@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
+from pipelines.records.phases import timed
 from pipelines.records.public import public
 from pipelines.records.refusal import first_line
 
@@ -52,6 +53,7 @@ class Recorder(Generic[T]):
         """Have something written when its turn comes; returns at once."""
         self._writes.put(write)
 
+    @timed("MLflow, left to write")
     def close(self, *, interrupted: bool = False, say: Callable[[str], Any] = lambda text: None) -> str:
         """Wait until all is written; why it is not, in a line, or "". Ctrl-C ends the waiting.
 

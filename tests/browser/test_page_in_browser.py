@@ -36,7 +36,7 @@ def test_the_page_fits_asks_for_nothing_and_complains_of_nothing(visit, html, wi
     )
     assert (sum(ink) > sum(ground)) == dark and abs(sum(ink) - sum(ground)) > 500
     figures = opened.page.locator("figure svg")
-    assert figures.count() == 13
+    assert figures.count() == 14
     axis = figures.first.evaluate("svg => getComputedStyle(svg).color.match(/\\d+/g).map(Number)")
     assert axis == ink
 

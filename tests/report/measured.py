@@ -9,6 +9,7 @@ import numpy as np
 from support import CELL
 
 from pipelines.records.cells import Cell, Result, Task, frozen
+from pipelines.tasks import distance
 from rope.geometry import ALL_LAYERS, Plan
 
 TRAINED = 512
@@ -36,8 +37,17 @@ def perplexity(cell: Cell, shift: float, count: int = 9) -> Result:
     ends = np.linspace(cell.length / 8, cell.length, 8)
     nll = 3 + (shift if cell.length > TRAINED else 0.0) + rng.normal(0, 0.05, count)
     series = [float(nll.mean()) + 0.1 * float(np.sin(end)) for end in ends]
+    buckets = len(distance.edges(cell.length))
+    by_distance = {"tokens_by_distance": [10.0] * buckets}
     documents = [
-        {"index": n, "tokens": cell.length, "nll": float(value), "nll_by_position": [float(value)] * 8}
+        {
+            "index": n,
+            "tokens": cell.length,
+            "nll": float(value),
+            "nll_by_position": [float(value)] * 8,
+            "nll_by_distance": [10 * float(value)] * buckets,
+            **by_distance,
+        }
         for n, value in enumerate(nll)
     ]
     ppl = float(np.exp(nll.mean()))

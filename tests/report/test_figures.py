@@ -36,9 +36,17 @@ def test_a_grid_of_two_tasks_has_every_figure(drawn):
         [one.kind for one in drawn if f", {task}" in one.title and one.kind != "plans"]
         for task in ("perplexity", "passkey")
     )
-    assert first == ["score", "gain", "gain by position", "nll by position", "effective length", "cost"]
+    assert first == [
+        "score",
+        "gain",
+        "gain by position",
+        "gain by distance",
+        "nll by position",
+        "effective length",
+        "cost",
+    ]
     assert second == ["score", "gain", "retrieval", *["effective length"] * 3]
-    assert [one.kind for one in drawn].count("plans") == 1 and len(drawn) == 13
+    assert [one.kind for one in drawn].count("plans") == 1 and len(drawn) == 14
 
 
 def test_every_figure_is_a_png_an_svg_and_its_data_as_csv(drawn):
@@ -74,9 +82,25 @@ def test_a_gain_is_drawn_as_the_table_has_it(drawn):
     assert got == pytest.approx(np.array(wanted)) and got[-1][1] > 0
 
 
+def test_a_gain_by_distance_names_pairs_that_never_stood_before(drawn):
+    one = next(one for one in drawn if one.kind == "gain by distance")
+    rows = [row[1:] for row in one.rows if row[0] == "yarn"]
+    assert [end for end, *_ in rows] == [16, 32, 64, 128, 256, 512, 1024, 2048, "never before"]
+    by_id = {cell.strategy: result for cell, result in measured(passkeys=False) if cell.length == 2048}
+    saved = np.array([[d["nll"] for d in by_id[name].documents] for name in ("crop", "yarn")])
+    assert [gain for _, gain, *_ in rows] == pytest.approx([(saved[0] - saved[1]).mean()] * 9)
+    assert "never stood before" in one.says and "yarn" in one.says
+
+
 def test_a_strategy_has_its_own_colour_in_every_figure(drawn):
     for one in drawn:
-        if one.kind not in ("retrieval", "gain", "gain by position", "effective length"):  # of these none is no part
+        if one.kind not in (
+            "retrieval",
+            "gain",
+            "gain by position",
+            "gain by distance",
+            "effective length",
+        ):  # of these none is no part
             assert style("none").colour in one.svg.read_text()
         if one.kind != "retrieval":
             assert style("yarn").colour in one.svg.read_text()

@@ -89,7 +89,7 @@ def test_the_page_says_everything_in_its_order(tmp_path):
     assert "ValueError: &lt;b&gt;planted&lt;/b&gt;" in text and "1 failed" in text
     for fact in ("ropewalk grid --of tests", "abcdef0", "2.9.0", "a device", "Python Software Foundation License"):
         assert fact in text, fact
-    assert text.count("<figure>") == made.count == len(list(made.figures.glob("*.png"))) == 13
+    assert text.count("<figure>") == made.count == len(list(made.figures.glob("*.png"))) == 14
 
 
 @pytest.fixture(scope="module")

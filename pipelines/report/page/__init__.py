@@ -13,8 +13,8 @@ from pipelines.choices.sweep import Sweep
 from pipelines.records.public import public
 from pipelines.records.refusal import first_line
 from pipelines.report import canvas, figures, palette, recommend
-from pipelines.report.charts import Figure
 from pipelines.report.curves import Results
+from pipelines.report.figure import Figure
 from pipelines.report.page.inline import inline
 from pipelines.report.page.sections import Section, sections
 from pipelines.report.recommend import Recommendation

@@ -12,8 +12,8 @@ from pipelines.records.cells import Cell, Result
 from pipelines.records.numbers import number
 from pipelines.records.provenance import PACKAGES, code_label, code_labels
 from pipelines.report import gain
-from pipelines.report.charts import Figure, Kind
 from pipelines.report.curves import Results, grouped
+from pipelines.report.figure import Figure, Kind
 from pipelines.report.figures import asked
 from pipelines.report.recommend import Recommendation
 from pipelines.report.tables import DIFFERENCES, ScoreTable, counts, distinct_rows, tables
@@ -56,7 +56,7 @@ class Section:
 
 DRAWN: Mapping[str, tuple[str, tuple[Kind, ...]]] = {
     "scores": ("Score against length", ("score",)),
-    "gain": ("Context gain", ("gain", "gain by position")),
+    "gain": ("Context gain", ("gain", "gain by position", "gain by distance")),
     "positions": ("NLL by position", ("nll by position",)),
     "retrieval": ("Retrieval by length and depth", ("retrieval",)),
     "effective": ("Effective length", ("effective length",)),
