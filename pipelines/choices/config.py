@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from pipelines.choices import schema
+from pipelines.models import find
 from pipelines.records.cells import Refusal, digest_of
 from pipelines.records.paths import uninterpolated
 from pipelines.records.privacy import give_out
@@ -280,6 +281,8 @@ def workbench(config: DictConfig) -> Workbench:
     plain = OmegaConf.masked_copy(config, keys) if "hydra" in config else config
     missing = sorted(map(str, OmegaConf.missing_keys(plain)))
     if missing:
+        if (path := OmegaConf.select(plain, "model.path")) is not None:
+            find.locate(find.requested(str(path), str(path)))  # that it is not there is told first
         raise Refusal(" ".join(f"{key} is missing: give {EXAMPLES.get(key, f'{key}=...')}." for key in missing))
     unknown = sorted({str(key) for key in plain} - {entry.name for entry in fields(Workbench)})
     if unknown:

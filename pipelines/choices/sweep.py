@@ -19,7 +19,7 @@ from pipelines.records.privacy import without_secrets
 from pipelines.records.refusal import suggestion
 from pipelines.tasks import registry
 from rope import cropping, pairwise, strategies
-from rope.config import geometry_of, text_config
+from rope.config import geometry_of, scaled_queries, text_config
 from rope.dialects import to_transformers
 from rope.geometry import Geometry, Plans, layers_of
 
@@ -236,6 +236,8 @@ def planned_of(choice: Workbench) -> PlanChoice:
         raise
     plans = _plans(name, geometries, choice.length, options)
     _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
+    if any(isinstance(plan, pairwise.Pairwise) and plan.query_scale is not None for _, plan in plans):
+        _check_temperature(name, model, scaled_queries(config))
     return PlanChoice(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
 
 
@@ -320,6 +322,15 @@ def _plans(name: str, geometries: Mapping[str, Geometry], length: int, options: 
         return strategies.plans(name, geometries, length, **options)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def _check_temperature(strategy: str, model: Model, own: str | None) -> None:
+    if own is not None:
+        raise Refusal(
+            f"strategy={strategy} scales queries by their position, and model {model.name} does so itself ({own}): "
+            "the two would multiply; give a strategy of frequencies, such as yarn, or a copy of the model whose "
+            f"config.json has no {own.partition('=')[0]}"
+        )
 
 
 def _check_layers(plans: Plans, model: Model, count: int | None) -> None:

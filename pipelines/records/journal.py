@@ -16,10 +16,8 @@ from pathlib import Path
 
 from pipelines.records import memory
 from pipelines.records.leases import lives
-from pipelines.records.processes import machine, this_process
-from pipelines.records.results import Store
-
-FILE = "started.json"
+from pipelines.records.processes import boot, machine, this_process
+from pipelines.records.results import ANSWERS, STARTED, Store
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Start:
     """The start of a cell.
 
     process: the launch's that has it in hand. boot: of its machine. at: local time. bytes: the memory that the cell was
-    expected to take, None: not known. kills: `memory.kills()` then. died: its process was killed, and that has been
-    said; it is not to be tried again unless asked for.
+    expected to take, None: not known. kills: `memory.kills()` then. kept: bytes of its answers that were kept before.
+    died: its process was killed, and that has been said; it is not to be tried again unless asked for.
     """
 
     process: str
@@ -36,12 +34,13 @@ class Start:
     at: str
     bytes: float | None = None
     kills: dict[str, int] = field(default_factory=dict)
+    kept: int = 0
     died: bool = False
 
     @property
     def for_memory(self) -> bool:
         """Whether the kernel has killed for memory since: known on its own machine, until that is switched off."""
-        here = self.process.partition(":")[0] == machine() and self.boot == _boot()
+        here = self.process.partition(":")[0] == machine() and self.boot == boot()
         return here and memory.killed_since(self.kills)
 
 
@@ -54,7 +53,7 @@ class Journal:
     def start(self, cell_id: str, expected: float | None = None) -> Start:
         """Note that this process begins a cell. expected: bytes of memory."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        start = Start(this_process(), _boot(), now, expected, memory.kills())
+        start = Start(this_process(), boot(), now, expected, memory.kills(), self._kept(cell_id))
         self._write(cell_id, start)
         return start
 
@@ -83,8 +82,18 @@ class Journal:
             if start is not None and (start.died or not lives(self.store, start.process))
         }
 
+    def went_on(self, cell_id: str) -> bool:
+        """Whether some of a cell was computed and kept since its last start, of which the end was not told."""
+        start = self._read(cell_id)
+        return start is not None and not start.died and self._kept(cell_id) > start.kept
+
+    def _kept(self, cell_id: str) -> int:
+        with suppress(OSError):
+            return self._file(cell_id).with_name(ANSWERS).stat().st_size
+        return 0
+
     def _file(self, cell_id: str) -> Path:
-        return self.store.cell(cell_id) / FILE
+        return self.store.cell(cell_id) / STARTED
 
     def _write(self, cell_id: str, start: Start) -> None:
         file = self._file(cell_id)
@@ -98,10 +107,3 @@ class Journal:
         with suppress(OSError, ValueError, TypeError):
             return Start(**json.loads(self._file(cell_id).read_text(encoding="utf-8")))
         return None
-
-
-def _boot() -> str:
-    """What tells this run of the machine from those before and after; "" where the system does not say."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""

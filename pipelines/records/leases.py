@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -74,8 +73,7 @@ class Lease:
 
     def _others(self) -> Iterator[set[str]]:
         """The cells of every other lease that holds; void ones are removed."""
-        (self._folder / "lock").touch()
-        now = (self._folder / "lock").stat().st_mtime  # by the clock of the disk, which may be another machine's
+        now = _now(self._folder)
         for file in self._folder.glob("*.json"):
             if file == self._file:
                 continue
@@ -113,8 +111,14 @@ def lives(store: Store, process: str) -> bool:
     where, pid, _ = process.rsplit(":", 2)
     for file in (store.root / "leases").glob(f"{where}-{pid}-*.json"):
         with contextlib.suppress(OSError):
-            return time.time() - file.stat().st_mtime < EXPIRY
+            return _now(file.parent) - file.stat().st_mtime < EXPIRY
     return False
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the disk, which may be another machine's."""
+    (folder / "lock").touch()
+    return (folder / "lock").stat().st_mtime
 
 
 class Watch:

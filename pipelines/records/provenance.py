@@ -89,6 +89,14 @@ def environment() -> dict[str, str]:
     }
 
 
+def state(folders: Iterable[str], site: Path = SITE) -> str:
+    """What is other when a file in one of these folders of ours is: 12 digits of their names, sizes and times."""
+    files = (path for folder in folders for path in (site / folder).rglob("*") if path.suffix != ".pyc")
+    states = ((str(path.relative_to(site)), path.stat()) for path in files if path.is_file())
+    listed = sorted((name, found.st_size, found.st_mtime_ns) for name, found in states)
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
+
+
 @lru_cache(maxsize=1)
 def measuring(site: Path = SITE) -> str:
     """12 hexadecimal digits of the source that computes numbers: the same for other comments, docstrings and layout.

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.records.journal import FILE as STARTED
 from pipelines.records.leases import Lease
 from pipelines.records.refusal import Refusal
-from pipelines.records.results import Store
+from pipelines.records.results import STARTED, Store
 
 CELL_ID = re.compile(r"\b[0-9a-f]{12}\b")
 

@@ -26,6 +26,9 @@ T = TypeVar("T")
 UNRECORDED = "unrecorded"
 """An empty file beside a sweep.json: MLflow does not have all of the sweep."""
 
+STARTED, ANSWERS = "started.json", "answers.jsonl"
+"""Files beside a result.json while it is computed: see journal.py and answers.py."""
+
 SCHEMA = 1
 """Of all files below; files without a number are of version 1 too."""
 
@@ -93,6 +96,8 @@ class Store:
             (folder / "error.txt").unlink(missing_ok=True)
         path = folder / "result.json"
         _write_checked(path, {"cell": cell.spec(), "result": asdict(result)})
+        if result.metrics:
+            (folder / ANSWERS).unlink(missing_ok=True)
         return path
 
     def sweep(self, sweep_id: str) -> Path:
@@ -147,7 +152,7 @@ def read_file(path: Path) -> tuple[Cell, Result]:
     try:
         spec, result = _parsed(path)
         return Cell.of(spec), result
-    except (Unreadable, FileNotFoundError, KeyError, TypeError) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{path}: it is no result of a cell ({error}); give a result.json of a store") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from pipelines.models import light
 from pipelines.records import memory, meter, provenance
 from pipelines.records.cells import Cell, Refusal, Result
 from pipelines.records.journal import Journal
 from pipelines.records.refusal import LaunchEnded
 from pipelines.workers import deaths
 from pipelines.workers.cluster import STEP, Cluster, Lost
-from pipelines.workers.schedule import CellResults, Evaluator, Schedule, Workers, one, queues
+from pipelines.workers.schedule import (
+    CellResults,
+    Evaluator,
+    Schedule,
+    Workers,
+    evaluate,
+    narrowed,
+    one,
+    queues,
+    warm_up,
+)
 from pipelines.workers.signals import Interruption
 
 log = logging.getLogger(__name__)
@@ -95,6 +107,16 @@ class Pool:
                 self.restarts += 1
                 self._disconnect()
 
+    def begin(self, count: int, interruption: Interruption) -> None:
+        """Start Ray and as many workers as so many cells can use; they import what they need before any cell comes.
+
+        Raises:
+            LaunchEnded, KeyboardInterrupt: as Cluster.
+        """
+        self._connect(interruption)
+        for worker in range(min(self.workers.count or _room(self.ray, self.workers), count)):
+            self.hire(worker)
+
     def _connect(self, interruption: Interruption) -> None:
         if self.cluster is None:
             self.cluster = Cluster(self.workers, interruption)
@@ -103,7 +125,7 @@ class Pool:
             # Asked how far it is while it computes, an actor answers from a thread beside.
             asked = {"concurrency_groups": {METER: 1}} if meter.is_heard() else {}
             actor = self.ray.remote(num_cpus=self.workers.cpus, num_gpus=gpus, max_restarts=0, **asked)(_Worker)
-            self.start: Callable[[], Any] = partial(actor.remote, self.evaluator, heard=bool(asked))
+            self.start: Callable[[], Any] = partial(actor.remote, heard=bool(asked))
 
     def _disconnect(self) -> None:
         """Give up what is lost. The cells that were running wait again, and it does not count against them."""
@@ -157,7 +179,7 @@ class Pool:
             self.schedule.holds.pop(worker, None)
         self.actors[worker] = self.start()
         # A cell's time runs from when there is a worker: a cluster may take minutes to have room for one.
-        self.flying[self.actors[worker].ready.remote()] = _Flight(worker)
+        self.flying[self.actors[worker].ready.remote(self.evaluator)] = _Flight(worker)
 
     def engage(self, worker: int) -> None:
         """Have a worker at work: a new one, or the one that the batch before left waiting."""
@@ -174,7 +196,9 @@ class Pool:
             if self.journal is not None:
                 self.journal.start(cell.id, deaths.expected(cell))
             deadline = time.monotonic() + (self.workers.timeout or math.inf)
-            self.flying[self.actors[worker].run.remote(cell)] = _Flight(worker, cell, deadline, memory.kills())
+            self.flying[self.actors[worker].run.remote(cell, narrowed(self.evaluator, cell))] = _Flight(
+                worker, cell, deadline, memory.kills()
+            )
 
     def landed(self) -> _Landing | None:
         """What ended next; None where the pool has waited for a moment in vain.
@@ -273,17 +297,20 @@ def _for_memory(error: Exception) -> bool:
 class _Worker:
     """An actor: its process keeps the model loaded from cell to cell."""
 
-    def __init__(self, evaluator: Evaluator, heard: bool = False) -> None:
-        self.evaluator, self.heard, self.far = evaluator, heard, dict[str, float]()
+    def __init__(self, heard: bool = False) -> None:
+        light.own()
+        self.heard, self.far = heard, dict[str, float]()
 
-    def ready(self) -> dict[str, str]:
+    def ready(self, evaluator: Evaluator) -> dict[str, str]:
         """Answers once the process runs: with its versions of all that makes numbers."""
+        if evaluator is evaluate:
+            threading.Thread(target=warm_up, daemon=True).start()  # while the first cell is on its way
         return provenance.environment()
 
-    def run(self, cell: Cell) -> Result:
+    def run(self, cell: Cell, evaluator: Evaluator) -> Result:
         self.far.clear()
         with meter.listening(self.far.__setitem__) if self.heard else nullcontext():
-            return one(self.evaluator, cell)
+            return one(evaluator, cell)
 
     def tokens(self) -> dict[str, float]:
         """How far the cell is that it computes: tokens by its id."""

@@ -14,6 +14,7 @@ import sys
 from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, Pipe
 
+from pipelines.models import light
 from pipelines.records import meter
 from pipelines.records.cells import Cell, Result
 from pipelines.records.places import SITE
@@ -36,13 +37,12 @@ class Child:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        with suppress(OSError):
-            self._connection.send_bytes(pickle.dumps((evaluator, meter.is_heard())))
+        self.evaluator = evaluator
 
     def run(self, cell: Cell) -> Result | str:
         """The cell's result; where the process died on it, how."""
         try:
-            self._connection.send(cell)
+            self._connection.send_bytes(pickle.dumps((self.evaluator, meter.is_heard(), cell)))
             while True:
                 while not self._connection.poll(0.2):  # short, so that Ctrl-C is seen
                     pass
@@ -70,12 +70,14 @@ def main(descriptor: int, driver: int) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver's to answer
         signal.signal(number, signal.SIG_IGN)
+    light.own()
     connection = Connection(descriptor)
     with suppress(EOFError):
-        evaluator, heard = pickle.loads(connection.recv_bytes())
-        with meter.listening(lambda *far: connection.send(far)) if heard else nullcontext():
-            while True:
-                connection.send(one(evaluator or evaluate, connection.recv()))
+        while True:
+            evaluator, heard, cell = pickle.loads(connection.recv_bytes())
+            with meter.listening(lambda *far: connection.send(far)) if heard else nullcontext():
+                result = one(evaluator or evaluate, cell)
+            connection.send(result)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipelines.records.cells import Refusal
+from pipelines.records.phases import timed
 from pipelines.records.places import SITE
 from pipelines.records.refusal import LaunchEnded, first_line
 from pipelines.workers import agents
@@ -87,6 +88,7 @@ class Cluster:
             shipped = {"working_dir": str(SITE), "excludes": left_out(SITE)}
             self._start(lambda: ray.init(runtime_env=shipped, **QUIET), interruption)
 
+    @timed("Ray")
     def _start(self, init: Callable[[], Any], interruption: Interruption) -> None:
         """Ray's init in a thread, as it may take minutes inside of C++, where no Ctrl-C is seen."""
         done, outcome = threading.Event(), list[BaseException]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,10 +15,13 @@ from pipelines.records.cells import Cell, Result, distinct
 from pipelines.records.journal import Journal
 from pipelines.records.leases import Watch
 from pipelines.records.results import Store
-from pipelines.workers import deaths, pool
+from pipelines.workers import deaths, pool, warm
+from pipelines.workers.actors import Pool
 from pipelines.workers.kept import kept_of
+from pipelines.workers.ready import prepare
 from pipelines.workers.schedule import Evaluator, evaluate
 from pipelines.workers.sharing import shared
+from pipelines.workers.signals import interruptible
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ def settled(
     """The results of cells that need no computing, by id: finished ones, and those whose process was killed.
 
     A cell during which an earlier launch was killed gets its result here: oom where the kernel says so, else failed.
+    One of which that launch kept forwards, and that no lack of memory ended, is computed: it goes on where it stood.
 
     force: none, all are to be computed anew. retry: neither what was killed nor what ran out of memory.
     resume: not what was killed without the kernel saying that it was for memory: a search cannot go on without it.
@@ -100,7 +105,7 @@ def _dead(cells: Sequence[Cell], store: Store, *, resume: bool, keep: bool = Tru
     """The results of cells whose process was killed, by id."""
     by_id, journal, results = {cell.id: cell for cell in cells}, Journal(store), dict[str, Result]()
     for cell_id, start in journal.dead(by_id).items():
-        if resume and not start.for_memory:
+        if not start.for_memory and (resume or journal.went_on(cell_id)):
             continue
         result = store.read(cell_id) if start.died else None
         if result is None:
@@ -124,6 +129,95 @@ def _encodable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
+class Crew:
+    """The workers of one launch, as conf/cluster says: those that `ropewalk up` keeps, or its own.
+
+    Where they are Ray's they start while the cells are prepared. reuse: take documents of smaller cells that are
+    finished.
+    """
+
+    def __init__(self, cluster: Any, store: Store, *, reuse: bool = True) -> None:
+        self.cluster, self.store, self.reuse = cluster, store, reuse
+        self.warm: warm.Warm | None = None
+        self.begun: Pool | None = None
+
+    def find(self, cells: Sequence[Cell], say: warm.Say) -> bool:
+        """Look for workers that are kept, and whether there are any for these cells."""
+        self.warm = warm.find(workers(self.cluster, cells[0].device), say) if cells else None
+        return self.warm is not None
+
+    def prepare(self, cells: Sequence[Cell], say: warm.Say) -> None:
+        """`ready.prepare`, while workers of Ray start.
+
+        Raises:
+            Refusal: cells cannot be computed; nothing has run then.
+            LaunchEnded, KeyboardInterrupt: while Ray starts.
+        """
+        if self.warm is not None:
+            try:
+                return self.warm.prepare(cells)
+            except warm.Gone:
+                self._left(say)
+        wanted = workers(self.cluster, cells[0].device if cells else "cpu")
+        if wanted.in_process or not cells:
+            return prepare(cells)
+        self.begun = Pool(wanted, evaluate, Journal(self.store))
+        reasons = list[BaseException]()
+
+        def attempt() -> None:
+            try:
+                prepare(cells)
+            except BaseException as error:
+                reasons.append(error)
+
+        # a daemon: an import that Ctrl-C tore apart never ends in another thread
+        aside = threading.Thread(target=attempt, daemon=True)
+        aside.start()
+        with interruptible() as interruption:
+            self.begun.begin(len(cells), interruption)
+            while aside.is_alive():
+                aside.join(0.2)
+                if interruption.asked.is_set():
+                    raise KeyboardInterrupt
+        if reasons:
+            raise reasons[0]
+        return None
+
+    def __call__(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+        evaluator = _reusing(cells, self.store) if self.reuse else None
+        wanted = workers(self.cluster, cells[0].device if cells else "cpu")
+        left = {cell.id: cell for cell in cells}
+        if self.warm is not None and cells:
+            try:
+                for cell, result in self.warm.run(cells, wanted, evaluator, self.store):
+                    del left[cell.id]
+                    yield cell, result
+                return
+            except warm.Gone:
+                self._left(log.warning)
+        begun, self.begun = self.begun, None
+        started = {} if begun is None else {"begun": begun}
+        yield from pool.run([*left.values()], wanted, evaluator, journal=Journal(self.store), **started)
+
+    @property
+    def here(self) -> bool:
+        """Whether cells are computed in this process."""
+        return self.warm is None and self.begun is None
+
+    def _left(self, say: warm.Say) -> None:
+        say("the workers of `ropewalk up` have ended meanwhile: going on without them")
+        self.close()
+
+    def close(self) -> None:
+        """Leave workers that are kept, and end those that nothing was given to."""
+        if self.warm is not None:
+            self.warm.close()
+            self.warm = None
+        if self.begun is not None:
+            self.begun.close()
+            self.begun = None
+
+
 def pooled(cells: Sequence[Cell], cluster: Any, store: Store, *, reuse: bool = True) -> Iterator[tuple[Cell, Result]]:
     """Compute cells as conf/cluster says. reuse: take documents of smaller cells that are finished."""
     evaluator = _reusing(cells, store) if reuse else None
@@ -137,10 +231,9 @@ def workers(cluster: Any, device: str) -> pool.Workers:
     )
 
 
-def _reusing(cells: Sequence[Cell], store: Store) -> Evaluator | None:
-    """An evaluator that has what smaller cells have computed; None: the usual one."""
-    kept = kept_of(cells, store)
-    return partial(evaluate, kept=kept) if kept else None
+def _reusing(cells: Sequence[Cell], store: Store) -> Evaluator:
+    """An evaluator that has what smaller cells have computed, and launches that were cut short."""
+    return partial(evaluate, kept=kept_of(cells, store), store=store)
 
 
 def _here(cells: Sequence[Cell], journal: Journal, reuse: bool) -> Iterator[tuple[Cell, Result]]:

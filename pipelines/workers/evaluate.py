@@ -20,12 +20,16 @@ import torch
 from pipelines.choices.sweep import evaluator_of, geometry_for
 from pipelines.models import load
 from pipelines.records import meter, provenance
+from pipelines.records.answers import Answers
 from pipelines.records.cells import Cell, Model, Refusal, Result, Status
+from pipelines.records.phases import timed
 from pipelines.records.refusal import first_line
+from pipelines.records.results import Store
 from pipelines.tasks import registry
+from pipelines.tasks.answered import Answered
 from pipelines.tasks.documents import Encoder
 from pipelines.tasks.scorer import LongLM
-from pipelines.workers import deaths
+from pipelines.workers import deaths, usage
 from pipelines.workers.kept import KeptResult
 from rope import strategies
 from rope.attention import RegionAttention
@@ -39,7 +43,13 @@ def loaded(cell: Cell) -> LongLM:
     """The cell's model from its files, as lm-eval sees it; the last one stays in memory."""
     model = load.model(cell.model, cell.dtype, cell.device)
     tokenizer = load.tokenizer(cell.model)
-    return LongLM(model, tokenizer, max_length=cell.length, folder=load.materialise(cell.model))
+    return LongLM(
+        model,
+        tokenizer,
+        max_length=cell.length,
+        folder=load.materialise(cell.model),
+        devices=load.sharing(model),
+    )
 
 
 def read(cell: Cell) -> Mapping[str, Geometry]:
@@ -52,6 +62,7 @@ def evaluate(
     model_of: Callable[[Cell], LongLM] = loaded,
     geometries_of: Callable[[Cell], Mapping[str, Geometry]] = read,
     kept: Mapping[str, Sequence[KeptResult]] | None = None,
+    store: Store | None = None,
 ) -> Iterator[Result]:
     """Run cells one after another and yield each Result when it is ready.
 
@@ -63,29 +74,34 @@ def evaluate(
 
     model_of, geometries_of: the model of a cell and its geometry by layer type, where they do not come from files.
     kept: by a cell's id documents that need not be scored again, where they were computed as they would be here.
+    store: where forwards are kept as they end, and those of a launch that was cut short are taken from.
     """
     for cell in cells:
-        yield _result(cell, model_of, geometries_of, (kept or {}).get(cell.id, ()))
+        yield _result(cell, model_of, geometries_of, (kept or {}).get(cell.id, ()), store)
 
 
+@timed("cell")
 def _result(
     cell: Cell,
     model_of: Callable[[Cell], LongLM],
     geometries_of: Callable[[Cell], Mapping[str, Geometry]],
     kept: Sequence[KeptResult],
+    store: Store | None,
 ) -> Result:
     start = time.perf_counter()
-    memory = _Memory(cell.device)
+    memory = PeakMemory(cell.device)
     try:
         lm = model_of(cell)
         origin = _provenance(cell, lm)
+        answers = None if store is None else Answers(store.cell(cell.id), origin)
+        lm.answered = Answered(answers)
         memory.reset()
         start = time.perf_counter()
         lm.crop = cropped(cell.plans)
         seen = cell.length if lm.crop is None else lm.crop.window
         with _patched(lm, cell, Reading(geometries_of(cell), seen)):
             under = partial(_under, lm, cell, geometries_of(cell))
-            with _counted(lm.model, cell.id):
+            with _counted(lm.model, cell.id), usage.sampled(cell.device) as samples:
                 scores = registry.score(
                     lm,
                     cell.task,
@@ -107,7 +123,7 @@ def _result(
         cell_id=cell.id,
         status=_verdict(scores.metrics, lm.vocabulary),
         metrics={name: value for name, value in scores.metrics.items() if math.isfinite(value)},
-        series={name: [p for p in row if math.isfinite(p[1])] for name, row in scores.series.items()},
+        series={name: [p for p in row if math.isfinite(p[1])] for name, row in {**scores.series, **samples}.items()},
         documents=[{k: v for k, v in row.items() if _measured(v)} for row in scores.documents],
         digest=scores.digest,
         cost={
@@ -116,7 +132,7 @@ def _result(
             "tokens_per_second": lm.forward_tokens / seconds,
             "peak_bytes": memory.peak(),
         },
-        provenance={**origin, **_sources(cell, scores, kept)},
+        provenance={**origin, **lm.forward_pass.provenance(), **_sources(cell, scores, kept), **_cut_short(answers)},
     )
 
 
@@ -133,6 +149,13 @@ def _sources(cell: Cell, scores: registry.Scores, kept: Sequence[KeptResult]) ->
     theirs = {"cell_id": scores.kept.cell_id, "documents": len(scores.kept), "at": before.get("at")}
     own = {"cell_id": cell.id, "documents": len(scores.documents) - len(scores.kept)}
     return {"documents": [*before.get("documents", [theirs]), own]}
+
+
+def _cut_short(answers: Answers | None) -> dict[str, Any]:
+    """How many forwards of a result were computed by launches that were cut short, by the time at which each began."""
+    if answers is None or not answers.taken:
+        return {}
+    return {"cut_short": [{"at": at, "forwards": count} for at, count in answers.taken.items()]}
 
 
 @contextlib.contextmanager
@@ -274,7 +297,7 @@ def _keeping_libc() -> ctypes.CDLL | None:
     return None
 
 
-class _Memory:
+class PeakMemory:
     """Peak memory of one cell: of the fullest GPU, or this process's resident set where the system tells it."""
 
     def __init__(self, device: str) -> None:

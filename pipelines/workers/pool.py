@@ -17,7 +17,7 @@ from pipelines.workers import deaths
 from pipelines.workers.actors import Pool
 from pipelines.workers.child import Child
 from pipelines.workers.schedule import CellResults as CellResults
-from pipelines.workers.schedule import Evaluator, evaluate, one, queues
+from pipelines.workers.schedule import Evaluator, evaluate, is_usual, one, queues
 from pipelines.workers.schedule import Workers as Workers
 from pipelines.workers.signals import Interruption, interruptible
 
@@ -26,27 +26,43 @@ CLOSE = 0.7
 
 
 def run(
-    cells: Sequence[Cell], workers: Workers, evaluator: Evaluator | None = None, journal: Journal | None = None
+    cells: Sequence[Cell],
+    workers: Workers,
+    evaluator: Evaluator | None = None,
+    journal: Journal | None = None,
+    begun: Pool | None = None,
 ) -> CellResults:
     """Yield every cell with its result, in the order of finishing.
 
-    journal: notes what runs, for a launch after this one is killed.
+    journal: notes what runs, for a launch after this one is killed. begun: workers that have been started.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the cells that were running are finished and yielded; after
             another, or SIGHUP, at once.
         LaunchEnded: Ray is gone, and was after a new start too; the cells that were not yielded have no result.
     """
-    with standing(workers, evaluator, journal) as batch:
+    with standing(workers, evaluator, journal, begun) as batch:
         yield from batch(cells)
 
 
 @contextmanager
 def standing(
-    workers: Workers, evaluator: Evaluator | None = None, journal: Journal | None = None
+    workers: Workers,
+    evaluator: Evaluator | None = None,
+    journal: Journal | None = None,
+    begun: Pool | None = None,
 ) -> Iterator[Callable[[Sequence[Cell]], CellResults]]:
-    """`run` for batches of cells that come one after another: its workers, and their models, stay in between."""
-    crew = _Here(workers, evaluator, journal) if workers.in_process else Pool(workers, evaluator or evaluate, journal)
+    """`run` for batches of cells that come one after another: its workers, and their models, stay in between.
+
+    begun: a pool whose workers have been started, in place of a new one.
+    """
+    if begun is not None:
+        crew: Pool | Here = begun
+        crew.evaluator = evaluator or evaluate
+    elif workers.in_process:
+        crew = Here(workers, evaluator, journal)
+    else:
+        crew = Pool(workers, evaluator or evaluate, journal)
 
     def batch(cells: Sequence[Cell]) -> CellResults:
         if not cells:
@@ -66,11 +82,16 @@ def standing(
         crew.close()
 
 
-class _Here:
-    """One worker: this process, or a child of it from the first cell on that is close to the limit."""
+class Here:
+    """One worker: this process, or a child of it from the first cell on that is close to the limit.
 
-    def __init__(self, workers: Workers, evaluator: Evaluator | None, journal: Journal | None) -> None:
-        self.workers, self.evaluator, self.journal = workers, evaluator, journal
+    apart: a child from the beginning.
+    """
+
+    def __init__(
+        self, workers: Workers, evaluator: Evaluator | None, journal: Journal | None, *, apart: bool = False
+    ) -> None:
+        self.workers, self.evaluator, self.journal, self.apart = workers, evaluator, journal, apart
         self.child: Child | None = None
 
     def compute(self, cells: Sequence[Cell], interruption: Interruption) -> CellResults:
@@ -81,7 +102,7 @@ class _Here:
                 expected = deaths.expected(cell)
                 if self.journal is not None:
                     self.journal.start(cell.id, expected)
-                if self.child is None and self._close(expected):
+                if self.child is None and (self.apart or self._close(expected)):
                     self.child = Child(self.evaluator)
                 if self.child is None:
                     yield cell, one(self.evaluator or evaluate, cell)
@@ -91,7 +112,7 @@ class _Here:
     def _close(self, expected: float | None) -> bool:
         """Whether a cell may take so much memory that the kernel kills for it. Of an own evaluator nothing is known."""
         if expected is None:
-            return self.evaluator is None
+            return is_usual(self.evaluator)
         return expected > CLOSE * memory.reachable()
 
     def _apart(self, cell: Cell) -> Result:
@@ -99,6 +120,7 @@ class _Here:
         for _ in range(self.workers.retries + 1):
             before = memory.kills()
             self.child = self.child or Child(self.evaluator)
+            self.child.evaluator = self.evaluator
             result = self.child.run(cell)
             if isinstance(result, Result):
                 return result

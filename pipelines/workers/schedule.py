@@ -7,9 +7,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from pipelines.models import light
 from pipelines.records.cells import Cell, Model, Refusal, Result
+from pipelines.records.results import Store
 
 Evaluator = Callable[[Iterable[Cell]], Iterator[Result]]
 """What a worker does with cells: pipelines.workers.evaluate.evaluate, or a test's stub."""
@@ -17,11 +20,57 @@ Evaluator = Callable[[Iterable[Cell]], Iterator[Result]]
 CellResults = Iterator[tuple[Cell, Result]]
 
 
-def evaluate(cells: Iterable[Cell], kept: Mapping[str, Any] | None = None) -> Iterator[Result]:
-    """pipelines.workers.evaluate's, which imports torch: only where cells run."""
+def evaluate(
+    cells: Iterable[Cell],
+    kept: Mapping[str, Any] | None = None,
+    store: Store | None = None,
+    folder: str | None = None,
+) -> Iterator[Result]:
+    """pipelines.workers.evaluate's, which imports torch: only where cells run.
+
+    folder: that paths are meant from, where it is another process's.
+    """
+    if folder is not None:
+        os.chdir(folder)
+    light.load()
     from pipelines.workers import evaluate
 
-    return evaluate.evaluate(cells, kept=kept)
+    return evaluate.evaluate(cells, kept=kept, store=store)
+
+
+def is_usual(evaluator: Evaluator | None) -> bool:
+    """Whether cells are evaluated as above."""
+    return evaluator is None or getattr(evaluator, "func", evaluator) is evaluate
+
+
+def load_only(cells: Iterable[Cell]) -> Iterator[Result]:
+    """Loads the models of cells, and computes nothing."""
+    warm_up()
+    from pipelines.workers.evaluate import loaded
+
+    for cell in cells:
+        loaded(cell)
+        yield Result(cell.id, "ok")
+
+
+def warm_up() -> None:
+    """Import what cells take, and wake the GPU where there is one."""
+    light.load()
+    from pipelines.tasks import harness
+    from pipelines.workers import evaluate
+
+    assert harness and evaluate
+    light.wake()
+
+
+def narrowed(evaluator: Evaluator, cell: Cell) -> Evaluator:
+    """An evaluator with what it keeps for one cell, and not what it keeps for others."""
+    if not isinstance(evaluator, partial) or not evaluator.keywords.get("kept"):
+        return evaluator
+    kept = evaluator.keywords["kept"]
+    return partial(
+        evaluator.func, **{**evaluator.keywords, "kept": {cell.id: kept[cell.id]} if cell.id in kept else None}
+    )
 
 
 def one(evaluator: Evaluator, cell: Cell) -> Result:

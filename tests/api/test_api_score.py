@@ -38,7 +38,7 @@ def numbers(results):
             c.device,
             r.status,
             r.metrics,
-            r.series,
+            {name: row for name, row in r.series.items() if not name.startswith("system/")},
             r.documents,
             r.digest,
             r.cost["tokens"],

@@ -146,3 +146,11 @@ def test_an_invalid_strategy_is_reported_before_a_missing_model():
     [choice] = expand(["model=./no/such/model", "strategy=yarn", "factor=0.5", "length=64"])
     with pytest.raises(Refusal, match=r"factor=0\.5"):
         sweep.planned_of(choice)
+
+
+@pytest.mark.parametrize("model", ["/nowhere/x", "./nowhere/x.gguf"])
+def test_a_model_that_is_not_there_is_told_before_a_length_that_is_missing(model):
+    with pytest.raises(Refusal, match=r"there is no file or folder .*nowhere/x"):
+        expand([f"model={model}"])
+    with pytest.raises(Refusal, match="length is missing"):
+        expand(["model=tiny"])

@@ -15,8 +15,8 @@ from pipelines.records.refusal import Refusal
 
 PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")])
 
-STORED = frozenset({"compare", "gate", "report", "results", "sync", "ui"})
-"""Verbs that show what is stored: of their commands only the words are read here."""
+STORED = frozenset({"compare", "down", "gate", "report", "results", "sync", "ui", "up"})
+"""Verbs that show what is stored or keep workers: of their commands only the words are read here."""
 
 ELSEWHERE = re.compile(r"#.*\b(gpu|hub)\b")
 """What a command says in its comment that needs a GPU, or the hub."""
@@ -40,6 +40,7 @@ PRINTED = [(page.name, line, words) for page in PAGES for line, words in command
 @pytest.fixture
 def composed(monkeypatch):
     """What would compute composes its choices instead; returns the cells of the last grid."""
+    from pipelines.bench import bench
     from pipelines.choices.sweep import cells_of
     from pipelines.doctor import doctor
     from pipelines.grid import launcher, preview
@@ -60,8 +61,8 @@ def composed(monkeypatch):
     monkeypatch.setattr(launcher, "run_grid", compose)
     monkeypatch.setattr(launcher, "preview", composed_preview)
     monkeypatch.setattr(preview, "show", lambda *_: None)
-    for room in (doctor, reproduce, transfer, train, tune):
-        monkeypatch.setattr(room, "main", lambda *_: 0)
+    for room in (bench, doctor, reproduce, transfer, train, tune):
+        monkeypatch.setattr(room, "main", lambda *_, **__: 0)
     return cells
 
 

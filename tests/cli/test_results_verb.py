@@ -146,7 +146,7 @@ def test_cells_of_a_search_are_no_orphans(store, capsys):
         (["rm", "nope"], "nope: nothing has an id that begins so"),
         (["rm", "2026-11-2"], "2 sweeps and cells have"),
         (["clean", "strategy=none"], "takes no names and no filters"),
-        (["celsl"], "give sweeps, cells, rm, clean"),
+        (["celsl"], "give sweeps, cells, methods, rm, clean"),
         (["cells", "strategy=yran"], "no result here has that"),
         (["cells", "stategy=yarn"], "did you mean strategy=...?"),
         (["cells", "--json", "--csv"], "give one of"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from support import PROJECT
 
 from pipelines.choices.compose import expand
 from pipelines.cli import meanings
 from pipelines.cli.main import run
 from pipelines.records.cells import Refusal
 from pipelines.tasks import registry
+from pipelines.tasks.questions import QuestionTask
 
 
 def shown(capsys, *words):
@@ -20,9 +24,24 @@ def test_the_list_has_every_task_of_ours_with_its_chance_and_every_suite(capsys)
     text = shown(capsys)
     for name, task in registry.OWN.items():
         chance = "-" if task.chance is None else f"{task.chance:.0%}"
-        assert f"\n  {name:13} {chance} " in text
+        assert f"\n  {name:15} {chance} " in text
     for name in meanings.values("suite"):
         assert f"  suite/{name} " in text
+
+
+def test_the_table_in_the_docs_has_every_task_with_its_kinds_and_its_chance():
+    page = (PROJECT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.* \| .* \| .*) \| .* \|$", page.partition("## Suites")[0], re.MULTILINE))
+    asking = {name: task for name, task in registry.OWN.items() if isinstance(task, QuestionTask)}
+    assert [*rows] and set(rows) == set(asking)
+    for name, task in asking.items():
+        kinds, _, chance = rows[name].rsplit(" | ", 2)
+        named = re.sub(
+            r"(\w+_)(\d)\.\.(\d)", lambda m: "` `".join(f"{m[1]}{n}" for n in range(int(m[2]), int(m[3]) + 1)), kinds
+        )
+        assert chance == f"{task.chance:.0%}".replace("%", " %")
+        if len(task.asks) > 1 or "`" in kinds:
+            assert set(re.findall(r"`(\w+)`", named)) == set(task.asks), name
 
 
 def test_a_name_alone_shows_its_options(capsys):

@@ -152,15 +152,25 @@ def test_a_grid_stopped_before_its_first_result_says_nothing_of_results(store, m
     assert "4 to run" in output.get() and "browser" not in output.get() and "results:" not in output.get()
 
 
-def test_tables_are_written_once(finished, monkeypatch):
+def test_tables_are_written_once_and_a_grid_asked_again_shows_them_with_the_run_that_there_is(finished, monkeypatch):
     from pipelines.report import tables
 
     store, _ = finished
     monkeypatch.setenv("ROPEWALK_STORE", str(store.root))
     calls, make = [], tables._table
     monkeypatch.setattr(tables, "_table", lambda *args: calls.append(args) or make(*args))
-    assert run(["grid", *GRID]) == 0
+    words = ["grid", *GRID, "report.max_short_cost=0.07"]
+    with terminal.console.capture() as first:
+        assert run(words) == 0
     assert len(calls) == 1
+    sweeps, pages = len(runs(store, "sweep")[1]), sorted(store.root.glob("sweeps/*/report.html"))
+    with terminal.console.capture() as second:
+        assert run(words) == 0
+    assert second.get() == first.get() and len(calls) == 1
+    assert len(runs(store, "sweep")[1]) == sweeps and sorted(store.root.glob("sweeps/*/report.html")) == pages
+    pages[-1].unlink()
+    assert run(words) == 0
+    assert len(calls) == 2 and len(runs(store, "sweep")[1]) == sweeps + 1, "what is gone is made anew"
 
 
 def test_run_grid_returns_cells_with_results_in_order_and_quietly(finished, monkeypatch, capsys):
@@ -182,9 +192,11 @@ def test_a_baseline_and_a_sweep_of_options_are_one_grid(store):
     assert (found.cells, found.duplicates) == (3, 0)
 
 
-def test_a_stock_launcher_runs_the_same_grid(store):
+def test_a_stock_launcher_runs_the_same_grid_and_writes_nothing_beside_the_store(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert run(["grid", *SMALL, "strategy=none,linear", "length=384", "hydra/launcher=basic"]) == 0
     assert len(list(store.root.glob("cells/*/result.json"))) == 2
+    assert list(tmp_path.iterdir()) == [store.root] and not list(store.root.rglob("multirun.yaml"))
     _, cells = runs(store, "cell")
     assert len(cells) == 2
 

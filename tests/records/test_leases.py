@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from support import PROJECT, ropewalk, stub_cell
 
@@ -137,6 +138,20 @@ def test_a_lease_holds_while_its_process_can_be_alive(tmp_path, process, age, ho
     with Lease(store) as lease:
         assert lease.claim(IDS) == (IDS - {CELLS[0].id} if holds else IDS)
     assert (tmp_path / "leases" / "other.json").exists() == holds
+
+
+def test_a_clock_that_is_set_leaves_what_is_alive_alive(tmp_path, monkeypatch):
+    """psutil reckons a start from the boot, whose time moves with the clock."""
+    store, living = Store(tmp_path), this_process()
+    lease_of(store, living, 0.0)
+    for_another = store.root / "leases" / "0123456789ab-1-a.json"
+    for_another.touch()
+    started, now = psutil.Process.create_time, time.time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: started(process) + 3600.0)
+    monkeypatch.setattr(time, "time", lambda: now() + 3600.0)
+    assert is_running(living) and leases.lives(store, living) and leases.lives(store, "0123456789ab:1:1")
+    with Lease(store) as lease:
+        assert lease.claim(IDS) == IDS - {CELLS[0].id}
 
 
 def test_a_lease_is_renewed_while_its_launch_lives(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import psutil
@@ -16,7 +15,7 @@ from support import PROJECT, random_cell, stub_cell
 from test_pool import PATHS, work
 
 from pipelines.records import journal as journals
-from pipelines.records import memory
+from pipelines.records import memory, processes
 from pipelines.records.cells import Result
 from pipelines.records.journal import Journal
 from pipelines.records.processes import this_process
@@ -134,13 +133,16 @@ def test_a_cell_that_another_process_has_in_hand_has_not_died(store):
         journal = Journal(store)
         where, _, _ = this_process().rsplit(":", 2)
         start, born = journal.start(CELLS[0].id), psutil.Process(sleeper.pid).create_time()
+        boot, _, ticks = processes.named(sleeper.pid).rpartition(":")[2].partition("-")
 
         def dead(process):
             journal._write(CELLS[0].id, replace(start, process=process))
             return set(journal.dead([CELLS[0].id]))
 
-        living = f"{where}:{sleeper.pid}:{born:.0f}"
-        assert dead(living) == set()
+        living = processes.named(sleeper.pid)
+        assert dead(living) == set() == dead(f"{where}:{sleeper.pid}:{born:.0f}")  # as earlier versions wrote it
+        assert dead(f"{where}:{sleeper.pid}:{boot}-{int(ticks) - 1}") == {CELLS[0].id}  # the number came again
+        assert dead(f"{where}:{sleeper.pid}:{'0' * 8}-{ticks}") == {CELLS[0].id}  # so did the machine
         assert dead(f"{where}:{sleeper.pid}:{born - 100:.0f}") == {CELLS[0].id}  # the number came again
         assert dead(f"elsewhere:{sleeper.pid}:{born:.0f}") == {CELLS[0].id}  # no lease of it is renewed
         lease = store.root / "leases" / f"elsewhere-{sleeper.pid}-1.json"
@@ -148,8 +150,7 @@ def test_a_cell_that_another_process_has_in_hand_has_not_died(store):
         lease.touch()
         assert dead(f"elsewhere:{sleeper.pid}:{born:.0f}") == set()
         sleeper.kill()
-        while sleeper.poll() is None and dead(living) == set():  # a zombie is dead too
-            time.sleep(0.05)
+        until(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE)  # dead, though not waited for
         assert dead(living) == {CELLS[0].id}
     finally:
         sleeper.kill()

@@ -65,6 +65,8 @@ def test_a_larger_limit_computes_only_the_new_documents_and_has_the_numbers_of_a
     for name in ("metrics", "series", "documents", "digest", "status"):
         # as they are kept: what was read again has lists where what was computed has tuples
         kept, own = (json.loads(json.dumps(getattr(result, name))) for result in (grown, whole))
+        if name == "series":  # but for what was sampled of the machine
+            kept, own = ({key: row for key, row in one.items() if "system/" not in key} for one in (kept, own))
         assert kept == own, name
     before, now = len(first.documents), len(grown.documents)
     assert documents in (None, (before, now)) and before < now

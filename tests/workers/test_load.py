@@ -29,7 +29,10 @@ KINDS = {10: ("failed", {"die_until": 9}), 40: ("failed", {"raises": True}), 70:
 
 @pytest.mark.parametrize(
     ("count", "workers"),
-    [pytest.param(300, 2, marks=pytest.mark.slow), pytest.param(10_000, 4, marks=pytest.mark.sweep)],
+    [
+        pytest.param(300, 2, marks=pytest.mark.slow),
+        pytest.param(10_000, 4, marks=[pytest.mark.sweep, pytest.mark.timeout(0)]),
+    ],
 )
 def test_every_status_is_right_and_nothing_runs_again_after_success(count, workers, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PATHS)

@@ -52,6 +52,25 @@ def test_a_node_is_lost_and_another_joins_and_workers_run_the_code_they_were_sen
     assert all("/working_dir_files/" in path.read_text() for path in tmp_path.glob("began-*"))
 
 
+OTHER = """
+import importlib.metadata
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: "1.0" if name == "torch" else real(name)
+"""
+
+
+def test_a_node_with_other_packages_is_refused_with_both_versions(nodes, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(OTHER)
+    while nodes.added:
+        nodes.lose()
+    nodes.add(PYTHONPATH=str(tmp_path))
+    try:
+        lines, _ = launched(tmp_path, nodes, [10]).end(240)
+        assert lines[-1].startswith("Refusal ") and "torch 1.0 there and" in lines[-1], lines
+    finally:
+        nodes.lose()
+
+
 @pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "another"])
 def test_a_driver_without_the_clusters_token_is_refused_with_what_to_give(nodes, tmp_path, token):
     variables = {"RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from pipelines.records.cells import frozen
 from pipelines.tasks import registry
+from pipelines.tasks.forward import Forward
 from pipelines.workers import evaluate
 from rope.config import geometry_of
 from rope.strategies import plans
@@ -82,7 +83,7 @@ def run(monkeypatch, model, geometries, strategy="none", **options):
 
     monkeypatch.setattr(registry, "score", score)
     monkeypatch.setattr(evaluate.gc, "collect", lambda: 0)  # a second, for every cell that is refused
-    lm = SimpleNamespace(model=model, vocabulary=96, forward_tokens=1)
+    lm = SimpleNamespace(model=model, vocabulary=96, forward_tokens=1, forward_pass=Forward(model, 96))
     planned = plans(strategy, geometries, LENGTH, **options)
     cell = replace(CELL, strategy=strategy, options=frozen(options), length=LENGTH, plans=planned)
     [result] = evaluate.evaluate([cell], lambda _: lm, lambda _: geometries)
@@ -120,7 +121,7 @@ def test_plans_of_another_reading_make_a_cell_invalid(monkeypatch):
     model = model_of("llama")
     geometries = geometry_of(model.config)
     foreign = {"all": replace(geometries["all"], base=500_000.0)}
-    lm = SimpleNamespace(model=model, vocabulary=96, forward_tokens=1)
+    lm = SimpleNamespace(model=model, vocabulary=96, forward_tokens=1, forward_pass=Forward(model, 96))
     cell = replace(CELL, length=LENGTH, plans=plans("none", foreign, LENGTH))
     [result] = evaluate.evaluate([cell], lambda _: lm, lambda _: geometries)
     assert result.status == "invalid" and "as planned, and by" in result.error
