@@ -480,7 +480,7 @@ def test_the_embedded_model_has_no_error_and_breaks_where_its_training_ended(exa
     assert findings["F04"]["symptom"] == "it degrades from 560 tokens on"
     mean, low, high = findings["F04"]["measured"]["by (nats a token, 95 %)"]
     assert 0.2 < low < mean < high < 1.2
-    assert findings["F05"]["measured"]["at most"] == pytest.approx(0.0106, abs=0.002)
+    assert "F05" not in findings  # the longest context is of use to it
     assert result["theory"][0]["round_trained"] == 16 and result["theory"][0]["unseen"] > 0.2
 
 
