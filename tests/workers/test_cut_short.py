@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from functools import partial
 
 import pytest
-from cutting import AFTER, Cut, one_a_forward, quick_cell, tiny_cell
+from cutting import AFTER, Cut, one_a_forward, quick_cell, scored, tiny_cell
 from support import PROJECT, random_cell
 from test_pool import PATHS
 
@@ -67,12 +66,6 @@ def alike(result, whole):
     for name in ("metrics", "series", "documents", "digest", "status"):
         one, other = (scored(result, name), scored(whole, name))
         assert one == other, name
-
-
-def scored(result, name):
-    """As it is kept, but for what was sampled of the machine."""
-    value = json.loads(json.dumps(getattr(result, name)))
-    return {key: row for key, row in value.items() if not key.startswith("system/")} if name == "series" else value
 
 
 def slow(*values):
