@@ -217,17 +217,31 @@ def _worse_from(breaking: Strategy, other: Strategy, length: float, results: Cla
     return f"{label(breaking)} at {length:g}x: on average worse than {label(other)} {where}"
 
 
+Stretch = tuple[Strategy, float, float]
+"""A strategy, and from which length to which."""
+
+
+def _loss(
+    of: Callable[[Strategy, float], np.ndarray[Any, np.dtype[np.float64]]],
+    measure: Measure,
+    says: str,
+    ours: Stretch,
+    theirs: Stretch,
+) -> Comparison:
+    """What one strategy loses over a stretch of lengths, minus what the other does."""
+    try:
+        mine, other = (of(name, long) - of(name, short) for name, short, long in (ours, theirs))
+        return Comparison(says, statistics.difference(measure, mine - other))
+    except Refusal as reason:
+        return Comparison(says, reason=str(reason))
+
+
 def _gentler(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     gentle, other = claim.strategies
     first, second = claim.lengths[:2]
     for before, after in pairwise(claim.lengths):
         says = f"{label(gentle)} from {before:g}x to {after:g}x costs less than {label(other)} to {second:g}x"
-        try:
-            rise = results.tail(gentle, after) - results.tail(gentle, before)
-            cliff = results.tail(other, second) - results.tail(other, first)
-            yield Comparison(says, statistics.difference(_TAIL, rise - cliff))
-        except Refusal as reason:
-            yield Comparison(says, reason=str(reason))
+        yield _loss(results.tail, _TAIL, says, (gentle, before, after), (other, first, second))
 
 
 def _alike(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
@@ -252,12 +266,7 @@ def _keeps(claim: Claim, results: ClaimResults) -> Iterator[Comparison]:
     base, *longer = claim.lengths
     for length in longer:
         says = f"{label(first)} loses less from {base:g}x to {length:g}x than {label(second)}"
-        try:
-            ours = results.nll(first, length) - results.nll(first, base)
-            theirs = results.nll(second, length) - results.nll(second, base)
-            yield Comparison(says, statistics.difference(_WHOLE, ours - theirs))
-        except Refusal as reason:
-            yield Comparison(says, reason=str(reason))
+        yield _loss(results.nll, _WHOLE, says, (first, base, length), (second, base, length))
 
 
 def tests(claim: Claim) -> int:
