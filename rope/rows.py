@@ -35,6 +35,7 @@ from rope.attention import (
     text_config,
 )
 from rope.chunks import causal
+from rope.compared import CannotRun, is_near, off_by
 from rope.compiled import Compiled
 from rope.links import Link
 
@@ -45,7 +46,7 @@ FLOAT32_OFF, HALF_OFF = 1e-4, 1e-1
 """How far the states of both ways may be apart, as a share of their norm, for this one to be taken."""
 
 
-class NotByRows(ValueError):
+class NotByRows(CannotRun):
     """A model that cannot be run in chunks of rows, with the reason."""
 
 
@@ -124,19 +125,19 @@ class ByRows:
         """
         self.compiled = False
         device = self.model.get_input_embeddings().weight.device
-        ids = (torch.arange(CHECKED, device=device)[None] * 7919 + 11) % vocabulary
-        whole = self.decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
         try:
-            ours = self.states(ids, CHECKED_ROWS).float()
-        except torch.OutOfMemoryError:
-            raise
+            off = off_by(
+                lambda ids: self.states(ids, CHECKED_ROWS),
+                lambda ids: self.decoder(input_ids=ids, use_cache=False).last_hidden_state,
+                tokens=CHECKED,
+                vocabulary=vocabulary,
+                device=device,
+            )
         except NotByRows:
             raise
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise NotByRows(f"its layers do not run in chunks of rows: {reason}") from error
-        off = float((ours - whole).norm() / whole.norm().clip(min=1e-12))
-        if not off <= (FLOAT32_OFF if self.model.dtype in (torch.float32, torch.float64) else HALF_OFF):
+        except CannotRun as error:
+            raise NotByRows(f"its layers do not run in chunks of rows: {error}") from error
+        if not is_near(off, self.model.dtype, FLOAT32_OFF, HALF_OFF):
             raise NotByRows(f"its layers compute something else in chunks of rows (off by {off:.1e})")
 
     def run(self, place: int, number: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -85,6 +85,7 @@ OWNERS = {
     "torch": {
         "rope.attention",
         "rope.chunks",
+        "rope.compared",
         "rope.compiled",
         "rope.fused",
         "rope.links",

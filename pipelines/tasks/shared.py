@@ -17,6 +17,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from pipelines.records import memory
+from rope.compared import CannotRun, is_near, off_by
 
 Row = tuple[int, ...]
 
@@ -92,22 +93,27 @@ class SharedContext:
         """Whether states after cached tokens are those of whole texts, under the plan that the model now holds, and
         the keys and values of `longest` tokens are not too large."""
         device = self.model.get_input_embeddings().weight.device
-        ids = (torch.arange(CHECKED, device=device)[None] * 7919 + 11) % self.vocabulary
-        whole = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, CHECKED_SHARED:].float()
-        try:
+        size = 0.0
+
+        def after_cached(ids: torch.Tensor) -> torch.Tensor:
+            nonlocal size
             cache = self._read(ids[:, :CHECKED_SHARED])
             size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / CHECKED_SHARED
-            ours = self._after(cache, ids[:, CHECKED_SHARED:]).float()
-            off = float((ours - whole).norm() / whole.norm().clip(min=1e-12))
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            self.reason = f"the model takes no cache of keys and values: {str(error).strip().partition(chr(10))[0]}"
+            return self._after(cache, ids[:, CHECKED_SHARED:])
+
+        def whole(ids: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            return states[:, CHECKED_SHARED:]
+
+        try:
+            off = off_by(after_cached, whole, tokens=CHECKED, vocabulary=self.vocabulary, device=device)
+        except CannotRun as error:
+            self.reason = f"the model takes no cache of keys and values: {error}"
             return False
         cuda = device.type == "cuda"
         room = torch.cuda.get_device_properties(device).total_memory if cuda else memory.limit()
         self.reason = ""
-        if not off <= (FLOAT32_OFF if self.model.dtype in (torch.float32, torch.float64) else HALF_OFF):
+        if not is_near(off, self.model.dtype, FLOAT32_OFF, HALF_OFF):
             self.reason = f"the model computes something else after cached tokens (off by {off:.1e})"
         elif size * longest > room / MEMORY_SHARE:
             self.reason = f"keys and values of {longest:,} tokens take {size * longest / 2**30:.1f} GiB"
