@@ -10,14 +10,19 @@ from rope.geometry import Geometry, Plan, check_flag, check_integer, check_numbe
 from rope.strategies.registry import Promise, strategy
 from rope.strategies.scaling import check_share, scaled
 
-
-@strategy(
-    Promise.FIRST_PAIR_KEPT,
+OF_MASKS = (
     Promise.NONE_FASTER,
     Promise.SLOWER_MORE,
     Promise.ORDER_KEPT,
     Promise.ANY_LENGTH,
     Promise.ATTENTION_KEPT,
+)
+"""What those of this family promise whose divisors do not fall from pair to pair."""
+
+
+@strategy(
+    Promise.FIRST_PAIR_KEPT,
+    *OF_MASKS,
 )
 def power(geometry: Geometry, length: int, *, k: float = 0.5) -> Plan:
     """Giraffe's power basis: frequencies fall towards 0 at the slow end. Needs fine-tuning.
@@ -81,11 +86,7 @@ def truncated(
 
 
 @strategy(
-    Promise.NONE_FASTER,
-    Promise.SLOWER_MORE,
-    Promise.ORDER_KEPT,
-    Promise.ANY_LENGTH,
-    Promise.ATTENTION_KEPT,
+    *OF_MASKS,
     examples=({"p": 0.5}, {"p": 0.0}),
 )
 def proportional(geometry: Geometry, length: int, *, p: float = 0.75) -> Plan:
@@ -115,11 +116,7 @@ def proportional(geometry: Geometry, length: int, *, p: float = 0.75) -> Plan:
 
 
 @strategy(
-    Promise.NONE_FASTER,
-    Promise.SLOWER_MORE,
-    Promise.ORDER_KEPT,
-    Promise.ANY_LENGTH,
-    Promise.ATTENTION_KEPT,
+    *OF_MASKS,
     examples=({"clip_low_n": 8},),
 )
 def cope(geometry: Geometry, length: int, *, clip_low_n: int = 20, hard: bool = False) -> Plan:
