@@ -1,10 +1,12 @@
 """Grids of many cells that nobody computes: what planning and recording them takes.
 
-python -m pipelines.bench.plans COUNT OVERRIDE...   # {"seconds": ...} to record so many made-up results
+python -m pipelines.bench.plans COUNT OVERRIDE...   # to record so many made-up results: {"recorded": ..., "bytes": ...}
+    of memory held after a tenth, half and all of them, and {"seconds": ...}
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -14,6 +16,7 @@ from functools import partial
 from pipelines import track
 from pipelines.choices.compose import expand
 from pipelines.choices.sweep import Sweep, cells_of
+from pipelines.records import memory
 from pipelines.records.cells import Cell, Result
 from pipelines.records.results import Store
 from pipelines.track.recorder import Recorder
@@ -48,20 +51,23 @@ def made_up(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
         yield cell, Result(cell.id, "ok", metrics, series, documents, "d", {"seconds": 1.0, "tokens": 1024.0})
 
 
-def _record(tracker: track.Tracker, cell: Cell, result: Result) -> None:
-    tracker.record([cell], result)
-
-
 def main(count: int, overrides: Sequence[str]) -> None:
     choices = expand(words(count, overrides))
     cells, store = cells_of(choices), Store.at(None)
     sweep = Sweep("bench", tuple(cells), "ropewalk bench")
+    told, recorded = {count // 10, count // 2, count}, itertools.count(1)
+
+    def record(tracker: track.Tracker, cell: Cell, result: Result) -> None:
+        tracker.record([cell], result)
+        if (number := next(recorded)) in told:
+            print(json.dumps({"recorded": number, "bytes": memory.held()}), flush=True)
+
     start = time.perf_counter()
     store.save_sweep(sweep.id, sweep.spec())
     recorder = Recorder(lambda: track.Tracker.open(sweep, store))
     for cell, result in made_up(cells):
         store.save(cell, result)
-        recorder.submit(partial(_record, cell=cell, result=result))
+        recorder.submit(partial(record, cell=cell, result=result))
     reason = recorder.close()
     if reason:
         sys.exit(f"recording failed: {reason}")

@@ -232,8 +232,8 @@ def given_model(path: str, shown: str) -> str:
     return name
 
 
-def _check(choice: Workbench) -> None:
-    """Refuse numbers that nothing here can do anything with.
+def checked(choice: Workbench) -> Workbench:
+    """A choice of which every number is one that something here can do something with.
 
     Raises:
         Refusal: one is out of its range.
@@ -247,6 +247,7 @@ def _check(choice: Workbench) -> None:
         value = getattr(getattr(choice, group) if group else choice, name, None)
         if isinstance(value, (int, float)) and not least <= value <= most:
             raise Refusal(f"{key}={value}: give a number from {least:,} to {most:,}")
+    return choice
 
 
 def short_lengths(choice: Workbench) -> tuple[int, ...] | None:
@@ -269,6 +270,12 @@ def typed(override: str) -> str:
     key, _, name = override.partition("=")
     path = {"strategy": _FILES, "model": _MODELS, "task": _TASKS}.get(key, dict[str, str]()).get(name)
     return override if path is None else f"{key}={path}"
+
+
+def structure(config: DictConfig) -> Workbench:
+    """A config that was composed over `schema`, or a part of it, as a Workbench."""
+    chosen = cast(Any, OmegaConf.to_object(config))
+    return chosen if isinstance(chosen, Workbench) else Workbench(**{str(key): chosen[key] for key in chosen})
 
 
 def workbench(config: DictConfig) -> Workbench:
@@ -297,7 +304,5 @@ def workbench(config: DictConfig) -> Workbench:
         except OmegaConfBaseException as error:
             raise Refusal(first_line(error)) from error
     else:  # Composed over `schema`, every value has its type already: merging it again takes 4 ms a cell.
-        chosen = cast(Any, OmegaConf.to_object(plain))
-        choice = chosen if isinstance(chosen, Workbench) else Workbench(**{str(key): chosen[key] for key in chosen})
-    _check(choice)
-    return choice
+        choice = structure(plain)
+    return checked(choice)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from pipelines.choices.config import NO_LENGTHS, Workbench, short_lengths
-from pipelines.choices.sweep import geometry_for, model_of, planned_of, trained_length_of
+from pipelines.choices.sweep import Once, geometry_for, model_of, planned_of, trained_length_of
 from pipelines.records.cells import Cell, Options, Refusal, frozen
 from rope import strategies
 
@@ -45,21 +45,25 @@ def additions(choices: Sequence[Workbench]) -> list[Addition]:
     for number, choice in enumerate(choices):
         if choice.short != NO_LENGTHS and "factor" in _options(choice):
             groups.setdefault(repr(replace(choice, length=0)), []).append(number)
-    present = {_place(choice): choice for choice in choices}
+    present = {_place(choice) for choice in choices} if groups else set[str]()
     found: dict[str, Addition] = {}
+    once = Once()
     for numbers in groups.values():
-        for addition in _of_one(choices, numbers):
+        for addition in _of_one(choices, numbers, once):
             if (place := _place(addition.choice)) not in present:
                 found.setdefault(place, addition)
-    for addition in list(found.values()):  # what they are held against; cropping is the plain model at short lengths
-        plain = replace(addition.choice, strategy={"name": PLAIN}, factor=None)
-        if not any(_is_plain(choice, plain) for choice in choices):
-            length = f"length={plain.length}"
-            found.setdefault(_place(plain), Addition(plain, addition.parent, (f"strategy={PLAIN}", length)))
+    if not found:
+        return []
+    # what they are held against; cropping is the plain model at short lengths
+    plains = {_place(_plain(choice)) for choice in choices if choice.strategy["name"] in (PLAIN, "crop")}
+    for addition in list(found.values()):
+        plain = _plain(addition.choice)
+        if (place := _place(plain)) not in plains:
+            found.setdefault(place, Addition(plain, addition.parent, (f"strategy={PLAIN}", f"length={plain.length}")))
     return list(found.values())
 
 
-def _of_one(choices: Sequence[Workbench], numbers: Sequence[int]) -> list[Addition]:
+def _of_one(choices: Sequence[Workbench], numbers: Sequence[int], once: Once) -> list[Addition]:
     """Those of one strategy with its options, given by its choices of several lengths."""
     first = choices[numbers[0]]
     try:
@@ -75,16 +79,15 @@ def _of_one(choices: Sequence[Workbench], numbers: Sequence[int]) -> list[Additi
         for length in (trained,) if listed is None else listed:
             factor = first.strategy.get("factor") or first.factor or target / trained
             choice = replace(choices[number], length=length, factor=factor)
-            if not _is_free(choice):
+            if not _is_free(choice, once):
                 found.append(Addition(choice, number, (f"length={length}", f"factor={factor}")))
     return found
 
 
-def _is_free(choice: Workbench) -> bool:
+def _is_free(choice: Workbench, once: Once) -> bool:
     """Whether a strategy's plan is the plain one, or there is none."""
     try:
-        plain = planned_of(replace(choice, strategy={"name": PLAIN}, factor=None))
-        return planned_of(choice).plans == plain.plans
+        return planned_of(choice, once).plans == planned_of(_plain(choice), once).plans
     except Refusal:
         return True
 
@@ -103,11 +106,9 @@ def _place(choice: Workbench) -> str:
     return repr(replace(choice, strategy=dict(sorted(strategy.items())), factor=factor))
 
 
-def _is_plain(choice: Workbench, plain: Workbench) -> bool:
-    """Whether a choice measures the plain model where `plain` would."""
-    return choice.strategy["name"] in (PLAIN, "crop") and _place(
-        replace(choice, strategy=plain.strategy, factor=None)
-    ) == _place(plain)
+def _plain(choice: Workbench) -> Workbench:
+    """A choice with the plain model in place of its strategy."""
+    return replace(choice, strategy={"name": PLAIN}, factor=None)
 
 
 @lru_cache(maxsize=1024)

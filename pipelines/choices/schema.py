@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from pipelines.records import inputs
 from pipelines.records.paths import uninterpolated
@@ -117,6 +117,8 @@ def structured(schema: type[Schema], values: Mapping[str, Any], prefix: str = ""
     except ValidationError as error:
         given = "" if error.value is None else f"={error.value}"
         raise Refusal(f"{prefix}{error.full_key}{given}: give {_wanted(error)}") from error
+    except ConfigTypeError as error:
+        raise Refusal(f"a list stands where a mapping belongs, or the other way round: {first_line(error)}") from error
     except OverflowError as error:
         raise Refusal(f"a value is larger than any number with a point: {error}") from error
     if chosen is None:

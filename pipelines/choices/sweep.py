@@ -117,11 +117,11 @@ def cells_of(choices: Iterable[Workbench]) -> list[Cell]:
 
 
 def sorted_out(choices: Iterable[Workbench]) -> tuple[list[Cell], list[Invalid]]:
-    """The cells among the choices, and those that cannot be one."""
-    cells, invalid = [], []
+    """The cells among the choices, and those that cannot be one. Their models and tasks are looked for once."""
+    cells, invalid, once = [], [], Once()
     for choice in choices:
         try:
-            cells.append(cell_of(choice))
+            cells.append(cell_of(choice, once))
         except Refusal as reason:
             invalid.append(Invalid(_label(choice), str(reason)))
     return cells, invalid
@@ -138,7 +138,22 @@ def _label(choice: Workbench) -> str:
     return without_secrets(label(choice.model.name, name, frozen(given), choice.length, str(choice.task["name"])))
 
 
-def cell_of(choice: Workbench) -> Cell:
+class Once:
+    """What is looked for once of all the choices of a grid: its models, and its tasks with their texts."""
+
+    def __init__(self) -> None:
+        self.geometry = lru_cache(maxsize=None)(geometry_for)
+        self._tasks: dict[tuple[str, int | None, bool], TaskChoice] = {}
+
+    def task(self, chosen: Mapping[str, Any], limit: int | None, allow_unsafe: bool) -> TaskChoice:
+        """As `task_for`."""
+        place = repr(chosen), limit, allow_unsafe
+        if place not in self._tasks:
+            self._tasks[place] = task_for(chosen, limit, allow_unsafe)
+        return self._tasks[place]
+
+
+def cell_of(choice: Workbench, once: Once | None = None) -> Cell:
     """One choice as a cell: its plan computed, its model and text known by their digests; nothing heavy loaded.
 
     Raises:
@@ -147,17 +162,11 @@ def cell_of(choice: Workbench) -> Cell:
     limit = choice.documents
     if limit is not None and limit < 1:
         raise Refusal(f"limit={limit}: give at least 1 document, or null for all")
-    planned = planned_of(choice)
+    once = once or Once()
+    planned = planned_of(choice, once)
     device = device_of(choice.cluster.device)
-    return cell_for(
-        planned,
-        choice.task,
-        allow_unsafe=choice.allow_unsafe_tasks,
-        limit=limit,
-        seed=choice.seed,
-        dtype=dtype_of(choice.dtype, device),
-        device=device,
-    )
+    task = once.task(choice.task, limit, choice.allow_unsafe_tasks)
+    return _cell(planned, task, limit, choice.seed, dtype_of(choice.dtype, device), device)
 
 
 def cell_for(
@@ -176,30 +185,54 @@ def cell_for(
         Refusal: the task's text is not there, an option is of another type, or the task runs what the model writes
             and `allow_unsafe` does not say that it may.
     """
-    task_options = dict(chosen_task)
-    name = str(task_options.pop("name"))
-    registry.options_of(Task(name, frozen(task_options)), limit)
-    if not allow_unsafe:
-        registry.check_safe(name, task_options.get("files"))
-    task = Task(name, frozen(registry.kind(name).id_options(task_options)))
+    return _cell(planned, task_for(chosen_task, limit, allow_unsafe), limit, seed, dtype, device)
+
+
+def _cell(planned: PlanChoice, chosen: TaskChoice, limit: int | None, seed: int, dtype: str, device: str) -> Cell:
     special: dict[str, Any] = {"regions": pairwise.VERSION} if pairwise.replaces_attention(planned.plans) else {}
     special |= {"crop": cropping.VERSION} if cropping.cropped(planned.plans) else {}
-    if (judge := evaluator_of(task)) is not None:
-        special["evaluator"] = geometry_for(judge)[0].fingerprint
     return Cell(
         model=planned.model,
         strategy=planned.strategy,
         options=planned.options,
         length=planned.length,
         plans=planned.plans,
-        task=task,
-        data=registry.data_digest(task_options),
+        task=chosen.task,
+        data=chosen.data,
         limit=limit,
         seed=seed,
         dtype=dtype,
         device=device,
-        versions=frozen({**registry.versions(task), **special}),
+        versions=frozen({**chosen.versions, **special}),
     )
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """What a choice of a task comes to, whatever it is measured on. data: digest of its text. versions: of what
+    computes its numbers."""
+
+    task: Task
+    data: str
+    versions: Mapping[str, Any]
+
+
+def task_for(chosen: Mapping[str, Any], limit: int | None, allow_unsafe: bool) -> TaskChoice:
+    """A task (its name and options), with its text known by a digest.
+
+    Raises:
+        Refusal: as `cell_for`.
+    """
+    options = dict(chosen)
+    name = str(options.pop("name"))
+    registry.options_of(Task(name, frozen(options)), limit)
+    if not allow_unsafe:
+        registry.check_safe(name, options.get("files"))
+    task = Task(name, frozen(registry.kind(name).id_options(options)))
+    versions = registry.versions(task)
+    if (judge := evaluator_of(task)) is not None:
+        versions["evaluator"] = geometry_for(judge)[0].fingerprint
+    return TaskChoice(task, registry.data_digest(options), versions)
 
 
 @dataclass(frozen=True)
@@ -218,7 +251,7 @@ class PlanChoice:
         return strategy_label(self.strategy, self.options)
 
 
-def planned_of(choice: Workbench) -> PlanChoice:
+def planned_of(choice: Workbench, once: Once | None = None) -> PlanChoice:
     """The plans of one choice, computed from the model's config alone.
 
     Raises:
@@ -228,14 +261,14 @@ def planned_of(choice: Workbench) -> PlanChoice:
     name = str(strategy.pop("name"))
     options = _strategy_options(name, strategy, choice.factor)
     try:
-        model, config, geometries = geometry_for(model_of(choice.model))
+        model, config, geometries = (once.geometry if once else geometry_for)(model_of(choice.model))
     except Refusal:
         # What is wrong with the strategy is said first: that needs no model. Lists do: it says how long they must be.
         if not any(isinstance(value, (list, tuple, Mapping)) for value in options.values()):
             _plans(name, {"any": _ANY_GEOMETRY}, choice.length, options)
         raise
     plans = _plans(name, geometries, choice.length, options)
-    _check_layers(plans, model, text_config(config).get("num_hidden_layers"))
+    _check_layers(plans, model, config)
     if any(isinstance(plan, pairwise.Pairwise) and plan.query_scale is not None for _, plan in plans):
         _check_temperature(name, model, scaled_queries(config))
     return PlanChoice(model, geometries, strategies.ALIASES.get(name, name), frozen(options), choice.length, plans)
@@ -333,8 +366,9 @@ def _check_temperature(strategy: str, model: Model, own: str | None) -> None:
         )
 
 
-def _check_layers(plans: Plans, model: Model, count: int | None) -> None:
+def _check_layers(plans: Plans, model: Model, config: Mapping[str, Any]) -> None:
     numbers = [number for layers, _ in plans for number in layers_of(layers)[1] or ()]
+    count = text_config(config).get("num_hidden_layers") if numbers else None
     if count is not None and numbers and max(numbers) >= count:
         raise Refusal(
             f"the strategy's layers name layer {max(numbers)}, and model {model.name} has {count} layers; "
@@ -381,7 +415,7 @@ def visible_gpus() -> int:
     """NVIDIA GPUs that a worker would see."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip() not in ("", "-1")])
-    return len([line for line in provenance.nvidia_smi("-L") if line.startswith("GPU ")])
+    return len(provenance.gpus())
 
 
 def dtype_of(requested: Dtype, device: str) -> str:

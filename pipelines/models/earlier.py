@@ -40,9 +40,11 @@ class Earlier:
 
 def results(cells: Iterable[Cell], store: Store) -> Earlier:
     """What earlier versions kept of these cells; nothing is written."""
-    taken, unproven = {}, 0
+    taken, unproven, known = {}, 0, dict[Model, tuple[str | None, float]]()
     for cell in cells:
-        fingerprint, changed = _known(cell.model, find.state(cell.model)) if _is_local(cell.model) else (None, 0.0)
+        if cell.model not in known:
+            known[cell.model] = _known(cell.model, find.state(cell.model)) if _is_local(cell.model) else (None, 0.0)
+        fingerprint, changed = known[cell.model]
         if fingerprint is None:
             continue
         before = replace(cell, model=replace(cell.model, fingerprint=fingerprint))

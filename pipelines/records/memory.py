@@ -37,7 +37,12 @@ def available(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 def reachable() -> int:
     """Bytes that this process can come to hold: what it holds, and what is available."""
-    return available() + int(psutil.Process().memory_info().rss)
+    return available() + held()
+
+
+def held() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def kills(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, int]:

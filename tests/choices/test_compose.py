@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.choices import sweep
+from pipelines.choices import combine, sweep
 from pipelines.choices.compose import expand, expansion
 from pipelines.records.cells import Refusal
 
@@ -132,6 +132,60 @@ def test_the_fast_composition_equals_hydras_own():
         slow = whole.loader.load_sweep_config(whole.config, list(job))
         OmegaConf.set_struct(slow, False)
         assert config.workbench(slow) == choice
+
+
+def outcome(overrides):
+    """The choices of overrides, or the sentence that refuses them."""
+    try:
+        return expand(overrides)
+    except Refusal as reason:
+        return str(reason)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["length=64,128", "strategy=none,yarn", "yarn.beta_fast=16,32", "task=perplexity,passkey", "limit=null,2"],
+        ["length=64,128", "strategy.name=none", "seed='${length}'", "strategy=linear", "factor=2,4"],
+        ["length=64", "strategy=yarn", "strategy.beta_fast='${seed}'", "seed=3,4"],
+        ["length=64,0x40,1e3", "strategy=yarn"],
+        ["length=64", "limit=1,many"],
+        ["length=64", "limit=1,enough,1.5"],
+        ["length=64,-1", "factor=2,-3"],
+        ["length=64", "strategy=none,yarn", "strategy.name=null,yarn"],
+        ["length=64", "task.name=1,perplexity"],
+        ["length=64", "short=512,[3,x]"],
+        ["length=64", "dtype=float32,float8"],
+        ["length=64", "model.shape.hidden_size=64,128", "model.trained_length=1"],
+        ["length=64", "cluster.workers=1,2,none", "sede=1"],
+        ["strategy=yarn,none", "factor=1,2", "cluster.device=cpu,tpu"],
+        ["length=64", "report.max_short_cost=2%,200%"],
+        ["length=64", "+sede=1,2"],
+        ["length=???,64", "strategy=yarn"],
+        ["length=64", "strategy=none,yarn", "strategy={name:pi}"],
+    ],
+)
+def test_choices_of_parts_are_those_of_whole_configs_and_so_is_every_refusal(overrides, monkeypatch):
+    by_parts = outcome(["model=random", *overrides])
+    whole = property(lambda self: False, lambda self, value: None)
+    monkeypatch.setattr(combine.Composed, "independent", whole, raising=False)
+    assert by_parts == outcome(["model=random", *overrides])
+
+
+def test_a_value_is_composed_once_however_many_combinations_it_is_in(monkeypatch):
+    made, part = [], combine.Part
+    monkeypatch.setattr(combine, "Part", lambda whole, field, own: made.append(field) or part(whole, field, own))
+    lengths, seeds = ",".join(map(str, range(64, 84))), ",".join(map(str, range(20)))
+    assert len(expand(["model=random", f"length={lengths}", f"seed={seeds}", "strategy=none,yarn"])) == 800
+    # of each of two files of strategies: every length and seed, and the other fields once
+    assert made.count("length") == made.count("seed") == 40 and len(made) < 2 * (20 + 20 + len(combine.FIELDS))
+
+
+def test_the_files_of_a_model_are_looked_at_once_for_all_cells_of_a_grid(monkeypatch):
+    looked, state = [], sweep.find.state
+    monkeypatch.setattr(sweep.find, "state", lambda model: looked.append(model) or state(model))
+    cells, invalid = sweep.sorted_out(expand(["model=tiny", "length=512,1024,2048", "strategy=none,linear,yarn"]))
+    assert (len(cells), invalid, len(looked)) == (9, [], 1)
 
 
 def test_a_plan_is_computed_once(monkeypatch):

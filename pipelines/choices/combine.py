@@ -1,0 +1,232 @@
+"""Combinations of overrides -> choices. Each part of a choice is composed once, however many combinations it is in: a
+grid of 10,000 cells has a few strategies, lengths and tasks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from pipelines.choices import config
+from pipelines.choices.config import Workbench
+from pipelines.records.refusal import Refusal, suggestion
+
+OPTIONED = ("strategy", "task")
+"""Groups whose values have options of their own."""
+
+FIELDS = frozenset(entry.name for entry in fields(Workbench))
+
+Answer = TypeVar("Answer")
+
+Compose = Callable[[list[str]], DictConfig]
+"""Hydra's own composing of overrides."""
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """One value of one key, shared by all combinations that it is in.
+
+    composes: it chooses a file of a group, or adds or takes away a key: Hydra's own composing is for these.
+    line: as it can be typed. text: its value in Hydra's grammar.
+    """
+
+    key: str
+    line: str
+    text: str
+    value: Any
+    composes: bool
+
+    @classmethod
+    def of(cls, override: Override, *, group: bool) -> Given:
+        composes = group or override.is_delete() or override.is_add() or override.is_force_add()
+        text, value = ("", None) if composes else (override.get_value_element_as_str(), override.value())
+        return cls(override.key_or_group, str(override.input_line), text, value, composes)
+
+
+class Part:
+    """One field of a choice, with what is set of it. alone: the field as it was composed."""
+
+    def __init__(self, alone: DictConfig, field: str, settings: Sequence[tuple[str, Given]]) -> None:
+        self.field, self.interpolates = field, any("${" in str(given.value) for _, given in settings)
+        self.config = alone.copy()
+        for key, given in settings:
+            OmegaConf.update(self.config, key, given.value, merge=True)
+
+    @cached_property
+    def value(self) -> Any:
+        """As Workbench has it; _Unknown where `config.workbench` must say what is wrong, or must resolve it."""
+        if self.interpolates or OmegaConf.missing_keys(self.config):
+            return _Unknown
+        value = getattr(config.structure(self.config), self.field)
+        named = self.field not in OPTIONED or (isinstance(value, dict) and isinstance(value.get("name"), str))
+        return value if named else _Unknown
+
+
+_Unknown = object()
+
+
+class Composed:
+    """What Hydra composes of the choices of files alone, and the parts of choices that were made of it."""
+
+    def __init__(self, whole: DictConfig, names: dict[str, set[str]]) -> None:
+        self.chosen, self.names = whole.hydra.runtime.choices, names
+        # without Hydra's own part, which takes most of a copy's time
+        self.config = _with_only(whole, {str(key) for key in whole} - {"hydra"})
+        plain = OmegaConf.to_container(self.config)
+        self.independent = "${" not in str(plain) and FIELDS.issuperset(map(str, self.config))
+        self.keys: dict[str, str | None] = {}
+        self.alone: dict[str, DictConfig] = {}
+        self.parts: dict[tuple[str, tuple[Given, ...]], Part] = {}
+
+    def reached(self, key: str) -> str | None:
+        """The key that an option has here; None where its strategy, or task, has no such option."""
+        if key not in self.keys:
+            self.keys[key] = self._reached(key)
+        return self.keys[key]
+
+    def _reached(self, key: str) -> str | None:
+        head, _, option = key.partition(".")
+        if not option:
+            return key
+        for group in OPTIONED:
+            if head == group:
+                return key if option.partition(".")[0] in list(self.config[group]) else None
+            if head in self.names[group]:
+                return f"{group}.{option}" if self.chosen[group] == head else None
+        return key
+
+    def combination(self, settings: Sequence[tuple[str, Given]]) -> Combination:
+        """A choice of these files with plain values set.
+
+        Raises:
+            Refusal: a key is unknown, or a value of another type.
+        """
+        by_field: dict[str, list[tuple[str, Given]]] = {str(field): [] for field in self.config}
+        for key, given in settings:
+            by_field.setdefault(key.partition(".")[0], []).append((key, given))
+        found = []
+        if self.independent:
+            for field, own in by_field.items():
+                place = field, tuple(given for _, given in own)
+                if place not in self.parts:
+                    if field not in self.alone:
+                        self.alone[field] = _with_only(self.config, {field})
+                    try:
+                        self.parts[place] = Part(self.alone[field], field, own)
+                    except (OmegaConfBaseException, KeyError):
+                        break
+                found.append(self.parts[place])
+        combination = Combination(self, tuple(settings), tuple(found))
+        if len(found) < len(by_field):  # said of the whole, or allowed in it
+            _ = combination.config
+        return combination
+
+
+def _with_only(config: DictConfig, keys: set[str]) -> DictConfig:
+    """A copy of a config with some of its keys, each of the type that it has there."""
+    copy = config.copy()
+    with read_write(copy), open_dict(copy):
+        for key in set(map(str, config)) - keys:
+            del copy[key]
+    return copy
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One choice, before it is typed. parts: all of them, where each can be had alone."""
+
+    composed: Composed
+    settings: tuple[tuple[str, Given], ...]
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The whole of it, for what is said of it.
+
+        Raises:
+            Refusal: as Composed.combination.
+        """
+        whole = self.composed.config.copy()
+        for key, given in self.settings:
+            _set(whole, key, given.value)
+        return whole
+
+    @property
+    def choice(self) -> Workbench:
+        """The same, typed.
+
+        Raises:
+            Refusal: as `config.workbench`.
+        """
+        values = {part.field: part.value for part in self.parts}
+        if len(values) < len(self.composed.config) or any(value is _Unknown for value in values.values()):
+            return config.workbench(self.config)
+        return config.checked(Workbench(**values))
+
+
+def combined(
+    compose: Compose, jobs: Iterable[Sequence[Given]], names: dict[str, set[str]]
+) -> Iterator[tuple[tuple[str, ...], Combination]]:
+    """Each job as the overrides that give it alone, and its choice.
+
+    Raises:
+        Refusal: an option that no job has, or that is refused.
+    """
+    composed: dict[tuple[str, ...], Composed] = {}
+    unused: dict[str, bool] = {}
+    for job in jobs:
+        groups = tuple(given.line for given in job if given.composes)
+        if groups not in composed:
+            composed[groups] = Composed(compose(list(groups)), names)
+        of, lines, settings = composed[groups], [], []
+        for given in job:
+            if given.composes:
+                lines.append(given.line)
+                continue
+            key = of.reached(given.key)
+            unused[given.key] = unused.get(given.key, True) and key is None
+            if key is not None:
+                settings.append((key, given))
+                lines.append(f"{key}={given.text}")
+        yield tuple(lines), of.combination(settings)
+    for key in (key for key, idle in unused.items() if idle):
+        raise _unreached(key, list(composed.values()), names)
+
+
+def _unreached(key: str, composed: Sequence[Composed], names: dict[str, set[str]]) -> Refusal:
+    """The sentence for an option that none of the configs has."""
+    head, _, option = key.partition(".")
+    group = next(group for group in OPTIONED if head == group or head in names[group])
+    chosen = {str(of.chosen[group]): of.config for of in composed}
+    if head != group and head not in chosen:
+        return Refusal(f"{key}: {group} {head} is not among those given: {', '.join(chosen)}")
+    if head != group or len(chosen) == 1:
+        return _no_such(chosen.get(head, composed[0].config), f"{group}.{option}")
+    known = [name for config in chosen.values() for name in config[group] if name != "name"]
+    close = difflib.get_close_matches(option, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return Refusal(f"{key}: no {group} of those given has this option ({', '.join(chosen)}){hint}")
+
+
+def _set(target: DictConfig, key: str, value: Any) -> None:
+    try:
+        OmegaConf.update(target, key, value, merge=True)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise _no_such(target, key) from error
+    except OmegaConfBaseException as error:
+        raise Refusal(f"{key}={value}: {str(error).splitlines()[0]}") from error
+
+
+def _no_such(composed: DictConfig, key: str) -> Refusal:
+    """The sentence for an option that the composed config does not have, with those that it has in that place."""
+    parent, _, leaf = key.rpartition(".")
+    where = OmegaConf.select(composed, parent) if parent else composed
+    known = [str(name) for name in where] if isinstance(where, DictConfig) else []
+    hint = suggestion(leaf, known)
+    return Refusal(f"{key}: no such option; {hint}{parent or 'the top level'} has {', '.join(known) or 'none'}")
