@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.choices.sweep import evaluator_of, geometry_for
 from pipelines.models import find, weights
 from pipelines.records import memory, provenance
-from pipelines.records.cells import Cell, Model, Refusal, Task
+from pipelines.records.cells import Cell, Model, Refusal, Result, Task
 from pipelines.records.numbers import GIB, duration
 from pipelines.records.results import Store
 from pipelines.tasks import registry
@@ -25,8 +25,8 @@ from rope import strategies
 from rope.config import text_config
 from rope.cropping import cropped
 
-BATCH_TOKENS, HEAD_ELEMENTS, ROWS, LEAN_FROM = 16384, 2**25, 16384, 1024
-"""scorer.LongLM's and forward.Forward's, which take an import of torch to read; a test holds them together."""
+BATCH_TOKENS, HEAD_ELEMENTS, ROWS, LEAN_FROM, FEWEST = 16384, 2**25, 16384, 1024, 256
+"""scorer's, forward's and shared's, which take an import of torch to read; a test holds them together."""
 
 PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
 """What a worker holds besides: Python, torch, transformers and lm-eval in resident memory; a GPU's cuBLAS workspace."""
@@ -37,7 +37,10 @@ FLOPS = {"cpu": 3e10, "cuda": 1.5e14}
 Number = TypeVar("Number", int, float)
 
 NEWEST = 200
-"""Earlier cells that are looked at for their speed."""
+"""Earlier cells that are looked at."""
+
+Earlier = tuple[dict[str, Any], Result]
+"""An earlier cell (Cell.spec) with its result."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -113,8 +116,9 @@ class CellWork:
     """What a cell takes. forwards, tokens: None where only lm-eval knows. context: tokens of a document in a forward.
     at_once: tokens of the largest forward.
 
-    A task of lm-eval is counted as its limit, at the full length each: its documents may be shorter, or asked about
-    more than once.
+    A text with several answers is counted once, as it is read; cropped, its windows may differ from answer to answer,
+    and are counted each. A task of lm-eval is counted as its limit, at the full length each: its documents may be
+    shorter, or asked about more than once.
     """
 
     forwards: int | None
@@ -192,6 +196,8 @@ def _work(cell: Cell) -> CellWork:
     rows = max(1, min(windows * (forwards or 1), BATCH_TOKENS // context))
     if forwards is None:
         return CellWork(None, None, context, rows * context)
+    if (choices := registry.choices(cell.task)) > 1 and cropped(cell.plans) is None and context >= FEWEST:
+        forwards //= choices  # beside their text answers are but a few tokens
     return CellWork(forwards * passes, forwards * tokens, context, rows * context)
 
 
@@ -215,16 +221,27 @@ def pieces(cell: Cell) -> tuple[int, int]:
     return len(list(crop.windows(seen, min(scored, seen)))), crop.window
 
 
-def loads(cells: Sequence[Cell], work: Mapping[str, CellWork], store: Store) -> list[Load]:
+class Newest:
+    """The newest results of a store, by which speed and the spread of documents are judged: read once, when they are
+    first needed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @cached_property
+    def rows(self) -> list[Earlier]:
+        return list(self._store.newest(NEWEST))
+
+
+def loads(cells: Sequence[Cell], work: Mapping[str, CellWork], newest: Newest) -> list[Load]:
     """One load for each model, dtype and device class of these cells."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.dtype, cell.device), []).append(cell)
-    measured = list(store.newest(NEWEST)) if groups else []
-    return [_load(group, work, measured) for group in groups.values()]
+    return [_load(group, work, newest.rows) for group in groups.values()]
 
 
-def _load(cells: Sequence[Cell], work: Mapping[str, CellWork], measured: Sequence[tuple[Any, Any]]) -> Load:
+def _load(cells: Sequence[Cell], work: Mapping[str, CellWork], measured: Sequence[Earlier]) -> Load:
     first = cells[0]
     _, config, _ = geometry_for(first.model)
     shape = Shape.of(config)
@@ -286,8 +303,7 @@ def capacity(device: str) -> int | None:
     if "RAY_ADDRESS" in os.environ:
         return None
     if device == "cuda":
-        listed = provenance.nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
-        return min((int(mib) * 2**20 for mib in map(str.strip, listed) if mib.isdigit()), default=None)
+        return min((mib * 2**20 for _, mib in provenance.gpus() if mib is not None), default=None)
     return memory.limit()
 
 
@@ -316,9 +332,7 @@ def _shape(model: Model) -> Shape | None:
         return None
 
 
-def _seconds(
-    cell: Cell, work: CellWork, shape: Shape | None, measured: Sequence[tuple[Any, Any]]
-) -> tuple[float | None, str]:
+def _seconds(cell: Cell, work: CellWork, shape: Shape | None, measured: Sequence[Earlier]) -> tuple[float | None, str]:
     if work.tokens is None:
         return None, f"task {cell.task.name} without a limit: how many forwards it takes is not known before it runs"
     speed = _measured(cell, measured)
@@ -331,7 +345,7 @@ def _seconds(
     return work.tokens * shape.flop(work.context) * slower / rate, f"a guess: {rate / slower / 1e12:.3g} TFLOP/s"
 
 
-def _measured(cell: Cell, measured: Sequence[tuple[Any, Any]]) -> Speed | None:
+def _measured(cell: Cell, measured: Sequence[Earlier]) -> Speed | None:
     """Speed of earlier cells of the same model, dtype and device class; of the same task where there are any."""
     alike = [
         (spec, result.cost)
@@ -366,10 +380,10 @@ def total(values: Iterable[Number | None]) -> Number | None:
     return sum(known) if len(known) == len(terms) else None
 
 
-def sentence(todo: Sequence[Cell], store: Store) -> str:
+def sentence(todo: Sequence[Cell], newest: Newest) -> str:
     """Time and memory of cells in a line, for who is about to run them; "" where neither is known."""
     work, _ = survey(todo)
-    known = loads([cell for cell in todo if cell.id in work], work, store)
+    known = loads([cell for cell in todo if cell.id in work], work, newest)
     seconds = total(load.seconds for load in known)
     peaks = [load.peak_bytes for load in known if load.peak_bytes is not None]
     parts = [f"about {duration(seconds)} on one worker"] if seconds is not None and known else []

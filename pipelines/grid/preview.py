@@ -10,15 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.choices import estimate
-from pipelines.choices.config import Workbench
 from pipelines.choices.estimate import Load
 from pipelines.choices.layers import layers_of_model
 from pipelines.choices.sweep import Invalid, sorted_out, visible_gpus
-from pipelines.grid.request import needs
+from pipelines.grid.request import GridRequest, needs
 from pipelines.models import earlier
 from pipelines.records.cells import Cell, Result, distinct
 from pipelines.records.numbers import GIB, duration
-from pipelines.records.results import Store
 from pipelines.report import terminal
 from pipelines.report.power import Need, as_dict
 from pipelines.track import launch
@@ -61,9 +59,9 @@ class Preview:
         return estimate.total(load.passes for load in self.loads)
 
 
-def preview_of(choices: Sequence[Workbench], store: Store, *, added: int = 0) -> Preview:
-    """What a grid of these choices would do, the last `added` of them being short cells. Nothing is written, and no
-    model loads."""
+def preview_of(grid: GridRequest) -> Preview:
+    """What a grid would do. Nothing is written, and no model loads."""
+    choices, store = grid.choices, grid.store
     cells, invalid = sorted_out(choices)
     unique = distinct(cells)
     done = settled(unique, store, force=choices[0].force, retry=choices[0].retry, keep=False)
@@ -82,10 +80,10 @@ def preview_of(choices: Sequence[Workbench], store: Store, *, added: int = 0) ->
         left_out=tuple((c, done[c.id]) for c in valid if c.id in done and not done[c.id].finished),
         todo=todo,
         invalid=tuple(invalid),
-        loads=tuple(estimate.loads(todo, work, store)),
+        loads=tuple(estimate.loads(todo, work, grid.newest)),
         workers=cluster.workers or (max(1, int(visible_gpus() / cluster.gpus_per_worker)) if on_gpu else 1),
-        added=added,
-        needs=tuple(needs([cell for cell in cells if cell.id not in refused], store)) if todo else (),
+        added=grid.added,
+        needs=tuple(needs([cell for cell in cells if cell.id not in refused], grid.newest)) if todo else (),
         layers=tuple(said for model in dict.fromkeys(cell.model for cell in valid) for said in layers_of_model(model)),
     )
 
@@ -120,9 +118,10 @@ def show(console: Console, preview: Preview) -> None:
         console.print(f"about {duration(preview.seconds)} on {workers}, start and loading not counted")
 
 
-def advance_notes(cells: Sequence[Cell], store: Store, added: int) -> list[str]:
-    """What is said of a grid before it runs: which of its cells were added, and how many documents comparisons need."""
-    return _sentences(added, needs(cells, store))
+def advance_notes(todo: Sequence[Cell], cells: Sequence[Cell], grid: GridRequest) -> list[str]:
+    """What is said of a grid before it runs: which of its cells were added, how many documents comparisons need, and
+    what the cells that are to be computed take."""
+    return [*_sentences(grid.added, needs(cells, grid.newest)), estimate.sentence(todo, grid.newest)]
 
 
 def _sentences(added: int, needed: Sequence[Need]) -> list[str]:

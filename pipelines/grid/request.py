@@ -10,8 +10,10 @@ from typing import Any
 from pipelines.choices.compose import Expansion, expansion
 from pipelines.choices.config import ENOUGH, Workbench
 from pipelines.choices.deployed import additions
+from pipelines.choices.estimate import Newest
 from pipelines.choices.sweep import sorted_out
-from pipelines.records.cells import Cell, Result
+from pipelines.records.cells import Cell
+from pipelines.records.phases import timed
 from pipelines.records.results import Store
 from pipelines.report import power
 from pipelines.report.power import Need
@@ -19,20 +21,18 @@ from pipelines.tasks import registry
 
 AXES = ("model", "strategy", "length", "task", "experiment")
 
-EARLIER = 200
-"""Earlier cells that are looked at for how far documents spread."""
-
 
 @dataclass(frozen=True)
 class GridRequest:
     """choices, jobs: a choice a cell, with the overrides that give it alone; the last `added` are those of short cells.
-    expanded: the overrides as they were given.
+    expanded: the overrides as they were given. newest: results of its store.
     """
 
     choices: tuple[Workbench, ...]
     jobs: tuple[tuple[str, ...], ...]
     added: int
     expanded: Expansion
+    newest: Newest
 
     @property
     def first(self) -> Workbench:
@@ -43,6 +43,7 @@ class GridRequest:
         return Store.at(self.first.store)
 
 
+@timed("choices composed")
 def requested(overrides: Sequence[str]) -> GridRequest:
     """The grid of these overrides; without any of AXES the first grid.
 
@@ -55,9 +56,8 @@ def requested(overrides: Sequence[str]) -> GridRequest:
     jobs = [*expanded.jobs, *(_changed(expanded.jobs[one.parent], one.overrides) for one in extra)]
     if extra:  # the command of one cell asks for no others
         jobs = [_changed(job, ["short=none"]) for job in jobs]
-    if any(choice.limit == ENOUGH for choice in choices):
-        choices, jobs = _with_enough(choices, jobs)
-    return GridRequest(tuple(choices), tuple(jobs), len(extra), expanded)
+    grid = GridRequest(tuple(choices), tuple(jobs), len(extra), expanded, Newest(Store.at(choices[0].store)))
+    return _with_enough(grid) if any(choice.limit == ENOUGH for choice in choices) else grid
 
 
 def with_default(overrides: Sequence[str]) -> list[str]:
@@ -66,36 +66,29 @@ def with_default(overrides: Sequence[str]) -> list[str]:
     return [*overrides] if named & set(AXES) else [*overrides, "experiment=first"]
 
 
-def needs(cells: Sequence[Cell], store: Store) -> list[Need]:
+def needs(cells: Sequence[Cell], newest: Newest) -> list[Need]:
     """How many documents the comparisons of these cells need, judged by what the store has."""
-    return power.needs(cells, _earlier(store))
+    return power.needs(cells, [(Cell.of(spec), result) for spec, result in newest.rows])
 
 
-def _earlier(store: Store) -> list[tuple[Cell, Result]]:
-    return [(Cell.of(spec), result) for spec, result in store.newest(EARLIER)]
-
-
-def _with_enough(
-    choices: Sequence[Workbench], jobs: Sequence[tuple[str, ...]]
-) -> tuple[list[Workbench], list[tuple[str, ...]]]:
+def _with_enough(grid: GridRequest) -> GridRequest:
     """The same with a number for every `enough`: of each model and task the one that all its lengths need."""
-    bare = [replace(choice, limit=None) if choice.limit == ENOUGH else choice for choice in choices]
-    found = needs(sorted_out(bare)[0], Store.at(choices[0].store))
-    enough = {(need.model, need.task): need.enough for need in found}
-    settled: list[Workbench] = []
-    lines: list[tuple[str, ...]] = []
-    for choice, job in zip(choices, jobs, strict=True):
+    bare = [replace(choice, limit=None) if choice.limit == ENOUGH else choice for choice in grid.choices]
+    enough = {(need.model, need.task): need.enough for need in needs(sorted_out(bare)[0], grid.newest)}
+    choices: list[Workbench] = []
+    jobs: list[tuple[str, ...]] = []
+    for choice, job in zip(grid.choices, grid.jobs, strict=True):
         name = str(choice.task["name"])
         if choice.limit != ENOUGH:
-            settled.append(choice)
-            lines.append(job)
+            choices.append(choice)
+            jobs.append(job)
             continue
         count = enough.get((choice.model.name, name), power.ALONE)
         options, limit = registry.kind(name).enlarged(count)
-        settled.append(replace(choice, limit=limit, task={**choice.task, **options}))
+        choices.append(replace(choice, limit=limit, task={**choice.task, **options}))
         given: Mapping[str, Any] = {**{f"task.{option}": value for option, value in options.items()}, "limit": limit}
-        lines.append(_changed(job, [f"{key}={value}" for key, value in given.items()]))
-    return settled, lines
+        jobs.append(_changed(job, [f"{key}={value}" for key, value in given.items()]))
+    return replace(grid, choices=tuple(choices), jobs=tuple(jobs))
 
 
 def _changed(job: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:

@@ -210,6 +210,8 @@ class OwnTask(TaskKind, ABC):
     version: int
     chance: float | None = None
     """Score of guessing; None: its score is no share."""
+    choices: int = 1
+    """Answers of which the likeliest is that of a document; 1: there is nothing to choose."""
 
     @abstractmethod
     def build(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def filler(encode: Encoder, tokens: int) -> tuple[int, ...]:
     return tuple(ids[-tokens:])
 
 
+@lru_cache(maxsize=8)  # of the size that fits they are asked for three times
 def _parts(question: Question, encode: Encoder, generated: bool) -> tuple[list[int], list[int], list[tuple[int, ...]]]:
     """Ids of what comes before any filler, of the rest of the prompt, and of the answers to be scored."""
     head = encode(question.head) if question.head else []
@@ -160,13 +161,12 @@ def largest(
 class QuestionTask(OwnTask):
     """A task of questions. Its options have `questions` (of each kind, or as many as `limit` says) and `ask` (kinds).
 
-    asks: the kinds of question that it has. choices: how many answers one may choose from; 1: it is matched.
+    asks: the kinds of question that it has. choices: where there is but one answer, it is matched.
     """
 
     version = 1
     chance = 0.0
     asks: tuple[str, ...]
-    choices = 1
     headlines = ("acc",)
     measure = Measure("acc", lower=False)
     halves = HalvesBySeed("questions")

@@ -159,7 +159,10 @@ def _common(one: Row, other: Row) -> int:
 
 
 def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    copy = DynamicCache()
+    """The same cache for so many rows. Nothing is copied: the first tokens that come after it do that once."""
+    repeated = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        copy.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
-    return copy
+        repeated.update(layer.keys[:, :, :0], layer.values[:, :, :0], number)
+        own = repeated.layers[number]
+        own.keys, own.values = (kept.expand(rows, -1, -1, -1) for kept in (layer.keys, layer.values))
+    return repeated

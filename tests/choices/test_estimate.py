@@ -9,7 +9,8 @@ import pytest
 from support import CELL
 
 from pipelines.choices import estimate, sweep
-from pipelines.choices.estimate import CellWork, Shape, Speed
+from pipelines.choices.compose import expand
+from pipelines.choices.estimate import CellWork, Newest, Shape, Speed
 from pipelines.models import find, load
 from pipelines.records.cells import Model, Refusal, Result, Task, frozen
 from pipelines.records.results import Store
@@ -51,9 +52,10 @@ def cell(model=TINY, length=512, task=PERPLEXITY, limit=2, **changes):
 
 
 def test_the_scorers_constants_are_the_scorers():
-    from pipelines.tasks import forward, scorer
+    from pipelines.tasks import forward, scorer, shared
 
     assert (estimate.ROWS, estimate.LEAN_FROM) == (forward.ROWS, forward.LEAN_FROM)
+    assert estimate.FEWEST == shared.FEWEST
     assert estimate.HEAD_ELEMENTS == scorer.HEAD_ELEMENTS
     assert inspect.signature(scorer.LongLM).parameters["batch_tokens"].default == estimate.BATCH_TOKENS
 
@@ -169,12 +171,12 @@ def saved(store, seconds_a_token, **changes):
 def test_time_is_scaled_from_earlier_cells_of_the_model(tmp_path):
     store, todo = Store(tmp_path), [cell(length=1024), cell(length=4096)]
     work, _ = estimate.survey(todo)
-    [guess] = estimate.loads(todo, work, store)
+    [guess] = estimate.loads(todo, work, Newest(store))
     assert guess.basis.startswith("a guess") and guess.passes == 4 and guess.tokens == 10240
     saved(store, {512: 5e-3}, dtype="bfloat16")
-    assert estimate.loads(todo, work, store)[0].basis.startswith("a guess")
+    assert estimate.loads(todo, work, Newest(store))[0].basis.startswith("a guess")
     saved(store, {512: 1e-3, 2048: 2e-3})
-    [load] = estimate.loads(todo, work, store)
+    [load] = estimate.loads(todo, work, Newest(store))
     assert load.basis == "measured: 2 earlier cells"
     beyond = 2e-3 * (1 + 4096 / 8192) / (1 + 2048 / 8192)
     assert load.seconds == pytest.approx(2048 * (1e-3 + 1e-3 / 3) + 8192 * beyond)
@@ -183,9 +185,9 @@ def test_time_is_scaled_from_earlier_cells_of_the_model(tmp_path):
 def test_a_task_has_its_own_speed_where_it_was_measured(tmp_path):
     store, work = Store(tmp_path), estimate.survey([cell(length=1024)])[0]
     saved(store, {1024: 1e-3}, task=Task("passkey"))
-    assert estimate.loads([cell(length=1024)], work, store)[0].seconds == pytest.approx(2.048)
+    assert estimate.loads([cell(length=1024)], work, Newest(store))[0].seconds == pytest.approx(2.048)
     saved(store, {1024: 5e-3})
-    assert estimate.loads([cell(length=1024)], work, store)[0].seconds == pytest.approx(10.24)
+    assert estimate.loads([cell(length=1024)], work, Newest(store))[0].seconds == pytest.approx(10.24)
 
 
 def test_speed_grows_beyond_what_was_measured_and_is_straight_between():
@@ -196,7 +198,7 @@ def test_speed_grows_beyond_what_was_measured_and_is_straight_between():
 
 def test_time_is_not_known_where_documents_are_not(tmp_path):
     todo = [cell(task=Task("gsm8k"), limit=None)]
-    [load] = estimate.loads(todo, estimate.survey(todo)[0], Store(tmp_path))
+    [load] = estimate.loads(todo, estimate.survey(todo)[0], Newest(Store(tmp_path)))
     assert load.seconds is None and load.passes is None and "gsm8k without a limit" in load.basis
 
 
@@ -210,8 +212,17 @@ def test_a_cropped_document_costs_its_windows_at_the_trained_length(task, passes
     work, _ = estimate.survey([whole, cropped])
     windows = work[whole.id].forwards * passes
     assert work[cropped.id] == CellWork(windows, windows * 512, 512, min(windows, 16384 // 512) * 512)
-    (before,), (after,) = (estimate.loads([one], work, Store(tmp_path)) for one in (whole, cropped))
+    (before,), (after,) = (estimate.loads([one], work, Newest(Store(tmp_path))) for one in (whole, cropped))
     assert (after.passes, after.tokens) == (windows, windows * 512) and after.peak_bytes < before.peak_bytes
+
+
+def test_a_text_with_four_answers_is_counted_as_often_as_it_is_read():
+    from pipelines.workers.evaluate import evaluate
+
+    [one] = sweep.cells_of(expand(["model=tiny", "task=many_shot", "strategy=yarn", "length=512", "limit=1"]))
+    [result] = evaluate([one])
+    work, _ = estimate.survey([one])
+    assert result.status == "ok" and work[one.id].tokens == pytest.approx(result.cost["tokens"], rel=0.05)
 
 
 def test_key_tokens_cost_a_cropped_pass_and_one_of_the_evaluator():

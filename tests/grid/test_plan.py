@@ -60,6 +60,15 @@ def test_a_plan_knows_what_is_done_and_how_long_it_took(store, capsys):
     assert len(output["todo"]) == 2
 
 
+def test_what_earlier_results_tell_of_a_grid_is_read_once(store, monkeypatch):
+    """Of the documents that are enough, of those that comparisons need, and of the time."""
+    finish(launcher.preview([*SMALL, "length=256,384"]).todo)
+    reads, newest = [], Store.newest
+    monkeypatch.setattr(Store, "newest", lambda self, count: reads.append(count) or newest(self, count))
+    found = launcher.preview([*SMALL[:2], "short=none", "strategy=none,linear", "length=256,512", "limit=enough"])
+    assert found.needs and found.loads[0].basis.startswith("measured") and len(reads) == 1
+
+
 def test_a_plan_leaves_out_what_a_killed_launch_died_in_and_writes_nothing(store, capsys, monkeypatch):
     died = launcher.preview([*SMALL, "length=256,384"]).todo[0]
     Journal(store).start(died.id)
