@@ -43,7 +43,7 @@ def run(options: Options) -> int:
     store = Store.at(own.get("store"))
     specs = {str(spec["id"]): spec for spec in store.sweeps()}
     if not specs:
-        raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
+        raise store.without_sweeps()
     chosen, cells = stored.ids(names, store)
     if cells:
         raise Refusal(f"{names[0]}: ropewalk report takes sweeps; `ropewalk results` lists them")

@@ -70,7 +70,7 @@ def run_grid(
             retry=first.retry,
             console=terminal.silent if quiet else console or terminal.console,
             events=events,
-            advance_notes=partial(advance_notes, cells, store, grid.added),
+            advance_notes=partial(advance_notes, cells=cells, grid=grid),
             max_short_cost=first.report.short_cost,
         )
     finally:
@@ -84,8 +84,7 @@ def preview(overrides: Sequence[str]) -> Preview:
     Raises:
         Refusal: an override that is not known. Combinations that cannot run are in the preview.
     """
-    grid = requested(overrides)
-    return preview_of(grid.choices, grid.store, added=grid.added)
+    return preview_of(requested(overrides))
 
 
 def _by_hydra(

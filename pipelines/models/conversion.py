@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -17,6 +18,7 @@ from pipelines.models import copies, gguf_once, header, light
 from pipelines.models.digest import content_digest
 from pipelines.models.gguf_files import MODEL_TYPES, header_config, read_header, with_scaling
 from pipelines.models.header import Header
+from pipelines.records.phases import timed
 from pipelines.records.places import cache_folder
 from pipelines.records.refusal import Refusal, first_line
 from rope.config import geometry_of
@@ -101,9 +103,10 @@ def _digest(folder: Path, files: list[str]) -> str:
     return content_digest((name, folder / name) for name in files)
 
 
+@timed("GGUF converted")
 def _convert(path: Path, gguf: Header, folder: Path) -> None:
     """Write a GGUF file's tokenizer, weights and config, with its scaling, to a folder that transformers loads."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
     from transformers.utils import logging
 
@@ -136,7 +139,8 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
             with (
                 open(os.devnull, "w") as nowhere,
                 contextlib.redirect_stderr(nowhere),  # a bar that no option turns off
-                gguf_once.read_once(),
+                gguf_once.read_once(modeling_gguf_pytorch_utils, _reader()),
+                light.without_compiler(),
             ):
                 _save_weights(whole, temporary, path.name, unread(gguf))
                 AutoTokenizer.from_pretrained(whole.parent, gguf_file=whole.name).save_pretrained(temporary)
@@ -159,6 +163,15 @@ def _convert(path: Path, gguf: Header, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _reader() -> ModuleType | None:
+    """transformers' own reader of GGUF files, where its version has one."""
+    try:
+        from transformers.integrations.gguf import reader
+    except ImportError:
+        return None
+    return reader  # type: ignore[no-any-return]
+
+
 def unread(gguf: Header) -> dict[str, Any]:
     """What llama.cpp computes with and transformers' loader leaves at the default of a model class.
 
@@ -177,6 +190,7 @@ def unread(gguf: Header) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+@timed("GGUF weights")
 def _save_weights(whole: Path, folder: Path, file: str, values: Mapping[str, Any]) -> None:
     light.load()
     import torch

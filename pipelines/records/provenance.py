@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.records.places import SITE
+from pipelines.records.places import SITE, cache_folder
 from pipelines.records.processes import machine
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "tokenizers")
@@ -34,6 +37,10 @@ MEASURING = (
     "pipelines/workers/evaluate.py",
 )
 """Files of ours that compute a number: how a model is read and loaded, what is put into it, and what is scored."""
+
+
+KEPT = 30 * 24 * 3600
+"""Seconds after which a digest of measuring code that lies in the user's cache is removed."""
 
 
 def version() -> str:
@@ -78,8 +85,7 @@ def code_labels(provenances: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def environment() -> dict[str, str]:
     """Python, the packages that may change a number, the machine by a digest, and its GPU driver where there is one."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    lines = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-    driver = [line.strip() for line in lines if line[:1].isdigit()]
+    driver = [version for version, _ in gpus()]
     return {
         "python": platform.python_version(),
         **packages,
@@ -101,8 +107,28 @@ def state(folders: Iterable[str], site: Path = SITE) -> str:
 def measuring(site: Path = SITE) -> str:
     """12 hexadecimal digits of the source that computes numbers: the same for other comments, docstrings and layout.
 
-    In a clone code changes without a new version of it; of an installed release it is always the same.
+    In a clone code changes without a new version of it; of an installed release it is always the same. Kept in the
+    user's cache for as long as no file of ours is another, as parsing them all takes half a second.
     """
+    now = state(dict.fromkeys(name.partition("/")[0] for name in MEASURING), site)
+    key = f"{now} {site} {platform.python_version()}"
+    kept = cache_folder() / f"measuring-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    with suppress(OSError, ValueError):
+        if len(bytes.fromhex(known := kept.read_text(encoding="ascii"))) == 6:
+            return known
+    digits = _measuring(site)
+    with suppress(OSError):  # a cache that cannot be written costs the time again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for old in kept.parent.glob("measuring-*"):
+            if time.time() - old.stat().st_mtime > KEPT:
+                old.unlink(missing_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(digits, encoding="ascii")
+        temporary.replace(kept)
+    return digits
+
+
+def _measuring(site: Path) -> str:
     digest = hashlib.sha256()
     for name in sorted(file.relative_to(site).as_posix() for file in _measuring_files(site)):
         content = (site / name).read_bytes()
@@ -152,11 +178,16 @@ def _series(python: Any) -> list[str]:
     return str(python).split(".")[:2]
 
 
-def nvidia_smi(*arguments: str) -> list[str]:
-    """The output lines of nvidia-smi, [] without it: faster than importing torch."""
+@lru_cache(maxsize=1)
+def gpus() -> tuple[tuple[str, int | None], ...]:
+    """Of every NVIDIA GPU the driver's version, and the memory in MiB where it says that: by nvidia-smi, asked once,
+    which is faster than importing torch."""
     if shutil.which("nvidia-smi") is None:
-        return []
-    return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False).stdout.splitlines()
+        return ()
+    command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    rows = (line.partition(",") for line in answer.splitlines() if line[:1].isdigit())
+    return tuple((driver, int(mib) if mib.strip().isdecimal() else None) for driver, _, mib in rows)
 
 
 def _git(*arguments: str) -> bytes:

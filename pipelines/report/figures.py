@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipelines.records.cells import Cell, digest_of
 from pipelines.report import charts, curves
 from pipelines.report.curves import Results
 from pipelines.report.figure import Figure, Group
+from pipelines.report.painters import Job, Painters
 from pipelines.report.palette import styles
 from pipelines.report.short import apart, trained_or_none
 from pipelines.report.tables import ScoreTable, headlines, tables
@@ -49,25 +51,28 @@ def asked(results: Results) -> Results:
     return [row for rows in parts for row in apart(rows, trained_or_none(rows[0][0]))[0]]
 
 
-def draw(results: Results, folder: Path, shown: Sequence[ScoreTable] | None = None) -> list[Figure]:
+def draw(
+    results: Results, folder: Path, shown: Sequence[ScoreTable] | None = None, painters: Painters | None = None
+) -> list[Figure]:
     """Every figure that these results give, with its data, in the folder.
 
-    shown: their tables, where they were made already.
+    shown: their tables, where they were made already. painters: that draw them side by side.
     """
     groups = settings(results)
     if shown is None or len(shown) != len(groups):
         shown = [table for rows in groups.values() for table in tables(rows)]
     look = styles(cell.strategy_label for cell, _ in asked(results))
-    drawn: list[Figure] = []
+    jobs: list[Job] = []
     for (title, rows), scores in zip(groups.items(), shown, strict=True):
         metric = next(iter(headlines(rows[0][0].task.name, rows)), None)
         trained = trained_or_none(rows[0][0])
         group = Group(apart(rows, trained)[0], scores, metric, trained, look, title, folder / _stem(title))
-        for kind in charts.KINDS:
-            drawn += kind(group)
+        jobs += [partial(kind, group) for kind in charts.KINDS]
     for model, rows in curves.grouped(asked(results), lambda cell: cell.model.name).items():
         trained = next((length for cell, _ in rows if (length := trained_or_none(cell)) is not None), None)
-        drawn += charts.plans(model, rows, look, trained, folder / _stem(model))
+        jobs.append(partial(charts.plans, model, rows, look, trained, folder / _stem(model)))
+    parts = [job() for job in jobs] if painters is None else painters.draw(jobs)
+    drawn = [figure for part in parts for figure in part]
     for figure in drawn:
         with figure.csv.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([figure.header, *figure.rows])

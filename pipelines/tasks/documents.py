@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,14 @@ from pipelines.records.cells import Options, Refusal
 
 SCORER_VERSION = 1
 """Goes up whenever a change to pipelines/tasks/scorer.py can change a score. Here, as that file loads torch."""
+
+
+CHARACTERS, AROUND = 5, 4096
+"""Characters that are encoded for every id that is wanted of a text's beginning, at first; and how many around a line's
+end show whether ids before it depend on what follows."""
+
+_LINE_END = re.compile(r"[^\W\d_](?=\n)")
+"""A letter at a line's end: what splits a text before it is encoded also splits here."""
 
 
 class Span(NamedTuple):
@@ -121,6 +130,28 @@ class Encoder:
         """Token ids of a text, without special tokens."""
         return list(_encoded(self, text))
 
+    def first(self, text: str, count: int) -> list[int]:
+        """The first ids of a text, at least so many; all where it has fewer. Those that the whole text begins with.
+
+        Only as much is encoded as is needed, up to the end of a line before which the ids do not depend on what
+        follows: whole, ten million characters take 10 s.
+        """
+        known, size = _beginning(self, text), CHARACTERS * count + AROUND
+        while len(known) < count and size < len(text) and (end := self._independent(text, size)):
+            known[:] = _ids(self.tokenizer, text[:end])
+            size *= 2
+        return list(known) if len(known) >= count else self(text)
+
+    def _independent(self, text: str, start: int) -> int | None:
+        """The end of a line of a text, soon after `start`, before which ids are the same whatever follows."""
+        line = _LINE_END.search(text, start, start + AROUND)
+        if line is None:
+            return None
+        end = line.end()
+        near = (_ids(self.tokenizer, text[end - AROUND : stop]) for stop in (end, end + AROUND))
+        alone, followed = near
+        return end if followed[: len(alone)] == alone else None
+
     def text(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, special tokens written out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -141,7 +172,17 @@ class Encoder:
 
 @lru_cache(maxsize=4)
 def _encoded(encode: Encoder, text: str) -> tuple[int, ...]:
-    return tuple(encode.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return tuple(_ids(encode.tokenizer, text))
+
+
+@lru_cache(maxsize=4)
+def _beginning(encode: Encoder, text: str) -> list[int]:
+    """The longest beginning of a text's ids that was asked for, to be lengthened; none yet."""
+    return []
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def digest(documents: Iterable[Document]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.records import memory
+from pipelines.records.phases import timed
 from rope.attention import RegionAttention, installed
 from rope.rows import ByRows, NotByRows
 
@@ -55,6 +56,7 @@ class Forward:
         ways = {"forward": "; ".join(self.ways)} if self.ways else {}
         return {**ways, **({"forward_reason": self.reason} if self.reason else {})}
 
+    @timed("forward")
     @torch.no_grad()
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         """(B, L) token ids -> (B, L, H) last hidden states."""

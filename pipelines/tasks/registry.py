@@ -39,6 +39,7 @@ __all__ = [
     "OVER",
     "OWN",
     "Scores",
+    "choices",
     "documents",
     "evaluator",
     "forwards",
@@ -166,6 +167,11 @@ def forwards(task: Task, tokenizer: Any | None, *, length: int, limit: int | Non
     elif encode is not None:
         _yaml_of(task.name, options, encode, length)
     return limit
+
+
+def choices(task: Task) -> int:
+    """Answers that are scored after one text, which is read once for all of them."""
+    return OWN[task.name].choices if task.name in OWN else 1
 
 
 def _yaml_of(name: str, options: Mapping[str, Any], encode: Encoder, length: int) -> Path:
@@ -313,6 +319,7 @@ def _score_named(
 
 
 @lru_cache(maxsize=8)
+@timed("documents")
 def _documents(
     name: str, options: Options, encode: Encoder, data: str, length: int, limit: int | None, seed: int
 ) -> list[Document]:

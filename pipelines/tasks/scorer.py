@@ -35,6 +35,9 @@ from rope.cropping import Cropped
 HEAD_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32."""
 
+REACHED = "_ropewalk_reached"
+"""Attribute of a model: how to get its logits."""
+
 WINDOW_TOKENS = 2**20
 """Tokens of the windows that are cut out at a time, some 16 MB; all those of a long book would take gigabytes."""
 
@@ -146,7 +149,11 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._scale = float(getattr(text_config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
         self._cap = getattr(text_config, "final_logit_softcapping", None)
-        self.head, self.head_reason = reach(model, self.vocabulary, self._scale, self._cap)
+        known = model.__dict__.setdefault(REACHED, {})  # every cell has a LongLM of its own
+        way = (self.vocabulary, self._scale, self._cap)
+        if way not in known:
+            known[way] = reach(model, *way)
+        self.head, self.head_reason = known[way]
         self.forward_pass = Forward(model, self.vocabulary, devices)
         self.shared_context = SharedContext(model, self.vocabulary)
         self.crop: Cropped | None = None

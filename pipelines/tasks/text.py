@@ -160,7 +160,7 @@ def pieces(source: str, encode: Callable[[str], list[int]], cut: Cut) -> list[Wi
     dice = random.Random(cut.drawn) if cut.drawn is not None and cut.count is not None else None
     step = cut.stride if is_stream(source) else None
     longest = number = seen = 0
-    for number, ids, begin, end in _in_part(source, encode, cut.part):
+    for number, ids, begin, end in _in_part(source, encode, cut.part, _needed(cut, step)):
         longest = max(longest, end - begin)
         size = min(cut.most or len(ids), step or len(ids))
         for start in range(begin, end - cut.least + 1, step or max(1, len(ids))):
@@ -192,14 +192,32 @@ def _lacking(source: str, cut: Cut, longest: int, documents: int, seen: int) -> 
     )
 
 
+def _needed(cut: Cut, step: int | None) -> int | None:
+    """Tokens of a document from which all that is taken of it can be cut; None: all that it has.
+
+    step: from one piece of a stream to the next; None of a document by itself.
+    """
+    if cut.most is None or (step is not None and (cut.count is None or cut.part or cut.drawn is not None)):
+        return None
+    pieces = cut.skip + (cut.count or 1) if step is not None else 1
+    return (pieces - 1) * (step or 0) + max(cut.least, cut.most)
+
+
 def _in_part(
-    source: str, encode: Callable[[str], list[int]], part: str | None
+    source: str, encode: Callable[[str], list[int]], part: str | None, needed: int | None
 ) -> Iterator[tuple[int, list[int], int, int]]:
-    """Every document of a part: its number, its token ids, and the first and last of them (exclusive) in the part."""
+    """Every document of a part: its number, its token ids, and the first and last of them (exclusive) in the part.
+
+    needed: so many tokens are enough of a document.
+    """
+    first = getattr(encode, "first", None) if needed is not None else None
     for number, document in enumerate(documents(source)):
         if part is not None and not is_stream(source) and number % 2 != PARTS.index(part):
             continue
-        ids = document.ids if isinstance(document, Tokenized) else encode(document)
+        if isinstance(document, Tokenized):
+            ids = document.ids
+        else:
+            ids = encode(document) if first is None else first(document, needed)
         begin, end = 0, len(ids)
         if part is not None and is_stream(source):
             begin, end = ((0, end // 2), (end // 2, end))[PARTS.index(part)]
@@ -271,12 +289,14 @@ def parse(source: str) -> DataSet:
     raise Refusal(f"text {source}: a data set is given as hub:OWNER/NAME[/CONFIG][@SPLIT][:FIELD]")
 
 
+@lru_cache(maxsize=1)
 def _pydoc() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[key] for key in sorted(topics))
 
 
+@lru_cache(maxsize=1)  # eleven million characters in a thousand files
 def _stdlib() -> str:
     root, texts = Path(sysconfig.get_paths()["stdlib"]), []
     for path in modules(root):

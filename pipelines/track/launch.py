@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,14 +16,19 @@ from pipelines.choices.sweep import Sweep
 from pipelines.models import earlier
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result, distinct
+from pipelines.records.phases import timed
 from pipelines.records.results import Store
 from pipelines.report import page, tables, terminal
+from pipelines.report.painters import MOST, Painters
 from pipelines.report.progress import Events, GridProgress
 from pipelines.report.recommend import MAX_SHORT_COST, recommendations
 from pipelines.track import again, rebuild
 from pipelines.track.recorder import Recorder, unrecorded
 from pipelines.workers import ready
 from pipelines.workers.compute import Crew, Run, compute, settled
+
+CORES = 8
+"""Of a machine on which figures are drawn side by side, by processes that begin while cells are computed elsewhere."""
 
 
 def run(
@@ -34,13 +40,14 @@ def run(
     retry: bool = False,
     console: Console = terminal.console,
     events: Events | None = None,
-    advance_notes: Callable[[], Iterable[str]] = tuple,
+    advance_notes: Callable[[Sequence[Cell]], Iterable[str]] | None = None,
     max_short_cost: float = MAX_SHORT_COST,
 ) -> list[tuple[Cell, Result]]:
     """The whole of one launch: the sweep's cells with their results, in their order.
 
-    events: is told of all that happens, as plain data. advance_notes: sentences to say before anything is computed; not
-    asked for where nothing is. max_short_cost: share that a strategy may cost at short lengths and be recommended.
+    events: is told of all that happens, as plain data. advance_notes: sentences to say of the cells that are to be
+    computed, by default what they take; not asked for where there are none. max_short_cost: share that a strategy may
+    cost at short lengths and be recommended.
 
     Raises:
         Refusal: a model or a text is not what its cells need; nothing has run then.
@@ -55,11 +62,11 @@ def run(
             events({**start, "sweep": found.sweep})
         console.out(found.text, end="")
         return [(cell, done[cell.id]) for cell in sweep.cells]
-    _prepare(todo, compute_cells, console)
+    notes = partial(advance_notes or partial(_estimated, store=store), todo)
+    noted = _prepare(todo, compute_cells, console, notes)
     threading.Thread(target=page.warm, daemon=True).start()  # while cells compute
-    if todo:
-        for said in filter(None, [*advance_notes(), estimate.sentence(todo, store)]):
-            console.print(said)
+    elsewhere = isinstance(compute_cells, Crew) and not compute_cells.here
+    painters = Painters(MOST) if todo and elsewhere and (os.cpu_count() or 1) >= CORES and not console.quiet else None
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
@@ -79,10 +86,14 @@ def run(
                     recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
+        if noted is not None:
+            noted.join()
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
             concluded = _conclude(
-                sweep, rows, store, recorder, interrupted=interrupted, cost=max_short_cost, console=console
+                sweep, rows, store, recorder, painters, interrupted=interrupted, cost=max_short_cost, console=console
             )
+        if painters is not None:
+            painters.close()
         if reason := recorder.close(interrupted=interrupted, say=console.print):
             store.mark_unrecorded(sweep.id)
             console.print(unrecorded(reason))
@@ -91,6 +102,7 @@ def run(
     return rows
 
 
+@timed("finished cells found")
 def _finished(
     sweep: Sweep, cells: Sequence[Cell], store: Store, *, force: bool, retry: bool, console: Console
 ) -> dict[str, Result]:
@@ -108,17 +120,37 @@ def _finished(
     return done
 
 
-def _prepare(todo: Sequence[Cell], compute_cells: Run | Crew, console: Console) -> None:
-    """Cells made ready; MLflow is imported while transformers is."""
-    # A daemon: an import that Ctrl-C tore apart never ends in another thread.
-    aside = threading.Thread(target=_warm, daemon=True)
+@timed("preparation")
+def _estimated(todo: Sequence[Cell], store: Store) -> list[str]:
+    return [estimate.sentence(todo, estimate.Newest(store))]
+
+
+def _prepare(
+    todo: Sequence[Cell], compute_cells: Run | Crew, console: Console, notes: Callable[[], Iterable[str | None]]
+) -> threading.Thread | None:
+    """Cells made ready, and the notes said; MLflow is imported while transformers is.
+
+    Returns what still says the notes, beside cells that are computed on workers that stay: these wait for nothing.
+    """
+
+    def say() -> None:
+        for said in filter(None, notes() if todo else ()):
+            console.print(said)
+
+    # Daemons: an import that Ctrl-C tore apart never ends in another thread.
+    aside, saying = threading.Thread(target=_warm, daemon=True), threading.Thread(target=say, daemon=True)
     if not isinstance(compute_cells, Crew):
         aside.start()
         ready.prepare(todo)
-        return aside.join()
-    if not compute_cells.find(todo, console.print):
-        aside.start()
-    compute_cells.prepare(todo, console.print)
+        aside.join()
+        say()
+        return None
+    if compute_cells.find(todo, console.print):
+        compute_cells.prepare(todo, console.print, lambda: None)
+        saying.start()
+        return saying
+    aside.start()
+    compute_cells.prepare(todo, console.print, say)
     if compute_cells.here:  # else cells are computed in other processes meanwhile
         aside.join()
     return None
@@ -129,11 +161,13 @@ def _key(sweep: Sweep, results: Mapping[str, Result], cost: float, console: Cons
     return again.key(sweep, rows, cost, (console.width, console.is_terminal, console.color_system))
 
 
+@timed("conclusion")
 def _conclude(
     sweep: Sweep,
     rows: Sequence[tuple[Cell, Result]],
     store: Store,
     recorder: Recorder[track.Tracker],
+    painters: Painters | None,
     *,
     interrupted: bool,
     cost: float,
@@ -150,13 +184,16 @@ def _conclude(
     console.out(answered, end="")
     report, place = None, ""
     if not interrupted:
-        report, place = page.attempt(rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown, answers=answers)
+        report, place = page.attempt(
+            rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown, answers=answers, painters=painters
+        )
     recorder.submit(lambda tracker: tracker.conclude(rows, shown, report))
     twin.print("\n".join(filter(None, [place, f"results: {store.root}"])))
     console.out(memory.getvalue()[len(answered) :], end="")
     return again.Conclusion(sweep.id, memory.getvalue(), [] if report is None else [str(report.html)])
 
 
+@timed("MLflow imported")
 def _warm() -> None:
     with suppress(Exception):  # recording says it, in a sentence
         track.warm()

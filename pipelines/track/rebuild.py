@@ -46,7 +46,7 @@ def rebuild(store: Store, *, force: bool = False) -> Iterator[Rebuilt]:
     """
     specs, studies = list(store.sweeps()), list(store.studies())
     if not specs and not studies and not (store.root / "mlflow.db").exists():
-        raise Refusal(f"there are no sweeps in {store.root} yet; start with `ropewalk grid`")
+        raise store.without_sweeps()
     try:
         client = connect(store)
     except Exception as error:  # whatever a server, a network or a database makes MLflow raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines.models import conversion, digest, find, gguf_files, header, load
 from pipelines.records.cells import Model, Refusal
+from pipelines.records.places import SITE
 from rope.config import geometry_of
 from rope.llama_cpp_rules import table
 from rope.patch import patched
@@ -439,3 +442,28 @@ def test_a_manifest_names_every_file(tmp_path):
     folder = Path(load.materialise(Model("m", str(tiny(tmp_path)))))
     manifest = json.loads((folder / conversion.MANIFEST).read_text())
     assert {*manifest["files"], conversion.MANIFEST} == {file.name for file in folder.iterdir()}
+
+
+CONVERT_TWICE = """
+import sys
+from pathlib import Path
+import gguf
+from pipelines.models import conversion, light
+light.own()
+light.load()
+from transformers import modeling_gguf_pytorch_utils as loader
+parse, calls = loader._gguf_parse_value, []
+loader._gguf_parse_value = lambda part, types: calls.append(1) or parse(part, types)
+file = Path(sys.argv[1])
+conversion.convert_once(file, "0" * 16)
+parts = sum(len(field.data) for field in gguf.GGUFReader(file).fields.values())
+print(len(calls) <= 2 * parts, "torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_conversion_parses_every_field_once_and_needs_no_compiler(tmp_path):
+    file = tiny(tmp_path)
+    command = [sys.executable, "-c", CONVERT_TWICE, str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=SITE, check=True)
+    assert ran.stdout.splitlines()[-1] == "True False"

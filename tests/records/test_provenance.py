@@ -50,6 +50,17 @@ def test_comments_docstrings_and_what_computes_no_number_leave_the_digest(site):
     assert measuring.__wrapped__(site) == first
 
 
+def test_the_digest_is_kept_until_a_file_is_another_and_a_damaged_one_is_made_anew(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROPEWALK_CACHE", str(tmp_path / "cache"))
+    first = measuring.__wrapped__(site)
+    [kept] = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "_measuring", lambda _: pytest.fail("parsed again"))
+        assert measuring.__wrapped__(site) == first
+    kept.write_text("half a dig")
+    assert measuring.__wrapped__(site) == first
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from pipelines.models import find
 from pipelines.records.cells import Model, Refusal, Task, frozen
 from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
-from pipelines.tasks.documents import SCORER_VERSION, Encoder, stderr
+from pipelines.tasks.documents import SCORER_VERSION, Encoder, _encoded, stderr
 from pipelines.tasks.exact import LogLikelihood
 from pipelines.tasks.scorer import LongLM
 
@@ -230,6 +230,34 @@ def test_a_text_is_encoded_once_for_two_tokenizers_that_wrap_the_same_parts(tiny
     ids = Encoder.of(plain)(said)
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("encoded again"))
     assert Encoder.of(tokenizer)(said) == ids
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_the_first_ids_of_a_text_are_those_of_the_whole_and_no_more_of_it_is_encoded(encode, words, monkeypatch):
+    encode = Encoder.of(AutoTokenizer.from_pretrained(PROJECT / "models" / "tiny")) if words else encode
+    pydoc = next(text.documents("pydoc"))
+    whole, sizes = encode(pydoc), []
+    call = type(encode.tokenizer).__call__
+    monkeypatch.setattr(
+        type(encode.tokenizer), "__call__", lambda own, said, **on: sizes.append(len(said)) or call(own, said, **on)
+    )
+    for count in (1, 5000, 300, 20_000):
+        first = encode.first(pydoc, count)
+        assert len(first) >= count and first == whole[: len(first)]
+    _encoded.cache_clear()
+    found = text.pieces("pydoc", encode, text.Cut(900, 900, 900, 3, skip=1))
+    assert sum(sizes) < len(pydoc) / 2
+    assert encode.first(pydoc, len(whole) + 1) == whole
+    assert [window.ids for window in found] == [tuple(whole[n * 900 :][:900]) for n in (1, 2, 3)]
+
+
+def test_where_ids_depend_on_what_follows_the_whole_text_is_encoded():
+    class Backwards:
+        def __call__(self, said, **_):
+            return {"input_ids": [ord(letter) for letter in reversed(said)]}
+
+    said = "a line\n" * 5000
+    assert Encoder("backwards", Backwards()).first(said, 10) == [ord(letter) for letter in reversed(said)]
 
 
 # ---------------------------------------------------------------------------------------------------------- passkey

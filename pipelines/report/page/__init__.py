@@ -17,6 +17,7 @@ from pipelines.report.curves import Results
 from pipelines.report.figure import Figure
 from pipelines.report.page.inline import inline
 from pipelines.report.page.sections import Section, sections
+from pipelines.report.painters import Painters
 from pipelines.report.recommend import Recommendation
 from pipelines.report.tables import ScoreTable
 
@@ -49,16 +50,17 @@ def write(
     sweeps: Sequence[Sweep] = (),
     shown: Sequence[ScoreTable] | None = None,
     answers: Sequence[Recommendation] | None = None,
+    painters: Painters | None = None,
 ) -> Page:
     """Write report.html into the folder, and the figures into figures/ there, over those of an earlier page.
 
     results: of one sweep or of several, as their grids show them; strategies that come to one plan are rows of their
     own. sweeps: where they come from. shown, answers: their tables and what they say to deploy, where those are there
-    already.
+    already. painters: that draw the figures side by side.
     """
     folder.mkdir(parents=True, exist_ok=True)
     html = folder / "report.html"
-    drawn = figures.draw(results, folder / "figures", shown)
+    drawn = figures.draw(results, folder / "figures", shown, painters)
     html.write_text(public(render(results, drawn, sweeps, shown, answers)), encoding="utf-8")
     return Page(html, len(drawn))
 
@@ -70,10 +72,11 @@ def attempt(
     sweeps: Sequence[Sweep] = (),
     shown: Sequence[ScoreTable] | None = None,
     answers: Sequence[Recommendation] | None = None,
+    painters: Painters | None = None,
 ) -> tuple[Page | None, str]:
     """As `write`, for whom the page is not what matters: the page and where it lies, or None and why there is none."""
     try:
-        page = write(results, folder, sweeps=sweeps, shown=shown, answers=answers)
+        page = write(results, folder, sweeps=sweeps, shown=shown, answers=answers, painters=painters)
     except Exception as error:  # whatever a drawing, or a disk, comes to
         log.debug("no page", exc_info=True)
         return None, f"no page was written ({public(first_line(error))}); `ropewalk report` tries again"

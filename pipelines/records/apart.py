@@ -1,0 +1,33 @@
+"""Processes of our own beside this one, which end with it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+from pipelines.records.places import SITE
+
+PR_SET_PDEATHSIG = 1
+
+
+def begin(module: str, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+    """python -m module WORDS DRIVER, with our packages on its path. options: of Popen."""
+    paths = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", module, *words, str(os.getpid())]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, **options)
+
+
+def begun(driver: int) -> None:
+    """What such a process does first: has the kernel end it with its driver, as Linux does, and leaves Ctrl-C and
+    requests to end to that. It ends at once where the driver is gone already."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver:
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
