@@ -61,7 +61,7 @@ def up(overrides: Sequence[str], hours: str) -> str:
             start_new_session=True,
         )
     try:
-        while warm.read() is None:
+        while (kept := warm.read()) is None:
             if process.poll() is not None or time.monotonic() - begin > PATIENCE:
                 raise LaunchEnded(f"the workers did not start: {_last(log)} (all of it: {log})")
             time.sleep(0.1)
@@ -71,8 +71,7 @@ def up(overrides: Sequence[str], hours: str) -> str:
         raise
     finally:
         Path(file.name).unlink(missing_ok=True)
-    said = _last(log)
-    trouble = f"; its model did not load: {said}" if said else f" with {cell.model.name} loaded"
+    trouble = f"; its model did not load: {kept.trouble}" if kept.trouble else f" with {cell.model.name} loaded"
     return (
         f"workers are up{trouble} ({time.monotonic() - begin:.1f} s): the next grids on {cell.device} use them. "
         f"`ropewalk down` ends them; without a command they end after {hours} hours"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipelines.reproduce import published
 from pipelines.reproduce.published import PublishedTable
 from pipelines.track import launch
 from pipelines.track.recorder import attempt, unrecorded
-from pipelines.workers.compute import pooled
+from pipelines.workers.compute import Crew
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Session:
         if not cells:
             return {}
         sweep = Sweep("published", tuple(cells), self.command)
-        run = partial(pooled, cluster=self.base.cluster, store=self.store)
-        results = launch.run(sweep, self.store, run, force=self.base.force, retry=self.base.retry)
+        with closing(Crew(self.base.cluster, self.store)) as crew:
+            results = launch.run(sweep, self.store, crew, force=self.base.force, retry=self.base.retry)
         return {cell.id: result for cell, result in results}
 
     def folder(self, *names: str) -> Path:

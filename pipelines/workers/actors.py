@@ -155,17 +155,23 @@ class Pool:
                 continue
             self.moved = time.monotonic()
             worker, cell = landing.flight.worker, landing.flight.cell
-            if cell is not None:
-                yield from self._settled(landing.flight, cell, landing.result)
-            else:
+            if cell is None:
                 stillborn = 0 if landing.usable else stillborn + 1
                 if stillborn >= STARTS:
                     error = f"{STARTS} workers in a row died as they started: see the logs of Ray"
                     yield from ((cell, Result(cell.id, "failed", error=error)) for cell in schedule.drain())
                     continue
-            if interruption.asked.is_set():  # while it was waited for
-                schedule.drain()
-            self.give(worker) if landing.usable else self.hire(worker)
+            if landing.usable:  # before its result is kept: it need not wait for that
+                self._next(worker, self.give, interruption)
+            if cell is not None:
+                yield from self._settled(landing.flight, cell, landing.result)
+            if not landing.usable:
+                self._next(worker, self.hire, interruption)
+
+    def _next(self, worker: int, employ: Callable[[int], None], interruption: Interruption) -> None:
+        if interruption.asked.is_set():  # while it was waited for
+            self.schedule.drain()
+        employ(worker)
 
     @property
     def running(self) -> bool:

@@ -5,8 +5,6 @@ python -m pipelines.workers.child FD: evaluates the cells that come through that
 
 from __future__ import annotations
 
-import ctypes
-import os
 import pickle
 import signal
 import subprocess
@@ -15,12 +13,9 @@ from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, Pipe
 
 from pipelines.models import light
-from pipelines.records import meter
+from pipelines.records import apart, meter
 from pipelines.records.cells import Cell, Result
-from pipelines.records.places import SITE
 from pipelines.workers.schedule import Evaluator, evaluate, one
-
-PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -29,12 +24,8 @@ class Child:
     def __init__(self, evaluator: Evaluator | None = None) -> None:
         self.code = 0
         self._connection, theirs = Pipe()
-        paths = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.workers.child", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.DEVNULL,
+        self._process = apart.begin(
+            "pipelines.workers.child", str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
         )
         theirs.close()
         self.evaluator = evaluator
@@ -64,12 +55,7 @@ class Child:
 
 def main(descriptor: int, driver: int) -> None:
     """Evaluate what comes until the driver is gone."""
-    with suppress(OSError, AttributeError):  # Linux: the kernel ends this process with its driver
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:
-        return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver's to answer
-        signal.signal(number, signal.SIG_IGN)
+    apart.begun(driver)
     light.own()
     connection = Connection(descriptor)
     with suppress(EOFError):

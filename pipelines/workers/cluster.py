@@ -170,7 +170,9 @@ class Cluster:
                     name = part.name()
                     if name in ("gcs_server", "raylet") and part.status() != psutil.STATUS_ZOMBIE:
                         if name == "raylet" and name not in self._needed:
-                            agents.excuse(self.ray, part.cmdline())
+                            if not (line := part.cmdline()):  # Linux has its name a moment before
+                                continue
+                            agents.excuse(self.ray, line)
                         self._needed[name] = part
 
     def _gone(self) -> str | None:

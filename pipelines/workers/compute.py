@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result, distinct
@@ -18,12 +19,16 @@ from pipelines.records.results import Store
 from pipelines.workers import deaths, pool, warm
 from pipelines.workers.actors import Pool
 from pipelines.workers.kept import kept_of
-from pipelines.workers.ready import prepare
+from pipelines.workers.ready import Apart, prepare
 from pipelines.workers.schedule import Evaluator, evaluate
 from pipelines.workers.sharing import shared
 from pipelines.workers.signals import interruptible
 
 log = logging.getLogger(__name__)
+
+ENDED = "the workers of `ropewalk up` have ended meanwhile: going on without them"
+
+Value = TypeVar("Value")
 
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
 """Computes cells and yields each with its result when it is ready."""
@@ -146,8 +151,8 @@ class Crew:
         self.warm = warm.find(workers(self.cluster, cells[0].device), say) if cells else None
         return self.warm is not None
 
-    def prepare(self, cells: Sequence[Cell], say: warm.Say) -> None:
-        """`ready.prepare`, while workers of Ray start.
+    def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], Value]) -> Value:
+        """`ready.prepare`, while workers of Ray start; what `meanwhile` gives, which this process does beside.
 
         Raises:
             Refusal: cells cannot be computed; nothing has run then.
@@ -155,33 +160,27 @@ class Crew:
         """
         if self.warm is not None:
             try:
-                return self.warm.prepare(cells)
+                return self.warm.prepare(cells, meanwhile)
             except warm.Gone:
                 self._left(say)
         wanted = workers(self.cluster, cells[0].device if cells else "cpu")
         if wanted.in_process or not cells:
-            return prepare(cells)
-        self.begun = Pool(wanted, evaluate, Journal(self.store))
-        reasons = list[BaseException]()
-
-        def attempt() -> None:
-            try:
-                prepare(cells)
-            except BaseException as error:
-                reasons.append(error)
-
-        # a daemon: an import that Ctrl-C tore apart never ends in another thread
-        aside = threading.Thread(target=attempt, daemon=True)
-        aside.start()
-        with interruptible() as interruption:
-            self.begun.begin(len(cells), interruption)
-            while aside.is_alive():
-                aside.join(0.2)
-                if interruption.asked.is_set():
-                    raise KeyboardInterrupt
-        if reasons:
-            raise reasons[0]
-        return None
+            prepare(cells)
+            return meanwhile()
+        aside = Apart(cells)
+        try:
+            self.begun = Pool(wanted, evaluate, Journal(self.store))
+            with interruptible() as interruption:
+                self.begun.begin(len(cells), interruption)
+                value = meanwhile()
+                while aside.is_running:
+                    time.sleep(0.05)
+                    if interruption.asked.is_set():
+                        raise KeyboardInterrupt
+            aside.finish()
+        finally:
+            aside.close()
+        return value
 
     def __call__(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
         evaluator = _reusing(cells, self.store) if self.reuse else None
@@ -205,7 +204,7 @@ class Crew:
         return self.warm is None and self.begun is None
 
     def _left(self, say: warm.Say) -> None:
-        say("the workers of `ropewalk up` have ended meanwhile: going on without them")
+        say(ENDED)
         self.close()
 
     def close(self) -> None:
@@ -218,10 +217,34 @@ class Crew:
             self.begun = None
 
 
-def pooled(cells: Sequence[Cell], cluster: Any, store: Store, *, reuse: bool = True) -> Iterator[tuple[Cell, Result]]:
-    """Compute cells as conf/cluster says. reuse: take documents of smaller cells that are finished."""
-    evaluator = _reusing(cells, store) if reuse else None
-    return pool.run(cells, workers(cluster, cells[0].device if cells else "cpu"), evaluator, journal=Journal(store))
+@contextmanager
+def batches(cluster: Any, device: str, store: Store, say: warm.Say) -> Iterator[Run]:
+    """Computes cells that come batch by batch, on workers that stay in between: those that `ropewalk up` keeps, which
+    `say` is told, or some of its own."""
+    wanted = workers(cluster, device)
+    with ExitStack() as stack:
+        kept = warm.find(wanted, say)
+        if kept is not None:
+            stack.callback(kept.close)
+        own: Run | None = None
+
+        def run(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+            nonlocal kept, own
+            left = {cell.id: cell for cell in cells}
+            if kept is not None and left:
+                try:
+                    for cell, result in kept.run(cells, wanted, None, store):
+                        del left[cell.id]
+                        yield cell, result
+                    return
+                except warm.Gone:
+                    say(ENDED)
+                    kept = None
+            if own is None:
+                own = stack.enter_context(pool.standing(wanted, journal=Journal(store)))
+            yield from own([*left.values()])
+
+        yield run
 
 
 def workers(cluster: Any, device: str) -> pool.Workers:

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from pipelines.choices.sweep import visible_gpus
 from pipelines.models import light
 from pipelines.records import meter, provenance
 from pipelines.records.cells import Cell
@@ -46,6 +47,10 @@ class Start:
     idle: float
 
 
+ROUNDS = 30
+"""A second apart, in which every worker must have come to load the model."""
+
+
 class Keeper:
     """The workers, and who uses them."""
 
@@ -63,7 +68,7 @@ class Keeper:
         # This process too imports what the preparation of cells takes.
         aside = threading.Thread(target=self._prepared, args=(os.getcwd(), [self.start.cell]), daemon=True)
         aside.start()
-        self._load()
+        trouble = self._load()
         aside.join()
         address = str(self.folder / "socket")
         with Listener(address, "AF_UNIX", authkey=self.key) as listener:
@@ -78,6 +83,7 @@ class Keeper:
                     code,
                     versions,
                     settings,
+                    trouble,
                 )
             )
             while True:
@@ -89,15 +95,26 @@ class Keeper:
         workers = self.start.workers
         self.crew = Here(workers, None, None, apart=True) if workers.in_process else Pool(workers, evaluate, None)
 
-    def _load(self) -> None:
+    def _load(self) -> str:
+        """The model in every worker: one that starts late has no cell of a first round. Why that failed, or ""."""
+        trouble = ""
         assert self.crew is not None
         self.crew.evaluator = load_only
-        count = max(1, self.start.workers.count or 1)
-        cells = [replace(self.start.cell, seed=self.start.cell.seed + number) for number in range(count)]
-        with meter.listening(lambda *_: None):  # so that workers start as those whose progress is asked for
-            for _, result in self.crew.compute(cells, Interruption()):
-                if result.status != "ok":
-                    print(result.error, file=sys.stderr, flush=True)
+        workers, cell, room = self.start.workers, self.start.cell, 1
+        if workers.device == "cuda" and "RAY_ADDRESS" not in os.environ:
+            room = max(1, int(visible_gpus() / workers.gpus))
+        count = workers.count or room
+        for turn in range(ROUNDS):
+            cells = [replace(cell, seed=cell.seed + number) for number in range(turn * count, (turn + 1) * count)]
+            with meter.listening(lambda *_: None):  # so that workers start as those whose progress is asked for
+                for _, result in self.crew.compute(cells, Interruption()):
+                    if result.status != "ok":
+                        print(result.error, file=sys.stderr, flush=True)
+                        trouble = result.error_line or result.status
+            if not isinstance(self.crew, Pool) or len(self.crew.schedule.holds) >= count:
+                break
+            time.sleep(1.0)
+        return trouble
 
     def _session(self, connection: Connection) -> None:
         """One command, from its first message to its last."""

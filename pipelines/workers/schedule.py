@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.models import light
 from pipelines.records.cells import Cell, Model, Refusal, Result
+from pipelines.records.phases import timed
 from pipelines.records.results import Store
 
 Evaluator = Callable[[Iterable[Cell]], Iterator[Result]]
@@ -53,6 +54,7 @@ def load_only(cells: Iterable[Cell]) -> Iterator[Result]:
         yield Result(cell.id, "ok")
 
 
+@timed("imports and CUDA")
 def warm_up() -> None:
     """Import what cells take, and wake the GPU where there is one."""
     light.load()

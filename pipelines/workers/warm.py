@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.records import meter, provenance
 from pipelines.records.cells import Cell, Refusal
@@ -37,6 +37,8 @@ PATIENCE = 10.0
 
 Say = Callable[[str], object]
 
+Value = TypeVar("Value")
+
 
 class Gone(RuntimeError):
     """The workers have ended, or do not answer."""
@@ -48,7 +50,7 @@ class Kept:
 
     process: of their keeper. since: local time. address, key: where it answers, and what lets a command in.
     workers: as conf/cluster had them, and their device. code: of `code_digest`. versions: of provenance.environment.
-    settings: digests of environment variables by name.
+    settings: digests of environment variables by name. trouble: why their model did not load, "" where it did.
     """
 
     process: str
@@ -59,6 +61,7 @@ class Kept:
     code: str
     versions: Mapping[str, str]
     settings: Mapping[str, str]
+    trouble: str = ""
 
     @property
     def pid(self) -> int:
@@ -142,8 +145,17 @@ class Warm:
         except (OSError, EOFError, ValueError) as error:
             raise Gone(str(error)) from error
 
+    def _send(self, *message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise Gone(type(error).__name__) from error
+
     def _receive(self) -> tuple[Any, ...]:
-        answer: tuple[Any, ...] = self._connection.recv()
+        try:
+            answer: tuple[Any, ...] = self._connection.recv()
+        except (OSError, EOFError) as error:
+            raise Gone(type(error).__name__) from error
         return answer
 
     def ask(self, *message: Any) -> tuple[Any, ...]:
@@ -152,24 +164,24 @@ class Warm:
         Raises:
             Gone: there is none.
         """
-        try:
-            self._connection.send(message)
-            return self._receive()
-        except (OSError, EOFError) as error:
-            raise Gone(f"{type(error).__name__}") from error
+        self._send(*message)
+        return self._receive()
 
-    def prepare(self, cells: Sequence[Cell]) -> None:
-        """`ready.prepare`, where transformers is loaded already.
+    def prepare(self, cells: Sequence[Cell], meanwhile: Callable[[], Value]) -> Value:
+        """`ready.prepare`, where transformers is loaded already; what `meanwhile` gives, which is done here beside.
 
         Raises:
             Refusal: as there.
             Gone: the workers have ended.
         """
-        kind, text = self.ask("prepare", os.getcwd(), list(cells))
+        self._send("prepare", os.getcwd(), list(cells))
+        value = meanwhile()
+        kind, text = self._receive()
         if kind == "refused":
             raise Refusal(text)
         if kind == "failed":
             raise RuntimeError(text)
+        return value
 
     def run(self, cells: Sequence[Cell], workers: Workers, evaluator: Evaluator | None, store: Store) -> CellResults:
         """Every cell with its result, in the order of finishing.

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
+from support import random_cell
 
+from pipelines.choices.config import Cluster
 from pipelines.cli.main import run
 from pipelines.grid import standby
 from pipelines.records.places import SITE
 from pipelines.records.processes import machine, this_process
 from pipelines.records.refusal import Refusal
-from pipelines.workers import warm
+from pipelines.records.results import Store
+from pipelines.workers import compute, warm
 from pipelines.workers.schedule import Workers
 
 
@@ -50,7 +54,11 @@ def test_without_workers_nothing_is_said():
     assert warm.down() == "no workers are up (`ropewalk up` starts them)"
 
 
-@pytest.mark.parametrize("process", [f"{machine()}:{2**22 + 7}:1000", f"{machine()}:{os.getpid()}:1000"])
+@pytest.mark.parametrize(
+    "process",
+    [f"{machine()}:{2**22 + 7}:1000", f"{machine()}:{os.getpid()}:1000"],
+    ids=["no process", "another of this number"],
+)
 def test_workers_that_were_killed_or_ran_before_the_machine_started_anew_are_forgotten_in_a_sentence(process):
     warm.write(kept(process=process))
     assert found() == (
@@ -101,9 +109,36 @@ def test_hours_that_are_none_are_refused(hours):
         standby.up([], hours)
 
 
+def test_batches_go_on_with_workers_of_their_own_where_those_that_stay_have_ended(tmp_path, monkeypatch):
+    class Kept:
+        closed = False
+
+        def run(self, cells, *_):
+            yield cells[0], "kept"
+            if len(cells) > 1:
+                raise warm.Gone("ended")
+
+        def close(self):
+            self.closed = True
+
+    @contextmanager
+    def standing(workers, journal):
+        yield lambda cells: iter([(cell, "own") for cell in cells])
+
+    kept, said, cells = Kept(), [], [random_cell("none", length) for length in (64, 65, 66)]
+    monkeypatch.setattr(warm, "find", lambda workers, say: kept)
+    monkeypatch.setattr(compute.pool, "standing", standing)
+    with compute.batches(Cluster(), "cpu", Store(tmp_path), said.append) as run:
+        assert [who for _, who in run(cells[:1])] == ["kept"] and said == []
+        assert [who for _, who in run(cells)] == ["kept", "own", "own"] and said == [compute.ENDED]
+        assert [who for _, who in run(cells)] == ["own"] * 3 and said == [compute.ENDED]
+    assert kept.closed
+
+
 @pytest.mark.slow
 def test_a_grid_runs_on_workers_that_stay_and_goes_on_without_them_when_they_end(cache, monkeypatch, capsys):
     monkeypatch.setenv("ROPEWALK_STORE", str(cache / "store"))
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # what is written into the log is no failure by itself
     grid = ["grid", "model=tiny", "strategy=none", "length=64", "short=none", "task=perplexity", "cluster=cpu"]
     try:
         assert run(["up", "model=tiny", "cluster=cpu", "hours=0.2"]) == 0
