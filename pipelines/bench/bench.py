@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from rich.console import Console
 
 from pipelines import track
 from pipelines.bench import plans
+from pipelines.bench.parts import DONE, HEADER, Part, lines, scorer_part, stock_part, waterfall
 from pipelines.choices.compose import expand
 from pipelines.choices.config import Workbench
 from pipelines.choices.sweep import cells_of
@@ -36,120 +40,169 @@ DEFAULT = ("model=tiny", "strategy=none,linear,yarn", "length=1024,2048", "task=
 
 @dataclass(frozen=True)
 class Asked:
-    """cells: how many cells are planned and recorded, one measurement each. stock_seconds: how long stock jobs may run.
+    """cells: how many cells are planned and recorded, one measurement each. seconds: that the parts may take together.
     words: overrides of the grid. choices: of these, cell by cell."""
 
     words: tuple[str, ...]
     choices: tuple[Workbench, ...]
     cells: tuple[int, ...]
-    stock_seconds: float
+    seconds: float
 
     @property
     def grid(self) -> tuple[Cell, ...]:
         return tuple(cells_of(self.choices))
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one part of the bench measured: a table, sentences below it, and numbers by name for machines."""
+class TimeOver(Exception):
+    """A part's time is over. output: what the command that was ended had printed."""
 
-    title: str
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    said: tuple[str, ...] = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    def __init__(self, output: str = "") -> None:
+        super().__init__("its time is over")
+        self.output = output
 
 
 class Bench:
-    """The parts, in the order in which they run; what one leaves, such as a store of finished cells, the next uses."""
+    """The parts, in the order in which they run; what one leaves, such as a store of finished cells, the next uses.
+
+    Every part ends what it has begun when its time is over, and gives what it measured by then.
+    """
 
     def __init__(self, asked: Asked, folder: Path, say: Callable[[str], object]) -> None:
         self.asked, self.folder, self.say = asked, folder, say
-        self.wall: float | None = None
+        self.walls = dict[str, float]()
+        self.deadline = math.inf
+
+    def measure(self, name: str, seconds: float) -> Part:
+        """A part, within so many seconds.
+
+        Raises:
+            Refusal: it measured nothing, with the reason.
+        """
+        begin = time.monotonic()
+        self.deadline = begin + seconds
+        try:
+            part = PARTS[name](self)
+        except TimeOver:
+            raise Refusal(f"it takes more than the {seconds:.0f} s that it may take; give more with seconds=") from None
+        took = f"took {time.monotonic() - begin:.0f} s of the {seconds:.0f} s that it may take"
+        return replace(part, said=(*part.said, took))
 
     def grid(self) -> Part:
         """Wall over the sum of cells, and where the time goes."""
         noted = self.folder / "phases"
         took, out = self._ropewalk("grid", "--json", *self.asked.words, ROPEWALK_PHASES=str(noted))
-        self.wall = took
-        cells = json.loads(out)["cells"]
-        own = {cell["id"]: cell["cost"].get("seconds", 0.0) for cell in cells}  # duplicates are computed once
-        inside = sum(own.values())
+        self.walls["grid"] = took
+        count, inside = _inside(out)
         rows = tuple(waterfall(phases.read(noted), time.time() - took, took))
-        numbers = {"wall": took, "cells": inside, "wall_over_cells": took / inside, "count": float(len(own))}
-        said = f"{len(own)} cells: {took:.1f} s wall, {inside:.1f} s in cells, {took / inside:.1f} times as long"
+        numbers = {"wall": took, "cells": inside, "wall_over_cells": took / inside, "count": float(count)}
+        said = f"{count} cells: {took:.1f} s wall, {inside:.1f} s in cells, {took / inside:.1f} times as long"
         return Part("grid: where its time goes (s from its start)", HEADER, rows, (said,), numbers)
+
+    def warm(self) -> Part:
+        """The same grid on workers that stay, computed anew: the second time, as the first wakes the device."""
+        axes = ("model", "cluster", "dtype")
+        words = [word for word in self.asked.words if word.partition("=")[0].partition(".")[0] in axes]
+        took, said = self._ropewalk("up", *words)
+        theirs, rows = said.startswith("workers are up already"), [("up", f"{took:.1f}", "", "")]
+        numbers, cut = {"up": took}, tuple[str, ...]()
+        try:
+            for turn in ("first grid", "second grid"):
+                self.say(f"warm: {turn}")
+                took, out = self._ropewalk("grid", "--json", "force=true", *self.asked.words)
+                _, inside = _inside(out)
+                self.walls["grid on workers that stay"] = took
+                rows.append((turn, f"{took:.1f}", f"{inside:.1f}", f"{took / inside:.2f}"))
+                numbers |= {"wall": took, "cells": inside, "wall_over_cells": took / inside}
+        except TimeOver:
+            cut = (CUT,)
+        finally:
+            if not theirs:
+                self.deadline = math.inf
+                self._ropewalk("down")
+        return Part(
+            "warm: the grid on workers that stay", ("command", "s", "in cells", "times"), tuple(rows), cut, numbers
+        )
 
     def start(self) -> Part:
         """Seconds until commands that compute nothing have ended."""
-        if self.wall is None:
+        if "grid" not in self.walls:
             self._ropewalk("grid", "--quiet", *self.asked.words)
         commands = {
             "--help": ("--help",),
             "plan": ("plan", *self.asked.words),
             "finished grid": ("grid", *self.asked.words),
         }
-        numbers = {}
-        for name, words in commands.items():
-            self.say(f"start: {name}")
-            numbers[name] = min(self._ropewalk(*words)[0] for _ in range(2))
+        numbers, said = dict[str, float](), tuple[str, ...]()
+        try:
+            for name, words in commands.items():
+                self.say(f"start: {name}")
+                for _ in range(2):
+                    numbers[name] = min(self._ropewalk(*words)[0], numbers.get(name, math.inf))
+        except TimeOver:
+            said = (CUT,)
         rows = tuple((name, f"{took:.2f}") for name, took in numbers.items())
         return Part(
-            "start (fastest of 2)", ("command", "s"), rows, (), {n.replace("--", ""): v for n, v in numbers.items()}
+            "start (fastest of 2)", ("command", "s"), rows, said, {n.replace("--", ""): v for n, v in numbers.items()}
         )
 
     def plan(self) -> Part:
         """Seconds to plan and to record so many cells."""
-        rows, numbers = list[tuple[str, ...]](), dict[str, float]()
-        for count in self.asked.cells:
-            self.say(f"plan: {count:,} cells")
-            planned = self._ropewalk("plan", *plans.words(count, self.asked.words))[0]
-            recorded = self._child("pipelines.bench.plans", str(count), *self.asked.words)[-1]["seconds"]
-            rows.append((f"{count:,}", f"{planned:.1f}", f"{recorded:.1f}"))
-            numbers |= {f"plan_{count}": planned, f"record_{count}": recorded}
-        header = ("cells", "ropewalk plan, s", "recorded in MLflow, s")
-        return Part("plans and records", header, tuple(rows), (), numbers)
+        rows, numbers, said = list[tuple[str, ...]](), dict[str, float](), tuple[str, ...]()
+        try:
+            for count in self.asked.cells:
+                self.say(f"plan: {count:,} cells")
+                planned = self._ropewalk("plan", *plans.words(count, self.asked.words))[0]
+                rows.append((f"{count:,}", f"{planned:.1f}", "", ""))
+                numbers[f"plan_{count}"] = planned
+                *marks, last = self._child("pipelines.bench.plans", str(count), *self.asked.words)
+                recorded, held = last["seconds"], [mark["bytes"] / 2**20 for mark in marks]
+                rows[-1] = (*rows[-1][:2], f"{recorded:.1f}", " -> ".join(f"{mib:.0f}" for mib in held))
+                numbers |= {f"record_{count}": recorded, f"record_mib_{count}": held[-1]}
+        except TimeOver:
+            said = (CUT,)
+        header = ("cells", "ropewalk plan, s", "recorded in MLflow, s", "MiB held after a tenth, half, all")
+        return Part("plans and records", header, tuple(rows), said, numbers)
 
     def scorer(self) -> Part:
         """Our scorer beside lm-eval's, and as a share of what the device can do."""
         self.say("scorer: ours and lm-eval's over the same tokens")
-        lines = self._child("pipelines.bench.scorer", *self.asked.words)
-        return scorer_part(lines)
+        try:
+            return scorer_part(self._child("pipelines.bench.scorer", *self.asked.words))
+        except TimeOver as over:
+            if not (measured := lines(over.output)):
+                raise
+            part = scorer_part(measured)
+            return replace(part, said=(*part.said, CUT))
 
     def stock(self) -> Part:
-        """The same cells one by one by transformers and lm-eval as they come, for a while."""
-        spent, done, left = list[float](), list[int](), list[str]()
-        cells = self.asked.grid
-        for number in spread(len(cells)):
-            if sum(spent) >= self.asked.stock_seconds:
-                break
-            self.say(f"stock: {cells[number].label}")
-            start = time.perf_counter()
-            try:
-                self._child("pipelines.bench.stock", str(number), *self.asked.words)
-            except Refusal as reason:
-                left.append(f"{cells[number].label}: {reason}")
-                continue
-            spent.append(time.perf_counter() - start)
-            done.append(number)
+        """The same cells by transformers, lm-eval and MLflow as they come, for a while: by Hydra's own Ray launcher, or
+        one by one where that is not installed."""
+        cells, file, folder = self.asked.grid, self.folder / "cells", self.folder / "stock"
+        folder.mkdir()
+        file.write_bytes(pickle.dumps(cells))
+        order, own, failure = spread(len(cells)), ["-m", "pipelines.bench.stock"], ""
+        by_hydra = find_spec("hydra_plugins") is not None and find_spec("hydra_plugins.hydra_ray_launcher") is not None
+        begin = time.time()
+        try:
+            if by_hydra:
+                self.say("stock: all cells, by Hydra's Ray launcher")
+                room = "num_gpus=1" if cells[0].device == "cuda" else f"num_cpus={os.cpu_count() or 1}"
+                given = [f"+cells={file}", f"+number={','.join(map(str, order))}", f"+folder={folder}"]
+                given += [f"hydra.sweep.dir={folder}/hydra", f"+hydra.launcher.ray.remote.{room}"]
+                given.append("+hydra.launcher.ray.init.address=local")  # not whatever Ray runs on this machine
+                quiet = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_raylet_start_wait_time_s": "180"}
+                self._run([*own, "-m", "hydra/launcher=ray", *given], quiet)
+            for number in () if by_hydra else order:
+                self.say(f"stock: {cells[number].label}")
+                self._run([*own, str(file), str(number), str(folder)], {})
+        except TimeOver:
+            pass
+        except Refusal as reason:
+            failure = str(reason)
+        done = lines((folder / DONE).read_text()) if (folder / DONE).exists() else []
         if not done:
-            return Part("stock", said=("no cell runs by stock parts:", *left))
-        whole = sum(spent) / len(spent) * len(cells)
-        rows = [(cells[n].label, f"{took:.1f}") for n, took in zip(done, spent, strict=True)]
-        said = [f"{len(done)} of {len(cells)} cells in {sum(spent):.1f} s; all of them, by their mean, {whole:.0f} s"]
-        numbers = {"cells": float(len(done)), "seconds": sum(spent), "whole": whole}
-        if self.wall is not None:
-            said.append(f"our grid took {self.wall:.1f} s: {whole / self.wall:.1f} times as fast")
-            numbers["times"] = whole / self.wall
-        said += [f"left out: {reason}" for reason in left]
-        said.append("a job a process, without a launcher: hydra-ray-launcher's own time comes on top")
-        return Part(
-            "stock: a process a cell, transformers and lm-eval as they come",
-            ("cell", "s"),
-            tuple(rows),
-            tuple(said),
-            numbers,
-        )
+            raise Refusal(failure or f"no job ended within the {time.time() - begin:.0f} s that it may take")
+        return stock_part(done, [cell.label for cell in cells], begin, by_hydra=by_hydra, walls=self.walls)
 
     def _ropewalk(self, *words: str, **environment: str) -> tuple[float, str]:
         """Seconds of a command line, in the bench's own store, and what it printed."""
@@ -158,12 +211,19 @@ class Bench:
         return time.perf_counter() - start, ran
 
     def _child(self, module: str, *words: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._run(["-m", module, *words], {}).splitlines() if line[:1] == "{"]
+        return lines(self._run(["-m", module, *words], {}))
 
     def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
         paths = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH", "")]))
         own = {"ROPEWALK_STORE": str(self.folder / "store"), "PYTHONPATH": paths, **environment}
-        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**os.environ, **own})
+        left = None if self.deadline == math.inf else max(0.1, self.deadline - time.monotonic())
+        try:
+            ran = subprocess.run(
+                [sys.executable, *words], capture_output=True, text=True, env={**os.environ, **own}, timeout=left
+            )
+        except subprocess.TimeoutExpired as over:
+            said = over.stdout or b""
+            raise TimeOver(said if isinstance(said, str) else said.decode(errors="replace")) from over
         if ran.returncode:
             last = (ran.stderr.strip() or ran.stdout.strip() or "it said nothing").splitlines()[-1]
             raise Refusal(f"{' '.join(words[1:3])} ended with {ran.returncode}: {last}")
@@ -172,72 +232,25 @@ class Bench:
 
 PARTS: Mapping[str, Callable[[Bench], Part]] = {
     "grid": Bench.grid,
+    "warm": Bench.warm,
     "start": Bench.start,
     "plan": Bench.plan,
     "scorer": Bench.scorer,
     "stock": Bench.stock,
 }
 
-HEADER = ("phase", "process", "calls", "begins", "s")
+SHARES = {"grid": 55, "warm": 55, "start": 12, "plan": 18, "scorer": 25, "stock": 130}
+"""Seconds that each part may take where all of them may take SECONDS."""
+
+SECONDS = sum(SHARES.values())
+
+CUT = "its time was over: what is missing was not measured"
 
 
-def waterfall(noted: Sequence[phases.Phase], began: float, wall: float) -> Iterator[tuple[str, ...]]:
-    """A row for every phase of every process, by its first start, and one for each process until its first phase.
-
-    began: when the command was started, seconds since the epoch. Calls of one phase are added up.
-    """
-    numbers = {process: n for n, process in enumerate(dict.fromkeys(each.process for each in noted))}
-    rows = dict[tuple[str, int], tuple[int, float, float]]()
-    for each in sorted(noted, key=lambda each: each.start):
-        if each.process not in {process for _, process in rows} and each.born is not None:
-            rows["start and imports", each.process] = (1, each.born, max(0.0, each.start - each.born))
-        calls, first, seconds = rows.get((each.name, each.process), (0, each.start, 0.0))
-        rows[each.name, each.process] = (calls + 1, first, seconds + each.seconds)
-    for (name, process), (calls, first, seconds) in sorted(rows.items(), key=lambda row: row[1][1]):
-        who = "driver" if numbers[process] == 0 else f"worker {numbers[process]}"
-        yield name, who, str(calls), f"{max(0.0, first - began):.1f}", f"{seconds:.2f}"
-    yield "all", "", "", "0.0", f"{wall:.2f}"
-
-
-def scorer_part(lines: Sequence[Mapping[str, Any]]) -> Part:
-    """The table of what pipelines/bench/scorer.py printed."""
-    [ceilings] = [line for line in lines if line["what"] == "ceilings"]
-    rows, numbers = list[tuple[str, ...]](), {"ceiling_matmul_tflops": ceilings["matmul"] / 1e12}
-    numbers["ceiling_attention_tflops"] = ceilings["attention"] / 1e12
-    measured = {(line["length"], line["scorer"]): line for line in lines if line["what"] == "scorer"}
-    sums = dict[int, float]()
-    for (length, scorer), line in measured.items():
-        key = f"{scorer}_{length}"
-        if line.get("oom"):
-            rows.append((f"{length:,}", scorer, "out of memory", "", "", "", ""))
-            continue
-        bound = line["flop"][0] / ceilings["matmul"] + line["flop"][1] / ceilings["attention"]
-        numbers |= {
-            f"{key}_s": line["seconds"],
-            f"{key}_gib": line["bytes"] / 2**30,
-            f"{key}_share": bound / line["seconds"],
-        }
-        ours, times, off = measured.get((length, "ours"), {}), "", ""
-        if scorer == "stock" and "seconds" in ours:
-            times = f"{line['seconds'] / ours['seconds']:.2f}"
-            off = f"{abs(line['sum'] - ours['sum']) / abs(line['sum']):.1e}"
-            sums[length] = abs(line["sum"] - ours["sum"]) / abs(line["sum"])
-        size = f"{line['bytes'] / 2**30:.2f}"
-        rows.append(
-            (f"{length:,}", scorer, f"{line['seconds']:.3f}", size, f"{bound / line['seconds']:.0%}", times, off)
-        )
-    numbers |= {f"difference_{length}": off for length, off in sums.items()}
-    said = [
-        f"{ceilings['device']}, {ceilings['dtype']}: {ceilings['matmul'] / 1e12:.2f} TFLOP/s in a matrix product, "
-        f"{ceilings['attention'] / 1e12:.2f} in causal attention; the bound is the model's FLOP at these rates"
-    ]
-    for scorer in ("ours", "stock"):
-        fits = [length for (length, who), line in measured.items() if who == scorer and not line.get("oom")]
-        ended = any(line.get("oom") for (_, who), line in measured.items() if who == scorer)
-        end = "out of memory beyond it" if ended else "longer ones were not tried"
-        said.append(f"{scorer}: longest {max(fits):,} tokens, {end}" if fits else f"{scorer}: out of memory at once")
-    header = ("length", "scorer", "s", "peak GiB", "of the bound", "ours times as fast", "relative difference")
-    return Part("scorer: ours, and lm-eval's HFLM as it comes", header, tuple(rows), tuple(said), numbers)
+def _inside(out: str) -> tuple[int, float]:
+    """Of what a grid printed: how many cells it has, and the seconds within them. Duplicates are computed once."""
+    own = {cell["id"]: cell["cost"].get("seconds", 0.0) for cell in json.loads(out)["cells"]}
+    return len(own), sum(own.values())
 
 
 def spread(count: int) -> list[int]:
@@ -246,7 +259,7 @@ def spread(count: int) -> list[int]:
     return order
 
 
-def asked(words: Sequence[str], cells: Sequence[int], stock_seconds: float) -> Asked:
+def asked(words: Sequence[str], cells: Sequence[int], seconds: float) -> Asked:
     """The bench of these overrides over DEFAULT.
 
     Raises:
@@ -256,7 +269,7 @@ def asked(words: Sequence[str], cells: Sequence[int], stock_seconds: float) -> A
     whole = (*(word for word in DEFAULT if word.partition("=")[0] not in given), *words)
     choices = expand(whole)
     cells_of(choices)
-    return Asked(whole, tuple(choices), tuple(cells), stock_seconds)
+    return Asked(whole, tuple(choices), tuple(cells), seconds)
 
 
 def main(request: Asked, parts: Sequence[str], *, as_json: bool, command: str) -> int:
@@ -270,10 +283,12 @@ def main(request: Asked, parts: Sequence[str], *, as_json: bool, command: str) -
     found, failed = dict[str, Part](), False
     with tempfile.TemporaryDirectory(prefix="ropewalk-bench-") as folder:
         bench = Bench(request, Path(folder), say)
-        for name in (name for name in PARTS if name in parts):
-            say(name)
+        chosen = [name for name in PARTS if name in parts]
+        for name in chosen:
+            seconds = request.seconds * SHARES[name] / sum(SHARES[each] for each in chosen)
+            say(f"{name}: at most {seconds:.0f} s")
             try:
-                found[name] = PARTS[name](bench)
+                found[name] = bench.measure(name, seconds)
             except Refusal as reason:
                 found[name], failed = Part(name, said=(f"not measured: {reason}",)), True
             show(console, found[name])

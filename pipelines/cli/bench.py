@@ -7,15 +7,17 @@ from pipelines.cli.arguments import Options, Verbs
 from pipelines.cli.meanings import Key
 from pipelines.records.refusal import Refusal, suggestion
 
-PARTS = ("grid", "start", "plan", "scorer", "stock")
+PARTS = ("grid", "warm", "start", "plan", "scorer", "stock")
 
 DESCRIPTION = """
 How fast ropewalk is here, in tables, JSON and a run of MLflow's experiment bench. Its parts:
   grid     wall over the sum of its cells, and where the time goes, process by process
+  warm     the same on workers that `ropewalk up` keeps
   start    seconds of --help, plan, and a grid that is finished
   plan     seconds to plan and to record many cells
   scorer   our scorer beside lm-eval's as it comes: seconds, peak memory, longest length; share of the device's ceilings
-  stock    the same cells by a process each, transformers and lm-eval as they come, for stock_seconds at most
+  stock    the same cells by transformers, lm-eval and MLflow as they come, by Hydra's Ray launcher if it is installed,
+           as many as its time allows
   ropewalk bench
   ropewalk bench parts=scorer model=smollm2 length=8192,32768
   ropewalk bench parts=plan cells=100,1000,10000
@@ -35,7 +37,7 @@ def add(verbs: Verbs) -> None:
         keys=[
             Key("parts", "list", "null", f"of {', '.join(PARTS)}; null: all"),
             Key("cells", "list", "100,1000", "how many cells are planned and recorded"),
-            Key("stock_seconds", "int", "60", "seconds after which no further stock job starts"),
+            Key("seconds", "int", "295", "seconds that the parts may take; each has a share, and ends when it is over"),
         ],
         composed=True,
     )
@@ -49,7 +51,7 @@ def run(options: Options) -> int:
         if name not in PARTS:
             raise Refusal(f"parts={name}: {suggestion(name, PARTS)}there are {', '.join(PARTS)}")
     cells = [arguments.whole("cells", value, 1, "cells") for value in own.get("cells", "100,1000").split(",")]
-    seconds = arguments.whole("stock_seconds", own.get("stock_seconds", "60"), 1, "seconds")
+    seconds = arguments.whole("seconds", own.get("seconds", "295"), 1, "seconds")
     overrides = arguments.overrides(options, words)
     from pipelines.bench import bench
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from support import ropewalk
 
-from pipelines.bench import bench, plans
+from pipelines.bench import bench, parts, plans
 from pipelines.choices.compose import expand
 from pipelines.records.phases import Phase
 from pipelines.records.refusal import Refusal
@@ -20,7 +20,7 @@ def test_a_waterfall_has_every_phase_of_every_process_and_the_time_before_its_fi
         Phase("cell", 115.0, 1.0, process=2, born=104.0),
         Phase("tables", 117.0, 0.5, process=1, born=100.0),
     ]
-    assert list(bench.waterfall(noted, began=100.0, wall=18.0)) == [
+    assert list(parts.waterfall(noted, began=100.0, wall=18.0)) == [
         ("start and imports", "driver", "1", "0.0", "3.00"),
         ("texts", "driver", "1", "3.0", "2.00"),
         ("start and imports", "worker 1", "1", "4.0", "6.00"),
@@ -42,7 +42,7 @@ def test_scorers_are_compared_and_what_memory_ended_has_no_number():
         line("ours", 2048, 10.0, -200.0),
         {"what": "scorer", "scorer": "stock", "length": 2048, "flop": [4e12, 2e12], "oom": True},
     ]
-    part = bench.scorer_part(lines)
+    part = parts.scorer_part(lines)
     assert part.rows[1] == ("1,024", "stock", "8.000", "1.00", "25%", "2.00", "9.9e-03")
     assert part.numbers["ours_1024_share"] == pytest.approx(0.5)  # a second of each at the ceilings
     assert part.numbers["difference_1024"] == pytest.approx(1 / 101)
@@ -75,7 +75,7 @@ def test_a_part_that_cannot_be_measured_says_why_and_the_others_run(tmp_path, mo
     def fails(self):
         raise Refusal("there is no device")
 
-    measured = {"start": fails, "plan": lambda self: bench.Part("plan", said=("measured",), numbers={"n": 1.0})}
+    measured = {"start": fails, "plan": lambda self: parts.Part("plan", said=("measured",), numbers={"n": 1.0})}
     monkeypatch.setattr(bench, "PARTS", measured)
     recorded = {}
     monkeypatch.setattr(
@@ -86,6 +86,42 @@ def test_a_part_that_cannot_be_measured_says_why_and_the_others_run(tmp_path, mo
     said = capsys.readouterr()
     assert "not measured: there is no device" in said.err and "measured" in said.err
     assert json.loads(said.out)["parts"]["plan"]["numbers"] == {"n": 1.0} and recorded == {"plan/n": 1.0}
+
+
+def test_a_part_whose_time_is_over_ends_what_it_began_and_gives_what_it_measured(tmp_path, monkeypatch):
+    asked = bench.Asked((), (), (1,), 240)
+    printed = """print('{"n": 1}', flush=True); print('{"n": ', end='', flush=True)"""
+    script = f"import time; {printed}; time.sleep(60)"
+
+    def two(self):
+        try:
+            self._run(["-c", script], {})
+        except bench.TimeOver as over:
+            return parts.Part("two", said=(str(parts.lines(over.output)),))
+
+    monkeypatch.setattr(bench, "PARTS", {"two": two, "one": lambda self: self._run(["-c", script], {})})
+    measuring = bench.Bench(asked, tmp_path, print)
+    part = measuring.measure("two", 1.5)
+    assert part.said[0] == "[{'n': 1}]" and "of the 2 s that it may take" in part.said[-1]
+    with pytest.raises(Refusal, match="it takes more than the 1 s"):
+        measuring.measure("one", 0.6)
+
+
+def test_the_whole_of_stock_jobs_is_the_first_and_the_mean_of_those_after_it():
+    done = [
+        {"number": 2, "at": 120.0},
+        {"number": 0, "at": 125.0, "failed": "no such type"},
+        {"number": 1, "at": 135.0},
+    ]
+    labels = ["a", "b", "c", "d"]
+    part = parts.stock_part(done, labels, 100.0, by_hydra=True, walls={"grid": 10.0, "grid on workers that stay": 5.0})
+    assert part.rows == (("c", "20.0"), ("b", "10.0")) and part.numbers["whole"] == 20.0 + 3 * 10.0
+    assert "our grid took 10.0 s: 5.0 times as fast" in part.said and part.numbers["times_warm"] == 10.0
+    assert "left out: a: no such type" in part.said
+    few = parts.stock_part(done[:1], labels, 100.0, by_hydra=False, walls={})
+    assert "1 of 4 cells in 20.0 s; all of them, by that one alone, with the launcher's start in it, 80 s" in few.said
+    none = parts.stock_part(done[1:2], labels, 100.0, by_hydra=False, walls={})
+    assert none.said == ("no cell runs by stock parts:", "left out: a: no such type") and not none.rows
 
 
 @pytest.mark.slow
