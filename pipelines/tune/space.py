@@ -24,8 +24,11 @@ Values = Mapping[str, Any]
 LISTS_FROM = ("linear", "ntk", "yarn")
 """The strategies whose divisors a search of lists begins with, and with which its best is compared."""
 
-OPEN = ("options", "layers")
-"""Options that hold others, which are named with a dot: options.beta_fast, layers.0-3."""
+OPEN = ("options", "layers", "knots")
+"""Options that hold others, which are named with a dot: options.beta_fast, layers.0-3, knots.15."""
+
+BY_LAYER = ("layers", "knots")
+"""Those of them whose names are layers, and values factors."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +173,22 @@ class Space:
 
 
 def space_of(
-    strategy: str, fixed: Mapping[str, Any], ranges: Mapping[str, str], geometry: Geometry, length: int
+    strategy: str,
+    fixed: Mapping[str, Any],
+    ranges: Mapping[str, str],
+    geometry: Geometry,
+    length: int,
+    layers: int | None = None,
 ) -> Space:
     """What is searched: the ranges given, or where none is, the usual one of every option that has one.
 
-    fixed: options given one value by hand. ranges: name -> LOW..HIGH or A,B.
+    fixed: options given one value by hand. ranges: name -> LOW..HIGH or A,B. layers: of the model, where all are of one
+    type.
 
     Raises:
         Refusal: an unknown option, or an empty range; with what is allowed.
     """
-    usual = usual_ranges(strategy, geometry, length)
+    usual = usual_ranges(strategy, geometry, length, layers)
     kinds = strategies.kinds_of(strategy)
     searched = dict(ranges) or {name: text for name, text in usual.items() if name not in fixed}
     if not searched:
@@ -248,12 +257,16 @@ USUAL: Mapping[str, Callable[[_Place], str]] = {
 """What is searched of an option where no range is given; of others, only what is given."""
 
 
-def usual_ranges(strategy: str, geometry: Geometry, length: int) -> dict[str, str]:
-    """The range of every option of a strategy that has a usual one, as the command line takes it."""
+def usual_ranges(strategy: str, geometry: Geometry, length: int, layers: int | None = None) -> dict[str, str]:
+    """The range of every option of a strategy that has a usual one, as the command line takes it; of per_layer, factors
+    at the first, the middle and the last of so many layers."""
     factor = max(1.0, length / geometry.trained_length)
     rotated = geometry.rotated
     formula = geometry.base * factor ** (rotated / max(2, rotated - 2))
     at = _Place(factor, geometry.trained_length, length, formula)
+    if strategy == "per_layer" and layers is not None and layers > 2:
+        most = f"1..{max(1.01, 2 * factor):.4g}"
+        return {f"knots.{layer}": most for layer in (0, (layers - 1) // 2, layers - 1)}
     without = {"longrope": "factor", "logn": "factor", "temperature": "factor"}.get(
         strategy
     )  # which sets nothing there that is not searched
@@ -276,6 +289,7 @@ def seeds(space: Space, geometry: Geometry, length: int) -> list[dict[str, Any]]
     defaults = strategies.options_of(space.strategy)
     known = {name: value for name, value in defaults.items() if value is not None}
     known["factor"] = max(1.0, length / geometry.trained_length)
+    known |= {d.name: known["factor"] for d in space.dimensions if d.name.partition(".")[0] in BY_LAYER}
     if "attention_factor" in defaults:
         plan = strategies.plan(space.strategy, geometry, length)
         known["attention_factor"] = plan.attention_factor / native.attention_factor
@@ -302,7 +316,7 @@ def _kind(strategy: str, name: str, fixed: Mapping[str, Any], usual: Mapping[str
         if leaf:
             raise Refusal(f"strategy.{name}: {head} of {strategy} holds no other options; {_allowed(kinds, usual)}")
         return kinds[head]
-    if head == "layers" and leaf:
+    if head in BY_LAYER and leaf:
         return "number"
     over = fixed.get("over") or strategies.options_of(strategy).get("over", "")
     inside = strategies.kinds_of(over) if isinstance(over, str) and over else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,6 @@ from pipelines import track
 from pipelines.choices import schema, sweep
 from pipelines.choices.config import Workbench
 from pipelines.records.cells import Refusal, digest_of, strategy_label
-from pipelines.records.journal import Journal
 from pipelines.records.numbers import duration
 from pipelines.records.results import Store
 from pipelines.report import tables
@@ -26,7 +24,8 @@ from pipelines.tune.search import SearchSettings, Trial
 from pipelines.tune.space import seeds, space_of
 from pipelines.tune.study import TuneStudy, confirm, write
 from pipelines.tune.verdict import TuneVerdict
-from pipelines.workers import compute, pool
+from pipelines.workers import compute
+from rope.config import text_config
 from rope.geometry import Geometry
 from rope.strategies import bounded
 from rope.theory import critical_pair
@@ -56,11 +55,11 @@ def main(choices: Sequence[Workbench], request: TuneRequest, command: str) -> in
     if len(choices) > 1:
         raise Refusal("tune searches for one model, strategy, length and task: give each one value")
     [choice] = choices
-    workers = compute.workers(choice.cluster, sweep.device_of(choice.cluster.device))
-    with pool.standing(workers, journal=Journal(Store.at(choice.store))) as run:
-        study = study_of(choice, request, command, run, workers.count or 1)
+    device, store = sweep.device_of(choice.cluster.device), Store.at(choice.store)
+    with compute.batches(choice.cluster, device, store, console.print) as run:
+        study = study_of(choice, request, command, run, choice.cluster.workers or 1)
         console.print(_preview(study))
-        store, written = study.bench.store, dict[str, Any]()
+        written = dict[str, Any]()
         recorder = Recorder(
             partial(track.StudyTracker.open, store, study.spec()),
             lambda: rebuild.record_study_anew(written, store) if written else None,
@@ -94,7 +93,9 @@ def study_of(choice: Workbench, request: TuneRequest, command: str, run: compute
         fixed["over"] = choice.strategy["over"]
     plain = sweep.planned_of(replace(choice, strategy={"name": "none"}, factor=None))
     geometry = next(g for layers, g in plain.geometries.items() if not bounded(layers) or len(plain.geometries) == 1)
-    space = space_of(strategy, fixed, request.ranges, geometry, choice.length)
+    _, config, geometries = sweep.geometry_for(plain.model)
+    layers = text_config(config).get("num_hidden_layers") if len(geometries) == 1 else None
+    space = space_of(strategy, fixed, request.ranges, geometry, choice.length, layers)
     text_given = any(override.startswith("task.text=") for override in request.overrides)
     choice, screening = bench.choose_documents(replace(choice, factor=None), text_given)
     given = {name: None if value == "null" else value for name, value in request.settings.items()}
@@ -215,18 +216,18 @@ def _best_choice(study: TuneStudy, trials: Sequence[Trial]) -> StrategyChoice:
     return choices[best].without_defaults()
 
 
-def critical(chosen: StrategyChoice, geometry: Geometry, length: int) -> str:
-    """Where a list of divisors begins to interpolate, beside theory's critical pair (LongRoPE2, 2502.20082); "" of what
-    is no list."""
-    divisors = chosen.options.get("factors")
-    if not divisors:
+def critical(options: Mapping[str, Any], geometry: Geometry, length: int) -> str:
+    """From which pair on a list of divisors stretches by the whole factor, beside theory's critical pair (LongRoPE2,
+    https://arxiv.org/abs/2502.20082); "" of what is no list."""
+    if not (divisors := options.get("factors")):
         return ""
-    reached = math.sqrt(length / geometry.trained_length)
-    found = next((n for n in range(len(divisors)) if min(divisors[n:]) >= reached), len(divisors))
+    factor = length / geometry.trained_length
+    found = next((n for n in range(len(divisors)) if min(divisors[n:]) >= factor * 0.999), None)
     theirs = critical_pair(geometry.native(length), geometry.trained_length)
     return (
-        f"critical pair: {found} of {len(divisors)}, from which on every divisor reaches the square root of the "
-        f"factor; by theory, from which on a wavelength is longer than the trained length, {theirs}"
+        f"critical pair: {'none' if found is None else found} of {len(divisors)}, from which on every divisor is at "
+        f"least the factor, {factor:g}; by theory, the first whose wavelength is longer than the trained length, "
+        f"{theirs}"
     )
 
 
@@ -234,8 +235,10 @@ def _show(study: TuneStudy, trials: Sequence[Trial], judged: TuneVerdict) -> Non
     statuses = Counter(trial.status for trial in trials)
     console.print("\ntrials: " + ", ".join(f"{count} {status}" for status, count in statuses.items()))
     console.print(f"best: {judged.chosen.label}")
-    if said := critical(judged.chosen, study.geometry, study.length):
-        console.print(said)
+    complete = [trial for trial in trials if trial.status == "complete" and trial.value is not None]
+    for trial in sorted(complete, key=lambda trial: (trial.value, trial.number))[:1]:
+        if said := critical(trial.options, study.geometry, study.length):  # also where a default was better
+            console.print(f"best of the trials, {trial.number + 1}: {said}")
     rows = [(row.label, f"{row.cell.length:,}", row.headline) for row in judged.rows]
     table(console, "On the reporting half", ("strategy", "length", "result"), rows)
     table(console, "", tables.DIFFERENCES, judged.lines)

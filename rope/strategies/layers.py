@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from rope.cropping import cropped
@@ -29,10 +31,16 @@ def plans(strategy: str, geometries: Mapping[str, Geometry], length: int, **opti
         options: of the strategy.
 
     Raises:
-        ValueError: what `plan` refuses, no geometry, or a change of attention itself in a model of several layer types.
+        ValueError: what `plan` refuses, no geometry, or a change of attention itself, or knots, in a model of several
+            layer types.
     """
     if not geometries:
         raise ValueError("no geometry was given; give one for every layer type, as geometry_of(config) does")
+    if len(geometries) > 1 and options.get("knots") is not None:
+        raise ValueError(
+            f"knots run through all layers, and those of this model are of several types ({', '.join(geometries)}): "
+            "give layers, such as {0-7: 2, 12: 4}"
+        )
     chosen: list[tuple[str, Plan]] = []
     for layer_type, geometry in geometries.items():
         # computed for local layers too, so that a bad name or option is always refused
@@ -62,11 +70,12 @@ def _single_layers(
     options: Any = None,
     factor: float | None = None,
     layers: Any = None,
+    knots: Any = None,
 ) -> list[tuple[str, Plan]]:
-    """The plans of the layers that `layers` names, by group."""
+    """The plans of the layers that `layers` names, and of those between knots, by group."""
     chosen: list[tuple[str, Plan]] = []
     group_of: dict[int, str] = {}
-    for numbers, setting in _groups(layers).items():
+    for numbers, setting in (*_groups(layers).items(), *_between(knots)):
         for layer in layer_numbers(numbers):
             if layer in group_of:
                 raise ValueError(f"layers name layer {layer} in {group_of[layer]!r} and in {numbers!r}; name it once")
@@ -92,6 +101,35 @@ def _groups(layers: Any) -> dict[str, Any]:
         raise ValueError(
             f"layers={layers!r}: give layer numbers and a factor or options, such as {{0-7: 2, 8-15: {{factor: 4}}}}"
         ) from error
+
+
+def _between(knots: Any) -> list[tuple[str, float]]:
+    """(numbers, factor) of every layer from the first knot to the last, neighbours with one factor together."""
+    if knots is None:
+        return []
+    try:
+        heights = sorted((int(str(layer)), float(factor)) for layer, factor in as_options(knots).items())
+    except (TypeError, ValueError):
+        heights = []
+    apart = len({layer for layer, _ in heights}) == len(heights) > 1
+    if not apart or heights[0][0] < 0 or not all(1 <= factor < math.inf for _, factor in heights):
+        raise ValueError(
+            f"knots={knots!r}: give at least two layer numbers from 0 on, each with a factor of at least 1, such as "
+            "{0: 8, 15: 2, 29: 4}"
+        )
+    groups: list[tuple[list[int], float]] = []
+    for (low, start), (high, end) in pairwise(heights):
+        for layer in range(low, high):
+            _join(groups, layer, start * (end / start) ** ((layer - low) / (high - low)))
+    _join(groups, *heights[-1])
+    return [(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]), factor) for run, factor in groups]
+
+
+def _join(groups: list[tuple[list[int], float]], layer: int, factor: float) -> None:
+    if groups and groups[-1][1] == factor:
+        groups[-1][0].append(layer)
+    else:
+        groups.append(([layer], factor))
 
 
 def bounded(layer_type: str) -> bool:

@@ -111,6 +111,7 @@ def resonance(
         {"over": "yarn", "options": {"beta_fast": 16.0}},
         {"over": "dynamic", "options": {"over": "by_parts"}},
         {"layers": {"0-3": 8}},
+        {"knots": {"0": 8, "3": 2}},
     ),
 )
 def per_layer(
@@ -121,10 +122,12 @@ def per_layer(
     options: Mapping[str, Any] | None = None,
     factor: float | None = None,
     layers: Mapping[str, Any] | None = None,
+    knots: Mapping[str, float] | None = None,
 ) -> Plan:
     """Layer-specific scaling: some layers with options, or a factor, of their own. This is the plan of all the others.
 
-    the plan of `over`; rope.strategies.plans adds one for every group of `layers`
+    the plan of `over`; rope.strategies.plans adds one for every group of `layers`, and for every layer l between two
+    knots (a, f) and (b, g): that of factor f (g / f)^((l - a) / (b - a))
 
     Args:
         geometry: what the checkpoint was trained with.
@@ -134,12 +137,14 @@ def per_layer(
         factor: passed on to `over` where that has one; above 1, or None for length / trained_length.
         layers: {numbers: factor or options}; numbers as in "0-7,12", from 0. A factor of 1 leaves those layers native;
             options take precedence over the ones above. A layer is in one group at most.
+        knots: {number: factor} of two layers or more, factors of at least 1, in a model of one layer type. A few
+            numbers for a search, instead of one a layer: the logarithm of the factor runs straight between them.
 
     Returns:
-        Plan with (pairs,) inverse frequencies, radians per token, for the layers that no group names.
+        Plan with (pairs,) inverse frequencies, radians per token, for the layers that neither names.
 
     Raises:
-        ValueError: what `over` refuses, or `layers` that are no such mapping.
+        ValueError: what `over` refuses, or `layers` or `knots` that are no such mapping.
 
     Source:
         layer-specific scaling of position encodings, https://arxiv.org/abs/2503.04355 (whose factors are searched)

@@ -47,4 +47,4 @@ def examples(name, pairs=32):
 def settings_for_engines(name, pairs):
     """The published defaults, and all examples without plans for single layers, which no engine supports."""
     settings = [required_options(name, pairs), *examples(name, pairs)]
-    return [options for options in settings if "layers" not in options]
+    return [options for options in settings if not {"layers", "knots"} & set(options)]

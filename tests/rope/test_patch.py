@@ -56,9 +56,9 @@ YARN = {"rope_theta": 10_000.0, "rope_type": "yarn", "factor": 4.0, "original_ma
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def llama(rope_parameters=PLAIN):
+def llama(rope_parameters=PLAIN, **sizes):
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dict(rope_parameters))).eval()
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | sizes, rope_parameters=dict(rope_parameters))).eval()
 
 
 def gemma(full=LINEAR):
@@ -338,6 +338,15 @@ def test_single_layers_run_under_their_own_plans():
     torch.testing.assert_close(result, by_hand(model, [first, second]), atol=2e-5, rtol=0)
     assert (result - by_hand(model, [second, first])).abs().max() > 1e-3
     assert (result - logits(model, plans=(("all", first),))).abs().max() > 1e-3
+
+
+def test_layers_between_knots_run_under_factors_between_theirs():
+    model = llama(num_hidden_layers=3)
+    chosen = of(model, "per_layer", over="yarn", knots={0: 8, 2: 2})
+    layers = [dict(of(model, "yarn", factor=factor))["all"] for factor in (8.0, 4.0, 2.0)]
+    result = logits(model, plans=chosen)
+    torch.testing.assert_close(result, by_hand(model, layers), atol=2e-5, rtol=0)
+    assert (result - by_hand(model, layers[::-1])).abs().max() > 1e-3
 
 
 def test_groups_that_name_all_layers_are_the_plan_for_all():

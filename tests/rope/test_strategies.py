@@ -9,10 +9,12 @@ import re
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from strategy_examples import FOR_SHORT_CONTEXTS, advice, examples, file_of
 from support import CONF
 
-from rope.geometry import Geometry, Plan, inverse_frequencies
+from rope.geometry import Geometry, Plan, inverse_frequencies, layers_of
 from rope.pairwise import Pairwise
 from rope.strategies import (
     ALIASES,
@@ -476,6 +478,57 @@ def test_single_layers_have_their_own_plans():
     )
     pairs = (("0-1", 1), ("2,5-6", 8), ("7", (("beta_slow", 3.0), ("factor", 2.0))))
     assert plans("per_layer", geometries, STRETCHED, layers=pairs, **options) == result
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    some.dictionaries(some.integers(0, 12), some.floats(1, 32), min_size=2, max_size=5),
+    some.sampled_from(["linear", "yarn"]),
+)
+def test_between_knots_the_logarithm_of_a_layers_factor_runs_straight(knots, over):
+    by_layer = {}
+    for key, held in plans("per_layer", {"all": SMALL}, STRETCHED, over=over, factor=4.0, knots=knots):
+        for layer in layers_of(key)[1] or ():
+            assert layer not in by_layer
+            by_layer[layer] = held
+    assert sorted(by_layer) == list(range(min(knots), max(knots) + 1))
+    for layer, held in by_layer.items():
+        factor = math.exp(np.interp(layer, sorted(knots), [math.log(knots[knot]) for knot in sorted(knots)]))
+        wanted = plan(over, SMALL, STRETCHED, factor=factor) if factor > 1 + 1e-12 else SMALL.native(STRETCHED)
+        np.testing.assert_allclose(held.inv_freq, wanted.inv_freq, rtol=1e-9)
+        assert held.attention_factor == pytest.approx(wanted.attention_factor)
+
+
+def test_equal_knots_are_one_group_and_knots_go_beside_layers():
+    flat = plans("per_layer", {"all": SMALL}, STRETCHED, knots={0: 4, 5: 4, 7: 1})
+    assert flat[1] == ("all[0-5]", plan("linear", SMALL, STRETCHED, factor=4.0))
+    assert flat[-1] == ("all[7]", SMALL.native(STRETCHED)) and [key for key, _ in flat[2:]] == ["all[6]", "all[7]"]
+    beside = plans("per_layer", {"all": SMALL}, STRETCHED, layers={"9": 2}, knots=(("0", 4), ("5", 4)))
+    assert [key for key, _ in beside] == ["all", "all[9]", "all[0-5]"]
+
+
+@pytest.mark.parametrize(
+    "knots, says",
+    [
+        ({"0": 4}, "knots={'0': 4}: give at least two layer numbers from 0 on, each with a factor of at least 1"),
+        ({"0": 4, "x": 2}, "give at least two layer numbers"),
+        ({"0": 4, "7": 0.5}, "give at least two layer numbers"),
+        ({"0": 4, "00": 2}, "give at least two layer numbers"),
+        ([4, 2], "give at least two layer numbers"),
+    ],
+)
+def test_knots_are_refused_in_sentences(knots, says):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        plans("per_layer", {"all": SMALL}, STRETCHED, knots=knots)
+    assert says in str(refusal.value)
+
+
+def test_knots_over_layers_that_have_a_group_or_of_several_types_are_refused():
+    with pytest.raises(ValueError, match="layers name layer 3 in '3' and in '3'; name it once"):
+        plans("per_layer", {"all": SMALL}, STRETCHED, layers={"3": 2}, knots={0: 4, 7: 2})
+    geometries = {"full_attention": SMALL, "sliding_attention": SMALL}
+    with pytest.raises(ValueError, match="knots run through all layers, and those of this model are of several types"):
+        plans("per_layer", geometries, STRETCHED, knots={0: 4, 7: 2})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,10 @@ import pytest
 from pipelines.cli.tune import _measuring
 from pipelines.records.cells import Refusal, Result
 from pipelines.tune import bench
-from pipelines.tune.bench import Bench, StrategyChoice
+from pipelines.tune.bench import Bench
 from pipelines.tune.search import OBJECTIVES, SearchSettings
 from pipelines.tune.tune import critical
 from rope.geometry import Geometry
-from rope.strategies import plan
 from rope.theory import critical_pair
 
 DOCUMENTS = [
@@ -63,9 +63,10 @@ def test_the_critical_pair_of_a_list_is_told_beside_theorys():
     geometry = Geometry(head_dim=64, base=10_000.0, trained_length=512)
     theirs = critical_pair(geometry.native(2048), 512)
     stepped = [1.0] * theirs + [4.0] * (32 - theirs)
-    said = critical(StrategyChoice("factors", {"factors": stepped}), geometry, 2048)
+    said = critical({"factors": stepped}, geometry, 2048)
     assert said.startswith(f"critical pair: {theirs} of 32") and said.endswith(f"trained length, {theirs}")
-    uniform = StrategyChoice("factors", {"factors": [4.0] * 32})
-    assert critical(uniform, geometry, 2048).startswith("critical pair: 0 of")
-    assert critical(StrategyChoice("yarn", {}), geometry, 2048) == ""
-    assert plan("factors", geometry, 2048, factors=stepped)
+    assert 2 * math.pi * 10_000 ** (theirs / 32) > 512 > 2 * math.pi * 10_000 ** ((theirs - 1) / 32)
+    later = [1.0] * 25 + [2.0] * 3 + [4.0] * 4  # half way up is not the factor
+    assert critical({"factors": later}, geometry, 2048).startswith("critical pair: 28 of")
+    assert critical({"factors": [3.0] * 32}, geometry, 2048).startswith("critical pair: none of")
+    assert critical({}, geometry, 2048) == ""

@@ -57,6 +57,19 @@ def test_options_within_options_and_layers_are_named_with_a_dot():
     assert space.options({"layers.0-3": 3.0, "factor": 8.0}) == {"over": "ntk", "factor": 8.0, "layers": {"0-3": 3.0}}
 
 
+def test_layers_are_searched_by_the_factors_of_three_from_the_uniform_one():
+    space = space_of("per_layer", {"over": "yarn"}, {}, TINY, LENGTH, 8)
+    factor = LENGTH / TINY.trained_length
+    assert [one.name for one in space.searched] == ["knots.0", "knots.3", "knots.7"]
+    [uniform] = seeds(space, TINY, LENGTH)
+    assert set(uniform.values()) == {factor} and space.options(uniform) == {"over": "yarn"}
+    chosen = space.options({"knots.0": 8.0, "knots.3": 2.0, "knots.7": 1.0})
+    assert chosen == {"over": "yarn", "knots": {"0": 8.0, "3": 2.0, "7": 1.0}}
+    given = space_of("per_layer", {"over": "yarn"}, {"knots.2": "1..4", "knots.5": "1..4"}, TINY, LENGTH, 8)
+    assert [one.name for one in given.searched] == ["knots.2", "knots.5"]
+    assert "knots" not in space_of("per_layer", {}, {}, TINY, LENGTH).text  # layers of several types
+
+
 @pytest.mark.parametrize(
     ("strategy", "ranges", "says"),
     [
