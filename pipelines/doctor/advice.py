@@ -15,6 +15,7 @@ from pipelines.records.places import CONF
 from pipelines.report import statistics
 from pipelines.tasks.text import PYDOC
 from rope import dialects
+from rope.config import scaled_queries
 from rope.geometry import Geometry
 from rope.strategies import bounded
 
@@ -90,11 +91,25 @@ def advise(files: Files, model: Model, target: int, holds: int, dtype: str, devi
 
 
 def candidates(files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
-    """The strategies to try, from the plainest on; only the baseline where the model holds to the target, or where no
-    rotating layer sees beyond what was trained."""
+    """The strategies to try, from the plainest on; only the baseline, and string, where the model holds to the target;
+    only the baseline where no rotating layer sees beyond what was trained."""
     geometry = files.global_geometry
     s, d, base = target / holds, geometry.rotated, geometry.base
     result = [Candidate("none", "the trained frequencies", UNTUNED)]
+    still = [layer for layer in files.layers if not layer.rotates]
+    # what changes attention itself must do so in every layer
+    alike = len(files.geometries) == 1 and not still and len({layer.window for layer in files.layers}) < 2
+    third = holds // 3
+    if alike and files.reach is None and target <= holds + third - min(128, third // 4):  # no distance is new
+        result.append(
+            Candidate(
+                "string",
+                f"from {third:,} tokens back on, distances as many tokens shorter",
+                UNTUNED,
+                note="published for needles and RULER in the window that a model claims (2410.18745), not for "
+                "perplexity: SmolLM2's grew by 3.4 % at its trained length (docs/strategies.md)",
+            )
+        )
     if s > 1 and files.reach is None:
         natives = {block["rope_type"] for block in files.parameters.values()} - {"default", "dynamic"}
         on_top = f", on top of the native {', '.join(sorted(natives))}" if natives else ""
@@ -105,7 +120,7 @@ def candidates(files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
                 f"factor {s:g}{on_top}; attention factor 0.1 ln(factor) + 1 = {0.1 * math.log(s) + 1:.4g}",
                 UNTUNED,
                 sweep=(s, 1.5 * s),
-                note="some weights want another strategy.attention_factor",
+                note="some weights want another strategy.attention_factor" + _of_others(files, len(still)),
             ),
             Candidate(
                 "ntk",
@@ -130,15 +145,8 @@ def candidates(files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
                 "perplexity 10.1 against NTK's 5.4, tuned for it 5.8 against 7.5",
             ),
         ]
-        if len(files.geometries) == 1:
-            result.append(
-                Candidate(
-                    "self_extend",
-                    "tokens beyond a window share positions",
-                    UNTUNED,
-                    note="changes attention itself: llama.cpp has it as --grp-attn, other engines do not support it",
-                )
-            )
+        if alike:
+            result += _of_attention(files, target, holds, "yarn" in natives)
         theta = base * reach**2
         result.append(
             Candidate(
@@ -153,6 +161,67 @@ def candidates(files: Files, target: int, holds: int) -> tuple[Candidate, ...]:
         for layers, geometry in files.geometries.items()
     }
     return tuple(replace(candidate, engines=_engines(candidate, files, geometries, target)) for candidate in result)
+
+
+def _of_others(files: Files, still: int) -> str:
+    """What yarn's note says of layers that do not rotate."""
+    if not still:
+        return ""
+    known = files.family is not None and files.family.name == "smollm3"
+    published = ", as SmolLM3's authors go from 64k to 128k (Hugging Face's post of July 2025)" if known else ""
+    return f"; acts on the {len(files.layers) - still} of {len(files.layers)} layers that rotate{published}"
+
+
+def _of_attention(files: Files, target: int, holds: int, over_yarn: bool) -> list[Candidate]:
+    """What changes attention itself, alone or over yarn. over_yarn: whether the model's own frequencies are yarn's."""
+    result = [
+        Candidate(
+            "self_extend",
+            "tokens beyond a window share positions",
+            UNTUNED,
+            note="changes attention itself: llama.cpp has it as --grp-attn, other engines do not support it",
+        ),
+        Candidate(
+            "dual_chunk",
+            "positions begin anew in every chunk"
+            + (", over the native yarn: as Qwen2 is served (2407.10671)" if over_yarn else ""),
+            UNTUNED,
+            note="SmolLM2 at 4 times its length: +0.2 % over cropping, yarn -11.4 % (docs/strategies.md)",
+        ),
+    ]
+    if not over_yarn:
+        result.append(
+            Candidate(
+                "compose",
+                "dual_chunk over yarn, as Qwen2 is served (2407.10671, table 12)",
+                TUNED,
+                {"of": ["yarn", "dual_chunk"]},
+                note="SmolLM2, which was not tuned with yarn, at 4 times its length: -16.6 % (docs/strategies.md)",
+            )
+        )
+    if scaled_queries(files.config) is None:
+        grown = 1 + 0.1 * math.log(1 + (target - 1) // holds)
+        result.append(
+            Candidate(
+                "temperature",
+                f"over yarn, queries growing to {grown:.4g} times, as Ministral 3 was trained (2601.08584)",
+                TUNED,
+                {"over": "yarn"},
+                note="alone it stretches nothing",
+            )
+        )
+    if len(files.layers) >= 4:
+        result.append(
+            Candidate(
+                "nope",
+                "every fourth layer without rotation, as SmolLM3 was trained; yarn in the others",
+                TUNED,
+                {"layers": list(range(3, len(files.layers), 4)), "over": "yarn"},
+                note="DroPE (2512.12167) recalibrates without any rotation: recipe=drope_tiny; models/tiny was better "
+                "with yarn after as many tokens (docs/training.md)",
+            )
+        )
+    return result
 
 
 def _engines(candidate: Candidate, files: Files, geometries: Mapping[str, Geometry], target: int) -> tuple[str, ...]:
@@ -176,17 +245,19 @@ def commands(
     start = f"ropewalk grid model={name}"
     end = " cluster=gpu" if device == "cuda" else ""
     own = f" task.text={text}" if text != PYDOC else ""  # a key that passkey does not have
-    if target <= holds or len(suggested) == 1:
+    if len(suggested) == 1:
         return (f"{start} strategy=none length={target} task=perplexity,passkey limit=6{end}",)
     # Both tasks, as perplexity alone does not show retrieval from far back; as many documents as a comparison takes.
     # And cropping: a strategy is of use only where it is better than to throw the far text away.
     limit = statistics.needed(len(untuned))
-    lengths = ",".join(map(str, dict.fromkeys([holds, target])))
+    lengths = ",".join(map(str, dict.fromkeys([min(holds, target), target])))
     first, *others = (candidate.strategy for candidate in untuned)
-    names = ",".join([first, "crop", *others])
+    names = ",".join([first, *(["crop"] if target > holds else []), *others])
     decide = f"{start} strategy={names} length={lengths} limit={limit}{end} task="
-    ntk = next(candidate for candidate in untuned if candidate.strategy == "ntk")
-    factors = ",".join(f"{factor:g}" for factor in ntk.sweep)
-    sweep = f"{start} strategy=ntk,yarn factor={factors} length={target} task=perplexity limit={limit}{end}{own}"
+    factors = [",".join(f"{factor:g}" for factor in c.sweep) for c in untuned if c.strategy == "ntk"]
+    sweeps = [
+        f"{start} strategy=ntk,yarn factor={values} length={target} task=perplexity limit={limit}{end}{own}"
+        for values in factors
+    ]
     tasks = [f"perplexity{own}", "passkey"] if own else ["perplexity,passkey"]
-    return *(decide + task for task in tasks), sweep
+    return *(decide + task for task in tasks), *sweeps

@@ -174,7 +174,7 @@ def string(
 
     Args:
         geometry: what the checkpoint was trained with.
-        length: tokens of context; at least 2. Beyond 5/3 of the trained length, distances are longer than trained.
+        length: tokens of context; at least 2. From about 4/3 of the trained length on, distances are new to the model.
         shifted_offset: tokens that keep their distance, and by which the others move nearer (the paper's S); at least
             1. None: a third of the trained length.
         local_value: tokens by which they stay further away than neighbours (the paper's W); at least 0, at most

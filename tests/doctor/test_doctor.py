@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from pipelines.doctor.rules import MEASURES, RULES
 from pipelines.models import header
 from pipelines.records.cells import Model
 from rope.config import geometry_of, rope_parameters
+from rope.strategies import plan
 
 CHANCE = np.random.default_rng(0)
 PAIRS = [(id, *pair) for id, pairs in STATIC.items() for pair in pairs]
@@ -418,11 +421,92 @@ def test_layers_that_do_not_rotate_or_see_a_window_are_shown(tmp_path, capsys):
 
 
 def test_no_scaling_is_advised_where_none_can_help():
-    for config, strategies in ((EXAONE_4, 1), ({**EXAONE_4, "sliding_window": 1024}, 7)):
+    for config, strategies in ((EXAONE_4, 1), ({**EXAONE_4, "sliding_window": 1024}, 6)):
         suggested = advice.candidates(of(config), 2048, 512)
         assert len(suggested) == strategies and suggested[0].strategy == "none"
         commands = advice.commands(suggested, "mine", 2048, 512, "cpu", "pydoc")
         assert ("strategy=none " in commands[0]) == (strategies == 1)
+
+
+SMOLLM3 = {
+    "model_type": "smollm3",
+    "architectures": ["SmolLM3ForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 65536,
+    "rope_theta": 5000000.0,
+    "no_rope_layers": [1, 1, 1, 0],
+}
+MINISTRAL3 = {
+    "model_type": "ministral3",
+    "architectures": ["Ministral3ForCausalLM"],
+    "hidden_size": 64,
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1000000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
+
+
+def proposed(config, target, holds):
+    return {candidate.strategy: candidate for candidate in advice.candidates(of(config), target, holds)}
+
+
+def test_what_changes_attention_is_proposed_with_its_reason_where_a_model_can_run_it():
+    plain = proposed({**PLAIN, "num_hidden_layers": 8}, 4096, 1024)
+    assert {"self_extend", "dual_chunk", "compose", "temperature", "nope"} < plain.keys() and "string" not in plain
+    assert f"{1 + 0.1 * math.log(4):.4g} times" in plain["temperature"].formula
+    assert plain["nope"].options["layers"] == [3, 7] and plain["nope"].engines == ("transformers",)
+    assert plain["temperature"].engines == ("transformers", "vllm") and plain["dual_chunk"].engines == ()
+    scaled_itself = proposed(MINISTRAL3, 524288, 262144)
+    assert "compose" not in scaled_itself and "temperature" not in scaled_itself
+    assert "over the native yarn" in scaled_itself["dual_chunk"].formula
+
+
+def test_layers_without_rotation_take_yarn_in_the_others_and_no_other_attention():
+    suggested = proposed(SMOLLM3, 131072, 65536)
+    assert not {"self_extend", "dual_chunk", "compose", "temperature", "nope", "string"} & suggested.keys()
+    assert "acts on the 3 of 4 layers that rotate, as SmolLM3's authors" in suggested["yarn"].note
+    windows = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 128}
+    assert "self_extend" not in proposed({**PLAIN, "model_type": "gpt_oss", **windows}, 4096, 1024)
+    assert "SmolLM3" not in proposed({**EXAONE_4, "sliding_window": 1024}, 2048, 512)["yarn"].note
+
+
+def test_string_is_proposed_as_long_as_it_needs_no_distance_that_was_not_trained():
+    for target, there in ((512, True), (1024, True), (1280, True), (1281, False)):
+        assert ("string" in proposed(PLAIN, target, 1024)) == there
+    farthest = plan("string", geometry_of(PLAIN, 1024)["all"], 1280).regions[1].query
+    assert 1279 + farthest.offset < 1024 <= 1280 + farthest.offset
+    suggested = advice.candidates(of(PLAIN), 1024, 1024)
+    (command,) = advice.commands(suggested, "mine", 1024, 1024, "cpu", "pydoc")
+    assert "strategy=none,string length=1024 " in command and command.endswith("task=perplexity,passkey")
+
+
+def test_figures_in_the_advice_are_those_of_the_documentation():
+    rows = (PROJECT / "docs" / "strategies.md").read_text(encoding="utf-8").splitlines()
+    notes = [*proposed(PLAIN, 4096, 1024).values(), *proposed(PLAIN, 1024, 1024).values()]
+    figures = {
+        (c.strategy, figure) for c in notes for figure in re.findall(r"[-+]?\d+\.\d %", c.note) if "docs" in c.note
+    }
+    assert len(figures) == 4
+    for strategy, figure in figures:
+        name = "yarn" if figure == "-11.4 %" else strategy
+        assert any(row.startswith(f"| `{name}`") and figure in row for row in rows), (strategy, figure)
 
 
 def test_only_runs_what_it_names(tmp_path, capsys):
