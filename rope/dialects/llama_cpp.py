@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from rope.config import DeclaredScaling, geometry_of, length_key, rope_parameters, text_config
+from rope.config import DeclaredScaling, attention_layers, geometry_of, length_key, rope_parameters, text_config
 from rope.dialects.deployment import Config, Deployment, LayerScaling, ScalingRequest, Unsupported, format_number
 from rope.dialects.llama_cpp_reading import BETAS, ENGINE, from_llama_cpp
 from rope.geometry import ALL_LAYERS, Plan
 from rope.llama_cpp_rules import LOCAL_LAYERS, Rules, architecture_of, rules_of, table
 from rope.strategies.ramps import mscale_of
+
+STILL = {"llama4": 4, "smollm3": 4}
+"""Every which layer does not rotate in an architecture, by a constant of src/models that no key of a file changes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def deploy(request: ScalingRequest) -> Deployment:
 
     Raises:
         Unsupported: an architecture that llama.cpp does not know, one that scales by rules of its own (latent
-            attention), a list for one that reads none, a scaling of local layers that it never scales.
+            attention) or has other layers without rotation, a list for one that reads none, a scaling of local layers
+            that it never scales.
         ValueError: what transformers_v5.deploy refuses.
     """
     text = text_config(request.config)
@@ -62,6 +66,7 @@ def deploy(request: ScalingRequest) -> Deployment:
             f"{ENGINE} has no architecture for model_type {model_type!r} (of its {len(table()[0])} at commit "
             f"{table()[2]})"
         )
+    _check_still(request.config, architecture)
     found = _found(request, rules, architecture)
     keys = dict(found.keys)
     if request.length > (text.get(length_key(text)) or 0):
@@ -86,6 +91,19 @@ def deploy(request: ScalingRequest) -> Deployment:
         needs_file=bool(found.divisors),
         notes=(*request.dynamic_notes(ENGINE), *((found.note,) if found.note else ())),
     )
+
+
+def _check_still(config: Any, architecture: str) -> None:
+    """Refuse a model in which other layers rotate than llama.cpp rotates."""
+    every = STILL.get(architecture)
+    if every is None:
+        return
+    for layer in attention_layers(config):
+        if layer.rotates == ((layer.number + 1) % every == 0):
+            raise Unsupported(
+                f"{ENGINE} rotates all but every fourth layer of {architecture}, whatever a file says, and layer "
+                f"{layer.number} of this model {'rotates' if layer.rotates else 'does not rotate'}"
+            )
 
 
 def read_back(deployment: Deployment, config: Any) -> dict[str, DeclaredScaling]:

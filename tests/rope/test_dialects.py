@@ -147,6 +147,8 @@ def test_plans_of_single_layers_are_refused():
     says = "transformers does not support per_layer with different plans for single layers; the closest supported"
     with pytest.raises(ValueError, match=says):
         written(SHAPE, "per_layer", layers={"0": 2})
+    with pytest.raises(ValueError, match=says):
+        written(SHAPE, "per_layer", knots={0: 4, 1: 2})
 
 
 def compared(checkpoint, model, strategy, options, declared="plain"):

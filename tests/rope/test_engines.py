@@ -401,6 +401,19 @@ def test_sglang_is_given_a_base_where_its_model_file_reads_no_scaling(model_type
             deploy("sglang", config, strategy, {}, geometry_of(config), 2048)
 
 
+def test_llama_cpp_gets_no_smollm3_whose_layers_rotate_otherwise_than_its_constant_says():
+    smollm3 = PLAIN | {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 4}
+    for still, says in (([1, 1, 1, 0], ""), ([1, 0, 1, 0], "layer 1 of this model does not"), ([1] * 4, "layer 3 of")):
+        config = smollm3 | {"no_rope_layers": still}
+        for strategy in ("none", "yarn"):
+            if not says:
+                assert deploy("llama.cpp", config, strategy, {}, geometry_of(config), 131_072)
+                continue
+            with pytest.raises(Unsupported, match=f"rotates all but every fourth layer of smollm3.*{says}"):
+                deploy("llama.cpp", config, strategy, {}, geometry_of(config), 131_072)
+            assert deploy("vllm", config, strategy, {}, geometry_of(config), 131_072)
+
+
 def test_neighbouring_pairs_get_no_longrope():
     config = PLAIN | {"model_type": "cohere"}
     for engine in ("vllm", "sglang"):
