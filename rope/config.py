@@ -270,6 +270,8 @@ def _head(
     full: Mapping[str, Any], known: Family | None, layer_type: str, parameters: Mapping[str, Any]
 ) -> tuple[int, float]:
     """Dimensions per head, and the share of them that is rotated."""
+    if full.get("num_attention_heads") == 0:
+        raise ValueError("num_attention_heads=0: layers that rotate have at least one head; give their number")
     head_dim = _head_of_layer(full, known, layer_type) or families.head_dim(full, known)
     if not head_dim:
         raise ValueError(

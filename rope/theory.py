@@ -185,7 +185,8 @@ def first_base(candidates: Sequence[float] | Array, length: int, head_dim: int =
             continue
         remaining = remaining[int(passes.argmax()) :]
         inv_freq = remaining[0] ** exponents
-        near = range(max(0, failed - BLOCKS[0] // 2), min(failed + BLOCKS[0] // 2, length))
+        reach = max(BLOCKS[0] // 2, failed // 16)
+        near = range(max(0, failed - reach), min(failed + reach, length))
         negative = next(
             (m for distances in (near, range(length)) if (m := _first_negative(inv_freq, distances)) is not None), None
         )

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tokenize
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,12 +57,12 @@ OWNERS = {
     "filelock": {"pipelines.models.conversion", "pipelines.records.leases", "pipelines.track.database"},
     "gguf": {"pipelines.models.copies", "pipelines.models.gguf_once"},  # headers we read ourselves
     "huggingface_hub": {"pipelines.models.find"},
-    "hydra": {"pipelines.choices", "pipelines.grid.launcher"},
+    "hydra": {"pipelines.choices", "pipelines.grid.launcher", "pipelines.bench.stock"},
     "jinja2": {"pipelines.report.page"},
     "lm_eval": {"pipelines.tasks", "pipelines.bench"},
     "matplotlib": {"pipelines.report.canvas", "pipelines.report.drawing"},
-    "mlflow": {"pipelines.track"},
-    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher"},
+    "mlflow": {"pipelines.track", "pipelines.bench.stock"},
+    "omegaconf": {"pipelines.choices", "pipelines.grid.launcher", "pipelines.bench.stock"},
     "optuna": {"pipelines.tune.search"},
     "pandas": {"pipelines.report", "ropewalk.results"},
     "psutil": {
@@ -145,6 +146,7 @@ def room(name: str) -> str | None:
     return max(inside, key=len, default=None)
 
 
+@cache  # every file is asked for by dozens of tests
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, here or inside a function; `from a import b` counts as a.b."""
     found = set()

@@ -54,7 +54,13 @@ def add_inspection(parser: Parser) -> None:
 
 
 def inspected(options: Options) -> bool:
-    """Show what one of these options asks for; False where none is given."""
+    """Show what one of these options asks for; False where none is given.
+
+    Raises:
+        Refusal: --package or --resolve without the --cfg that they say how to show.
+    """
+    if (options.resolve or options.package) and not options.cfg:
+        raise Refusal(f"{'--resolve' if options.resolve else '--package'} says how --cfg shows: give --cfg job too")
     if not (options.cfg or options.info or options.hydra_help):
         return False
     from pipelines.choices import compose

@@ -44,6 +44,9 @@ def recipe_keys() -> list[Key]:
 
 
 def run(options: Options) -> int:
-    from pipelines.train import recipe, train
+    from pipelines.train import recipe
 
-    return train.main(recipe.read(options.words))
+    asked = recipe.read(options.words)  # refused before torch is imported
+    from pipelines.train import train
+
+    return train.main(asked)

@@ -68,6 +68,9 @@ def _tokenizer(model: Model, state: tuple[Any, ...]) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=model.revision, trust_remote_code=False)
     except Exception as error:  # whatever its files make transformers, tokenizers or sentencepiece raise
+        if fault := _fault_of_config(folder, model.revision):
+            reason = f"transformers does not take its config.json ({fault}); correct it"
+            raise Refusal(f"model {model.name}: {reason}") from error
         raise Refusal(f"model {model.name}: its tokenizer does not load ({first_line(error)})") from error
     rows = text_config(config_of(model)).get("vocab_size")
     if isinstance(rows, int) and tokenizer.vocab_size > rows:
@@ -79,6 +82,17 @@ def _tokenizer(model: Model, state: tuple[Any, ...]) -> PreTrainedTokenizerBase:
     # Its own limit only makes it warn about long texts; what fits is decided by the scorer.
     tokenizer.model_max_length = sys.maxsize
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _fault_of_config(folder: str, revision: str | None) -> str:
+    """What transformers has against a model's config, which it reads for a tokenizer too; nothing where it takes it."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever the file makes transformers raise
+        return first_line(error.__cause__ or error)  # of a validator's error, the reason is its cause
+    return ""
 
 
 @lru_cache(maxsize=1)

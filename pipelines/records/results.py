@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,6 +122,17 @@ class Store:
         """The ids of the sweeps that are marked so."""
         return sorted(path.parent.name for path in self.root.glob(f"sweeps/*/{UNRECORDED}"))
 
+    def without_sweeps(self) -> Refusal:
+        """What to say where no sweep can be read."""
+        damaged = len(list(self.root.glob("sweeps/*/sweep.json")))
+        if not damaged:
+            return Refusal(f"there are no sweeps in {self.root} yet; start with `ropewalk grid`")
+        files = f"the sweep.json of {damaged} sweep{'s'[: damaged != 1]}"
+        return Refusal(
+            f"{files} in {self.root} cannot be read; `ropewalk results cells` lists what was measured, and the same "
+            "`ropewalk grid` command as before computes none of it again"
+        )
+
     def study(self, study_id: str) -> Path:
         """The folder of a search."""
         return self.root / "tune" / study_id
@@ -223,8 +235,14 @@ def _believed(path: Path, read: Callable[[Path], T]) -> T | None:
     except FileNotFoundError:
         return None
     except Unreadable as reason:
-        log.warning("%s counts as not there: %s", path, reason)
+        _say_once(path, str(reason))
         return None
+
+
+@lru_cache(maxsize=10_000)
+def _say_once(path: Path, reason: str) -> None:
+    """A launch looks at a result more than once; that it is damaged is said once."""
+    log.warning("%s counts as not there: %s", path, reason)
 
 
 def _set_aside_unless(path: Path, read: Callable[[Path], Any]) -> None:

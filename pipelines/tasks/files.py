@@ -10,6 +10,7 @@ import ast
 import glob
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -155,8 +156,8 @@ def _merged(path: Path, sources: list[Path], depth: int) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for other in included if isinstance(included, list) else [included]:
         place = path.parent / str(other)
-        if not place.is_file():
-            raise Refusal(f"{path}: include: {other}: there is no such file beside it")
+        if not os.path.isfile(place):  # unlike pathlib's, false of a name that is too long
+            raise Refusal(f"{path}: include: {str(other)[:200]}: there is no such file beside it")
         merged |= _merged(place.resolve(), sources, depth - 1)
     return merged | body
 

@@ -196,6 +196,8 @@ def from_values(values: Mapping[str, Any]) -> TrainRecipe:
         if isinstance(plain.get(name), list):
             raise Refusal(f"{name}={plain[name]}: give {name}.KEY=VALUE, a key at a time")
     for name in ("text", "betas"):
+        if isinstance(plain.get(name), dict):
+            raise Refusal(f"{name}={plain[name]}: give a list, with commas")
         if isinstance(plain.get(name), str):
             plain[name] = plain[name].split(",")
     return schema.structured(TrainRecipe, plain)

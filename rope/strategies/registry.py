@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -109,8 +110,13 @@ def canonical_name(strategy: str) -> str:
 
 def options_of(strategy: str) -> dict[str, Any]:
     """The options of a strategy with their published defaults, in the order of its signature."""
-    parameters = inspect.signature(STRATEGIES[canonical_name(strategy)]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return dict(_defaults(STRATEGIES[canonical_name(strategy)]))
+
+
+@cache  # a signature takes 60 us, and a grid asks for it with every cell
+def _defaults(function: Callable[..., Plan]) -> tuple[tuple[str, Any], ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple((p.name, p.default) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def kinds_of(strategy: str) -> dict[str, str]:
@@ -161,7 +167,11 @@ def plan(strategy: str, geometry: Geometry, length: int, **options: Any) -> Plan
             raise ValueError(_unknown(f"option of {name}", option, known, "options"))
     if name != "none" and name not in CROPS_TEXT and geometry.running is not None:
         geometry = replace(geometry, running=None)  # the strategy takes its place
-    return STRATEGIES[name](geometry, length, **options)
+    try:
+        return STRATEGIES[name](geometry, length, **options)
+    except ArithmeticError as error:
+        shown = ", ".join(f"{option}={str(value)[:40]}" for option, value in options.items())
+        raise ValueError(f"{name} with {shown}: a number is larger or smaller than its formula takes") from error
 
 
 def as_options(options: Any) -> dict[str, Any]:

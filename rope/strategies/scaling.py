@@ -54,6 +54,8 @@ def scaled(native: Plan, multipliers: Array | float, factor: float | None = None
 def check_bounds(lower_name: str, lower: float, upper_name: str, upper: float) -> None:
     check_number(lower_name, lower, above=0)
     check_number(upper_name, upper, above=0)
+    if not (lower >= 1e-12 and upper <= 1e12):
+        raise ValueError(f"{lower_name}={lower}, {upper_name}={upper}: give numbers from 1e-12 to 1e12")
     if upper < lower:
         raise ValueError(f"{upper_name}={upper} with {lower_name}={lower}: give {upper_name} of at least {lower_name}")
 

@@ -97,7 +97,7 @@ CONFIGS = {
     ),
     "a type that is a list": ({"rope_parameters": {"rope_type": [1]}}, "give a name in quotes"),
     "heads as a text": ({"num_attention_heads": "4"}, "give a whole number"),
-    "no heads": ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads"),
+    "no heads": ({"num_attention_heads": 0}, "at least one head"),
     "an odd head": ({"hidden_size": 255, "head_dim": None}, "even number"),
     "layer types as a text": ({"layer_types": "full_attention"}, "give a list of names"),
     "a model type that is a list": ({"model_type": ["llama"]}, "give a name in quotes"),
@@ -212,6 +212,13 @@ def test_a_port_in_use_ends_with_code_2(entered, tmp_path):
         taken.listen()
         ran = ropewalk("ui", str(taken.getsockname()[1]), ROPEWALK_STORE=str(tmp_path / "store"))
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("option", ["--resolve", "--package=strategy"])
+@pytest.mark.parametrize("verb", ["grid", "plan"])
+def test_how_a_config_is_shown_is_refused_where_none_is_to_be_shown(entered, verb, option):
+    code, said = entered(verb, option)
+    assert code == 2 and "give --cfg job too" in said
 
 
 @pytest.mark.parametrize("port", ["²", "9" * 5000, "0", "65536"])

@@ -53,6 +53,9 @@ WORDS = st.lists(st.tuples(KEYS, VALUES).map("=".join) | TEXTS, min_size=1, max_
 
 @SLOW_TIMES
 def test_command_lines(enclosed, times):
+    for verb in ("plan", "theory"):  # what is imported and read once is nobody's three seconds
+        border.run([verb, "length=2048"])
+
     @examples(200, times)
     @given(st.sampled_from([("plan",), ("theory", "--json")]), WORDS)
     def holds(verb, words):
@@ -264,6 +267,7 @@ RECIPE_KEYS = st.sampled_from(
 def test_recipes_of_trainings(enclosed, times):
     @examples(300, times)
     @given(st.lists(st.tuples(RECIPE_KEYS, VALUES).map("=".join) | TEXTS, min_size=1, max_size=3))
+    @example(["betas={a: b}"])
     def holds(words):
         try:
             recipe.read(words)

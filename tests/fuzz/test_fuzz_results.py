@@ -92,6 +92,7 @@ def test_task_files(enclosed, times):
     @examples(200, times)
     @given(st.dictionaries(TASK_KEYS, TASK_VALUES, max_size=6), functions)
     @example({"include": "base.yaml"}, "")
+    @example({"include": "x" * 3000}, "")
     def holds(body, more):
         lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in body.items())
         (folder / "mine.yaml").write_bytes((lines + more).encode("utf-8", "surrogatepass"))
@@ -129,6 +130,7 @@ def test_files_of_results_that_lie_anywhere(store, enclosed, times):
 WORDS = st.sampled_from(
     ["axis=dtype", "axis=nope", "axis=", "status=failed", "length=64", "length=abc", "strategy=none", "x=1", "--margin"]
     + ["1%", "-5%", "nan%", "--json", "--csv", "--baseline", "nobody", "cells", "sweeps", "rm", "clean", "latest", "."]
+    + ["methods", "--markdown", "--parquet", "--yes"]
     + ["..", "/", "/dev/null", "result.json", "[/INST]", "*", "**/*", "a" * 3000, "dtype=", "=", "store=/dev/null"]
 )
 

@@ -338,6 +338,21 @@ def test_code_that_comes_with_a_tokenizer_is_neither_run_nor_asked_about(folder,
         load.tokenizer(Model("m", str(folder.path), allow_pickle=True))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'factor'"),
+        ({"layer_types": ["nonsense"] * 4}, "layer_types.* but got .'nonsense'"),
+        ({"dtype": "float99"}, "no attribute 'float99'"),
+    ],
+    ids=["yarn without a factor", "layer types", "dtype"],
+)
+def test_a_config_that_transformers_does_not_take_is_blamed_and_not_the_tokenizer(folder, wrong, said):
+    folder.say(**wrong)
+    with pytest.raises(Refusal, match=f"does not take its config.json .*{said}.*; correct it"):
+        load.tokenizer(Model("m", str(folder.path), allow_pickle=True))
+
+
 def test_a_config_alone_is_enough_for_what_only_plans(folder):
     model = Model("m", str(folder.path), allow_pickle=True)
     folder.file.unlink()

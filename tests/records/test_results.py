@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 from support import CELL
 
-from pipelines.records.cells import Result, digest_of
+from pipelines.cli.main import run
+from pipelines.records.cells import Refusal, Result, digest_of
 from pipelines.records.results import Store
 
 RESULT = Result(
@@ -129,6 +130,21 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(tmp_path):
 def test_a_number_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         Store(tmp_path).save(CELL, Result(CELL.id, "ok", metrics={"ppl": math.nan}))
+
+
+@pytest.mark.parametrize("name", ["a%20b", "100%", "a?b"])
+def test_a_store_of_whose_name_mlflow_would_make_another_is_refused(tmp_path, name):
+    with pytest.raises(Refusal, match="MLflow keeps no runs below a path with a"):
+        Store.at(str(tmp_path / name / "store"))
+
+
+@pytest.mark.parametrize("verb", ["sync", "report"])
+def test_a_damaged_sweep_is_not_taken_for_none(tmp_path, capsys, verb):
+    assert run([verb, f"store={tmp_path}"]) == 2 and "there are no sweeps" in capsys.readouterr().err
+    path = Store(tmp_path).save_sweep("s", {"id": "s", "cells": []})
+    path.write_text(path.read_text()[:-9])
+    assert run([verb, f"store={tmp_path}"]) == 2
+    assert "the sweep.json of 1 sweep in" in capsys.readouterr().err
 
 
 def test_the_store_is_the_requested_folder(tmp_path, monkeypatch):

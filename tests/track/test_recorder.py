@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -44,11 +45,14 @@ def store(empty, template):
     return empty
 
 
-def launched(store):
-    """A launch of two cells that compute at once, and what it printed."""
+OK = Result("", "ok", {"ppl": 3.0})
+
+
+def launched(store, result=OK):
+    """A launch of two cells that have their result at once, and what it printed."""
     console = Console(record=True, width=400)
     sweep = Sweep("an-experiment", tuple(CELLS), "ropewalk grid")
-    rows = launch.run(sweep, store, lambda todo: [(c, Result(c.id, "ok", {"ppl": 3.0})) for c in todo], console=console)
+    rows = launch.run(sweep, store, lambda todo: [(c, replace(result, cell_id=c.id)) for c in todo], console=console)
     return sweep, rows, console.export_text()
 
 
@@ -65,6 +69,12 @@ def test_an_error_that_quotes_half_a_character_is_kept_and_shown(store):
     launch.run(sweep, store, lambda todo: [(CELLS[0], answer)], console=plain_console(file=page))
     assert r"ValueError: \ud800 in [/INST]" in page.getvalue()
     assert store.read(CELLS[0].id).error_line == r"ValueError: \ud800 in [/INST]"
+
+
+def test_cells_of_which_no_number_is_finite_are_shown_and_recorded(store):
+    _, rows, text = launched(store, Result("", "diverged", documents=[{"index": 0}]))
+    assert len(rows) == 2 and "2 diverged" in text and "not up to date" not in text
+    assert len(runs(store, "cell")) == 2
 
 
 def test_a_server_that_is_not_there_costs_a_sentence_and_the_next_launch_records_what_it_missed(
@@ -100,6 +110,48 @@ def test_recording_that_fails_in_the_middle_is_done_again_as_a_whole(store, monk
     assert "not up to date" not in text
     assert [run.info.status for run in runs(store, "sweep")] == ["FINISHED"]
     assert {run.data.tags["cell_id"] for run in runs(store, "cell")} == {cell.id for cell in CELLS}
+
+
+@contextmanager
+def locked(store, monkeypatch):
+    """By another program, for as long as the launch runs."""
+    held = sqlite3.connect(store.root / "mlflow.db", isolation_level=None)
+    held.execute("BEGIN EXCLUSIVE")
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "PATIENCE", 0.5)
+        yield
+    held.close()
+    for thread in threading.enumerate():
+        if thread.name == "recorder":
+            thread.join()
+
+
+@contextmanager
+def no_folder_for_artifacts(store, monkeypatch):
+    (store.root / "artifacts").touch()
+    yield
+    (store.root / "artifacts").unlink()
+
+
+@contextmanager
+def full_disk(store, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(track.Tracker, "record", full)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [locked, no_folder_for_artifacts, full_disk])
+def test_a_store_that_mlflow_cannot_write_costs_a_sentence_and_the_next_launch_records_all(store, monkeypatch, fault):
+    with fault(store, monkeypatch):
+        sweep, rows, text = launched(store)
+        assert [result.status for _, result in rows] == ["ok", "ok"]
+        assert text.count("MLflow is not up to date") == 1 and store.unrecorded() == [sweep.id]
+    _, _, text = launched(store)
+    assert "not up to date" not in text and store.unrecorded() == [] and len(runs(store, "cell")) == 2
 
 
 def test_a_write_that_hangs_is_given_up_and_the_computing_does_not_wait_for_it(store, monkeypatch):

@@ -23,6 +23,8 @@ from test_pool import Path, pool, silenced, stub_cell, work
 from pipelines.records.journal import Journal
 from pipelines.records.refusal import LaunchEnded, Refusal
 from pipelines.records.results import Store
+from pipelines.workers import cluster
+cluster.START = 1500.0  # the busier the machine, the longer Ray takes
 {before}
 def begun(cells):
     for cell in cells:
@@ -79,6 +81,11 @@ class Launch:
         return (self.folder / "errors").read_text()
 
     @property
+    def said(self) -> list[str]:
+        """The lines of its errors, without what a busy machine makes it say."""
+        return [line for line in self.errors.splitlines() if not line.startswith("no worker has started yet")]
+
+    @property
     def began(self) -> int:
         """How many cells were begun, by any worker."""
         return len(list(self.folder.glob("began-*")))
@@ -104,15 +111,25 @@ class Launch:
                 continue
         return found
 
+    def eldest(self, name) -> psutil.Process:
+        """Of those of this name the first one: what a part of Ray forks has its name until it is something else."""
+        until(lambda: self.left(name))
+        return min(self.left(name), key=psutil.Process.create_time)
+
     def gone(self, seconds=5.0) -> list[str]:
         """The names of what is still there after so long."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + soon(seconds)
         while (left := self.left()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return [process.name() for process in left]
 
 
-def until(condition, seconds=120.0):
+def soon(seconds):
+    """Seconds that a promise of so many may take on a machine that computes for others too."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def until(condition, seconds=480.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"

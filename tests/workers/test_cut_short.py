@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
+import time
+from types import SimpleNamespace
 
 import pytest
 from cutting import AFTER, Cut, one_a_forward, quick_cell, scored, tiny_cell
@@ -16,8 +17,8 @@ from test_pool import PATHS
 from pipelines.records.journal import Journal
 from pipelines.records.results import ANSWERS, Store
 from pipelines.tasks.scorer import LongLM
+from pipelines.workers import actors, pool
 from pipelines.workers import compute as computing
-from pipelines.workers import pool
 from pipelines.workers.compute import compute, settled
 
 LINES = AFTER + 2
@@ -133,7 +134,7 @@ def test_what_comes_after_a_torn_line_is_kept(stopped, tmp_path):
     stopped(cell, store, 2)
     answers(store, cell).write_bytes(answers(store, cell).read_bytes()[:-9])
     stopped(cell, store, 3)
-    assert sum(one["forwards"] for one in computed(cell, store).provenance["cut_short"]) == 4
+    assert [one["forwards"] for one in computed(cell, store).provenance["cut_short"]] == [1, 3]
 
 
 def test_answers_under_other_packages_code_or_threads_are_not_taken(stopped, tmp_path, monkeypatch):
@@ -180,19 +181,22 @@ def test_a_killed_launch_is_gone_on_with_by_the_next_one(tmp_path, whole, monkey
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(("how", "timeout"), [("kill", 1e4), ("hang", 120.0)])
-def test_a_worker_that_is_killed_or_hangs_has_kept_its_forwards(how, timeout, tmp_path, whole, monkeypatch):
+@pytest.mark.parametrize("how", ["kill", "hang"])
+def test_a_worker_that_is_killed_or_hangs_has_kept_its_forwards(how, tmp_path, whole, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PATHS)
-    store, cell = Store(tmp_path / "store"), quick_cell()
-    cut = Cut(computing._reusing([cell], store), how, tmp_path / "mark")
+    store, cell, mark = Store(tmp_path / "store"), quick_cell(), tmp_path / "mark"
+    cut = Cut(computing._reusing([cell], store), how, mark)
+    if how == "hang":  # from when it hangs, the driver's clock is a day ahead: no busy machine is that slow
+        ahead = SimpleNamespace(monotonic=lambda: time.monotonic() + 86_400.0 * mark.exists())
+        monkeypatch.setattr(actors, "time", ahead)
 
-    def run(todo, timeout=timeout):
-        return pool.run(todo, pool.Workers("cpu", count=1, timeout=timeout), cut, Journal(store))
+    def run(todo):
+        return pool.run(todo, pool.Workers("cpu", count=1, timeout=80_000.0), cut, Journal(store))
 
     result = computed(cell, store, run)
     if how == "hang":
         assert result.status == "failed" and "cluster.timeout" in result.error
-        result = computed(cell, store, partial(run, timeout=1e4))
+        result = computed(cell, store, run)
     import ray
 
     ray.shutdown()

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from launches import until
 from support import PROJECT, stub_cell
 
 from pipelines.records.cells import Refusal, Result
@@ -21,7 +23,7 @@ PATHS = os.pathsep.join([str(Path(__file__).parent), str(PROJECT / "tests")])
 
 
 def work(cells):
-    """Answers with its process, and leaves a mark of every attempt; fails as the cell's options ask for it."""
+    """Answers with its process, and leaves a mark of every attempt; fails, or waits for a file, as the options ask."""
     for cell in cells:
         options = dict(cell.task.options)
         attempt = 0
@@ -34,6 +36,8 @@ def work(cells):
         if options.get("raises"):
             raise RuntimeError("a stub's exception")
         time.sleep(options.get("seconds", 0.0))
+        while "gate" in options and not Path(options["gate"]).exists():
+            time.sleep(0.05)
         errors = {"oom": "out of memory", "cuda": "CUDA error: device-side assert triggered"}
         status = {"oom": "oom", "cuda": "failed"}.get(options.get("ends"), "ok")
         yield Result(cell.id, status, error=errors.get(options.get("ends")), provenance={"pid": os.getpid()})
@@ -46,12 +50,14 @@ def silenced(cells):
         yield from work(cells)
 
 
-@pytest.fixture
-def ray_workers(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", PATHS)
+@pytest.fixture(scope="module")
+def ray_workers():
+    """Ray is started once for all tests: seconds, and on a busy machine minutes."""
     import ray
 
-    yield pool.Workers("cpu", count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        yield pool.Workers("cpu", count=2)
     ray.shutdown()
 
 
@@ -138,22 +144,15 @@ def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("workers", "work"),
-    [
-        ("pool.Workers('cpu')", "work"),
-        ("pool.Workers('cpu')", "silenced"),
-        ("pool.Workers('cpu', count=2)", "work"),
-    ],
-    ids=["here", "here, as lm-eval is silenced", "ray"],
-)
-def test_ctrl_c_finishes_what_runs_and_hands_out_no_more(workers, work):
+def test_ctrl_c_of_a_terminal_finishes_what_runs_on_ray_and_hands_out_no_more():
+    """Ray's workers get it too, as every process of the command does."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_pool import pool, silenced, stub_cell, work
+from test_pool import pool, stub_cell, work
+cells = [stub_cell(length=n, seconds=1.0) for n in range(8, 28)]
 try:
-    for cell, result in pool.run([stub_cell(length=n, seconds=1.0) for n in range(8, 28)], {workers}, {work}):
+    for cell, result in pool.run(cells, pool.Workers('cpu', count=2), work):
         print(result.status, flush=True)
 except KeyboardInterrupt:
     print("interrupted")
@@ -197,13 +196,25 @@ def test_a_cluster_is_sent_code_and_the_embedded_model_and_no_results(tmp_path):
     assert sorted(cluster.left_out(tmp_path)) == ["/.venv", "/mlruns", "/models/mine", "/notes.txt"]
 
 
+def together(folder):
+    """Two cells of which none ends before both have begun."""
+    folder.mkdir()
+
+    def open_the_gate():
+        until(lambda: len(list(folder.glob("*.0"))) == 2)
+        (folder / "gate").touch()
+
+    threading.Thread(target=open_the_gate, daemon=True).start()
+    return [stub_cell(length=length, folder=str(folder), gate=str(folder / "gate")) for length in (32, 64)]
+
+
 @pytest.mark.slow
 def test_standing_workers_stay_from_one_batch_to_the_next(ray_workers, tmp_path):
     with pool.standing(ray_workers, work) as batch:
-        first = list(batch([stub_cell(length=length, seconds=0.2) for length in (32, 64, 128)]))
+        first = list(batch(together(tmp_path / "first")))
         died = list(batch([stub_cell(length=256, die_until=1, folder=str(tmp_path))]))
-        after = list(batch([stub_cell(length=length, seconds=0.2) for length in (33, 65, 129)]))
+        after = list(batch(together(tmp_path / "after")))
         assert list(batch([])) == []
-    assert [result.status for _, result in [*first, *died, *after]] == ["ok"] * 7
+    assert [result.status for _, result in [*first, *died, *after]] == ["ok"] * 5
     before, later = ({result.provenance["pid"] for _, result in batch} for batch in (first, after))
     assert len(before) == len(later) == 2 and len(before & later) == 1  # the one that died was replaced
