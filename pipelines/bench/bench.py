@@ -27,7 +27,7 @@ from pipelines.choices.sweep import cells_of
 from pipelines.records import phases
 from pipelines.records.cells import Cell
 from pipelines.records.numbers import duration
-from pipelines.records.places import SITE
+from pipelines.records.places import python_path
 from pipelines.records.public import public
 from pipelines.records.refusal import Refusal
 from pipelines.records.results import Store
@@ -214,8 +214,7 @@ class Bench:
         return lines(self._run(["-m", module, *words], {}))
 
     def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
-        paths = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH", "")]))
-        own = {"ROPEWALK_STORE": str(self.folder / "store"), "PYTHONPATH": paths, **environment}
+        own = {"ROPEWALK_STORE": str(self.folder / "store"), "PYTHONPATH": python_path(), **environment}
         left = None if self.deadline == math.inf else max(0.1, self.deadline - time.monotonic())
         try:
             ran = subprocess.run(

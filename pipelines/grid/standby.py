@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.choices.sweep import cells_of
 from pipelines.grid.request import requested
-from pipelines.records.places import SITE, cache_folder
+from pipelines.records.places import cache_folder, python_path
 from pipelines.records.refusal import LaunchEnded, Refusal
 from pipelines.workers import compute, warm
 from pipelines.workers.keeper import Start
@@ -50,11 +50,10 @@ def up(overrides: Sequence[str], hours: str) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix="ropewalk-up-", delete=False) as file:
         file.write(pickle.dumps(Start(wanted, cell, idle)))
-    paths = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.workers.keeper", file.name],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": python_path()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -10,16 +10,15 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from pipelines.records.places import SITE
+from pipelines.records.places import python_path
 
 PR_SET_PDEATHSIG = 1
 
 
 def begin(module: str, *words: str, **options: Any) -> subprocess.Popen[bytes]:
     """python -m module WORDS DRIVER, with our packages on its path. options: of Popen."""
-    paths = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, *words, str(os.getpid())]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, **options)
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path()}, **options)
 
 
 def begun(driver: int) -> None:

@@ -15,6 +15,11 @@ DATA = SITE if CHECKOUT else SITE / "ropewalk"
 CONF = DATA / "conf"
 
 
+def python_path() -> str:
+    """PYTHONPATH for a process of our own: this one's, with the folder of our packages before it."""
+    return os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def cache_folder() -> Path:
     """The user's folder for what is slow to make and can be made again."""
     cache = os.environ.get("ROPEWALK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ropewalk")

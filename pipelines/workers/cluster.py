@@ -22,7 +22,7 @@ import psutil
 
 from pipelines.records.cells import Refusal
 from pipelines.records.phases import timed
-from pipelines.records.places import SITE
+from pipelines.records.places import SITE, python_path
 from pipelines.records.refusal import LaunchEnded, first_line
 from pipelines.workers import agents
 from pipelines.workers.schedule import Workers
@@ -197,7 +197,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 def _local(ray: Any, workers: Workers) -> Callable[[], Any]:
     """A start of Ray on this machine alone."""
     cpus = max(os.cpu_count() or 1, (workers.count or 1) * workers.cpus)
-    paths = {"PYTHONPATH": os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    paths = {"PYTHONPATH": python_path()}
 
     def init() -> None:
         with agents.few(ray):
