@@ -120,11 +120,11 @@ def _finished(
     return done
 
 
-@timed("preparation")
 def _estimated(todo: Sequence[Cell], store: Store) -> list[str]:
     return [estimate.sentence(todo, estimate.Newest(store))]
 
 
+@timed("preparation")
 def _prepare(
     todo: Sequence[Cell], compute_cells: Run | Crew, console: Console, notes: Callable[[], Iterable[str | None]]
 ) -> threading.Thread | None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.records import provenance
 from pipelines.records.cells import Cell, Result, distinct
@@ -27,8 +27,6 @@ from pipelines.workers.signals import interruptible
 log = logging.getLogger(__name__)
 
 ENDED = "the workers of `ropewalk up` have ended meanwhile: going on without them"
-
-Value = TypeVar("Value")
 
 Run = Callable[[Sequence[Cell]], Iterator[tuple[Cell, Result]]]
 """Computes cells and yields each with its result when it is ready."""
@@ -151,8 +149,8 @@ class Crew:
         self.warm = warm.find(workers(self.cluster, cells[0].device), say) if cells else None
         return self.warm is not None
 
-    def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], Value]) -> Value:
-        """`ready.prepare`, while workers of Ray start; what `meanwhile` gives, which this process does beside.
+    def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], None]) -> None:
+        """`ready.prepare`, while workers of Ray start and this process does what is to be done meanwhile.
 
         Raises:
             Refusal: cells cannot be computed; nothing has run then.
@@ -172,7 +170,7 @@ class Crew:
             self.begun = Pool(wanted, evaluate, Journal(self.store))
             with interruptible() as interruption:
                 self.begun.begin(len(cells), interruption)
-                value = meanwhile()
+                meanwhile()
                 while aside.is_running:
                     time.sleep(0.05)
                     if interruption.asked.is_set():
@@ -180,7 +178,7 @@ class Crew:
             aside.finish()
         finally:
             aside.close()
-        return value
+        return None
 
     def __call__(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
         evaluator = _reusing(cells, self.store) if self.reuse else None

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.records import meter, provenance
 from pipelines.records.cells import Cell, Refusal
@@ -36,8 +36,6 @@ PATIENCE = 10.0
 """Seconds within which workers that are told to end must have ended."""
 
 Say = Callable[[str], object]
-
-Value = TypeVar("Value")
 
 
 class Gone(RuntimeError):
@@ -167,21 +165,20 @@ class Warm:
         self._send(*message)
         return self._receive()
 
-    def prepare(self, cells: Sequence[Cell], meanwhile: Callable[[], Value]) -> Value:
-        """`ready.prepare`, where transformers is loaded already; what `meanwhile` gives, which is done here beside.
+    def prepare(self, cells: Sequence[Cell], meanwhile: Callable[[], None]) -> None:
+        """`ready.prepare`, where transformers is loaded already, while this process does what is to be done meanwhile.
 
         Raises:
             Refusal: as there.
             Gone: the workers have ended.
         """
         self._send("prepare", os.getcwd(), list(cells))
-        value = meanwhile()
+        meanwhile()
         kind, text = self._receive()
         if kind == "refused":
             raise Refusal(text)
         if kind == "failed":
             raise RuntimeError(text)
-        return value
 
     def run(self, cells: Sequence[Cell], workers: Workers, evaluator: Evaluator | None, store: Store) -> CellResults:
         """Every cell with its result, in the order of finishing.
