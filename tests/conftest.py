@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+import absl.logging
+import psutil
 import pytest
 
 pytest_plugins = ["browsing"]
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# Under `pytest -n` tests run side by side in workers, which share the cores; the processes that they start do too.
+# Before any test imports torch.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // int(workers))))
+
+# rouge-score imports absl, whose log handler keeps what sys.stderr is at that time: pytest's own file, which it closes
+# as soon as Hydra sets up logging in a test that has another one, and no later test could write.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
 # As the pool does, but before any test imports ray: under `uv run` it would build workers an environment of their own.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+@pytest.hookimpl(optionalhook=True)  # there is none under `pytest -p no:xdist`
+def pytest_xdist_auto_num_workers() -> int:
+    """What `pytest -n auto` takes: a worker a core, and at most one for every 4 GB of memory that is free."""
+    return max(1, min(CORES, psutil.virtual_memory().available // (4 << 30)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each worker has a part of the tests in their order, so that fixtures of a file are made once; who is done first
+    takes over from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -52,7 +52,7 @@ ANYWHERE = {"numpy"}
 OWNERS = {
     "accelerate": {"pipelines.train"},
     "argcomplete": {"pipelines.cli.main"},
-    "blake3": {"pipelines.models.digest"},
+    "blake3": {"pipelines.models.digest", "pipelines.tasks.encoded"},
     "datasets": {"pipelines.tasks"},
     "filelock": {"pipelines.models.conversion", "pipelines.records.leases", "pipelines.track.database"},
     "gguf": {"pipelines.models.copies", "pipelines.models.gguf_once"},  # headers we read ourselves
@@ -82,6 +82,7 @@ OWNERS = {
     },
     "rouge_score": {"pipelines.tasks.summaries_rouge"},
     "scipy": {"pipelines.report.statistics"},
+    "sqlalchemy": {"pipelines.track.database"},
     "tokenizers": {"pipelines.models", "pipelines.train.corpus", "pipelines.train.exercises"},
     "torch": {
         "rope.attention",
@@ -103,6 +104,7 @@ OWNERS = {
         "pipelines.tasks.logits",
         "pipelines.tasks.scorer",
         "pipelines.tasks.shared",
+        "pipelines.tasks.softmax",
         "pipelines.workers.evaluate",
         "pipelines.workers.live",
         "pipelines.workers.usage",
@@ -122,6 +124,7 @@ OWNERS = {
         "pipelines.train.train",
     },
     "tqdm": {"pipelines.tasks.scorer", "pipelines.doctor.profile"},
+    "triton": {"pipelines.tasks.softmax"},  # comes with torch where there are GPUs for it
     "yaml": {
         "pipelines.choices",
         "pipelines.doctor.rules",
