@@ -54,7 +54,8 @@ def causal(
 
 def _merge(one: torch.Tensor, peak: torch.Tensor, other: torch.Tensor, other_peak: torch.Tensor) -> torch.Tensor:
     share = torch.sigmoid(other_peak - peak)[..., None]
-    return torch.lerp(one.float(), other.float(), share).to(one.dtype)
+    # Products of two dtypes are float32, and no operand is copied into it first.
+    return torch.addcmul(other * share, one, 1 - share, out=torch.empty_like(one))
 
 
 _compiled_merge = Compiled(_merge)

@@ -25,7 +25,7 @@ from rope import strategies
 from rope.config import text_config
 from rope.cropping import cropped
 
-BATCH_TOKENS, HEAD_ELEMENTS, ROWS, LEAN_FROM, FEWEST = 16384, 2**25, 16384, 1024, 256
+BATCH_TOKENS, HEAD_ELEMENTS, ROWS, WORK, LEAN_FROM, FEWEST = 16384, 2**25, 16384, 5 * 2**29, 1024, 256
 """scorer's, forward's and shared's, which take an import of torch to read; a test holds them together."""
 
 PROCESS_BYTES = {"cpu": 1.17e9, "cuda": 3.4e7}
@@ -100,11 +100,18 @@ class Shape:
             attention += rows * length**2 * (2 * self.heads + 2)
         return tokens * 4 * self.hidden + max(mlp, attention)
 
-    def elements_by_rows(self, length: int) -> int:
+    def chunk(self, size: int, device: str) -> int:
+        """Rows of a chunk of a long text, whose numbers take `size` bytes each."""
+        rows = ROWS
+        while device == "cuda" and 2 * rows * size * (3 * self.intermediate + 8 * self.hidden) <= WORK:
+            rows *= 2
+        return rows
+
+    def elements_by_rows(self, length: int, chunk: int) -> int:
         """The same of one document that goes layer by layer in chunks of rows: of all rows the hidden states, one
         layer's keys and values, cosines and sines; of a chunk's gate, up and their product, and its hidden states."""
         tokens = 2 * self.queries // self.heads + self.hidden + 2 * self.keys
-        return length * tokens + min(length, ROWS) * (3 * self.intermediate + 2 * self.hidden)
+        return length * tokens + min(length, chunk) * (3 * self.intermediate + 2 * self.hidden)
 
     def flop(self, length: int) -> float:
         """FLOP of one token in a forward over `length` tokens: the weights, and causal attention over half of it."""
@@ -270,8 +277,9 @@ def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
     size, rows = BYTES[cell.dtype], max(1, at_once // length)
     # torch has no fused attention on a GPU for float32 where several queries share a key.
     fused = not (cell.device == "cuda" and cell.dtype == "float32" and shape.keys < shape.queries)
-    if shape.by_rows and length > (ROWS if fused else LEAN_FROM):
-        forward = size * (shape.elements_by_rows(length) + (rows - 1) * length * shape.hidden)
+    chunk = shape.chunk(size, cell.device)
+    if shape.by_rows and length > (chunk if fused else LEAN_FROM):
+        forward = size * (shape.elements_by_rows(length, chunk) + (rows - 1) * length * shape.hidden)
     else:
         forward = size * shape.elements(length, rows, fused=fused)
     # Logits as the head gives them, in float32 where that is another type, and as much again for their logsumexp.
@@ -283,7 +291,9 @@ def peak(shape: Shape, cell: Cell, length: int, at_once: int) -> float:
 def rough(shape: Shape, length: int, tokens: int) -> tuple[float, float]:
     """(bytes, seconds) on one data-centre GPU in 16 bits, of a model that is not here: weights, the largest forward,
     and a guess at the speed."""
-    forward = 2 * (shape.elements_by_rows(length) if length > ROWS else shape.elements(length, 1, fused=True))
+    chunk = shape.chunk(2, "cuda")
+    by_rows = length > chunk
+    forward = 2 * (shape.elements_by_rows(length, chunk) if by_rows else shape.elements(length, 1, fused=True))
     return shape.parameters * 2 + forward + PROCESS_BYTES["cuda"], tokens * shape.flop(length) / FLOPS["cuda"]
 
 

@@ -27,7 +27,10 @@ class Answered:
 
     def scores(self, rows: Sequence[Sequence[int]], compute: Callable[[], list[Scored]]) -> list[Scored]:
         """Scores of a batch. rows: all its tokens, those that are scored included."""
-        key = self._next(np.array([n for row in rows for n in (len(row), *row)], dtype="<i8").tobytes())
+        if self._answers is None:
+            return compute()
+        asked = [part for row in rows for part in ([len(row)], row)]
+        key = self._next(np.concatenate([np.array(part, dtype="<i8") for part in asked]).tobytes())
         if (kept := self._recalled(key)) is not None:
             return [(_likelihood(base64.b64decode(terms)), bool(greedy)) for terms, greedy in kept]
         scored = compute()

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.records.cells import Options, Refusal
+from pipelines.tasks import encoded
 
 SCORER_VERSION = 1
 """Goes up whenever a change to pipelines/tasks/scorer.py can change a score. Here, as that file loads torch."""
@@ -104,6 +106,10 @@ class Scores:
     kept: Kept | None = None
 
 
+_FINGERPRINTS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
+"""Of tokenizers: what it was taken under, and an Encoder's fingerprint."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer that adds nothing by itself. Two that give every text the same ids are equal, whatever wraps them."""
@@ -119,12 +125,19 @@ class Encoder:
         if backend is None:
             return cls(uuid4().hex, tokenizer)  # its parts cannot be read: equal to none but itself
         # What comes before the added tokens is the padding and truncation of the last call, which decide nothing here.
-        serialized = backend.to_str()
-        parts = serialized.partition('"added_tokens"')[2] or serialized
         splits = bool(getattr(tokenizer, "split_special_tokens", False))
         template = str(getattr(tokenizer, "chat_template", None) or "")
-        fingerprint = hashlib.sha256(f"{tokenizer.bos_token_id}\0{splits}\0{parts}".encode()).hexdigest()
-        return cls(fingerprint, tokenizer, template)
+        # What of it may be set anew; to write all of it out takes 23 ms.
+        steps = backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder
+        added = sorted(backend.get_added_tokens_decoder().items())
+        settings = repr((tokenizer.bos_token_id, splits, steps, added, id(backend)))
+        known = _FINGERPRINTS.get(tokenizer)
+        if known is None or known[0] != settings:
+            serialized = backend.to_str()
+            parts = serialized.partition('"added_tokens"')[2] or serialized
+            fingerprint = hashlib.sha256(f"{tokenizer.bos_token_id}\0{splits}\0{parts}".encode()).hexdigest()
+            known = _FINGERPRINTS[tokenizer] = settings, fingerprint
+        return cls(known[1], tokenizer, template)
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
@@ -138,7 +151,7 @@ class Encoder:
         """
         known, size = _beginning(self, text), CHARACTERS * count + AROUND
         while len(known) < count and size < len(text) and (end := self._independent(text, size)):
-            known[:] = _ids(self.tokenizer, text[:end])
+            known[:] = self._ids(text[:end])
             size *= 2
         return list(known) if len(known) >= count else self(text)
 
@@ -148,12 +161,19 @@ class Encoder:
         if line is None:
             return None
         end = line.end()
-        near = (_ids(self.tokenizer, text[end - AROUND : stop]) for stop in (end, end + AROUND))
+        near = (self._ids(text[end - AROUND : stop]) for stop in (end, end + AROUND))
         alone, followed = near
         return end if followed[: len(alone)] == alone else None
 
+    def _ids(self, text: str) -> list[int]:
+        known = getattr(self.tokenizer, "backend_tokenizer", None) is not None
+        return encoded.ids(self.tokenizer, text, self.fingerprint if known else None)
+
     def text(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, special tokens written out."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # the same without a look at every id, which takes longer than to decode them
+            return str(backend.decode(list(ids), skip_special_tokens=False))
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def beginning(self, bos: bool | None) -> tuple[int, ...]:
@@ -172,17 +192,13 @@ class Encoder:
 
 @lru_cache(maxsize=4)
 def _encoded(encode: Encoder, text: str) -> tuple[int, ...]:
-    return tuple(_ids(encode.tokenizer, text))
+    return tuple(encode._ids(text))
 
 
 @lru_cache(maxsize=4)
 def _beginning(encode: Encoder, text: str) -> list[int]:
     """The longest beginning of a text's ids that was asked for, to be lengthened; none yet."""
     return []
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def digest(documents: Iterable[Document]) -> str:

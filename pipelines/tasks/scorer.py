@@ -28,12 +28,9 @@ from pipelines.records.cells import Refusal
 from pipelines.tasks.answered import Answered, Scored
 from pipelines.tasks.exact import LogLikelihood, Spans, Tokens, joined
 from pipelines.tasks.forward import Forward
-from pipelines.tasks.logits import COMPILED_ELEMENTS, reach, score
+from pipelines.tasks.logits import reach, rows_of, score
 from pipelines.tasks.shared import Group, Row, SharedContext, split
 from rope.cropping import Cropped
-
-HEAD_ELEMENTS = 2**25
-"""Logits that are held at once: 128 MiB in float32."""
 
 REACHED = "_ropewalk_reached"
 """Attribute of a model: how to get its logits."""
@@ -96,7 +93,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         bos: put a BOS before every text (True), never (False), or as the tokenizer does by itself (None).
         prefix_token_id: what an empty context stands for; None: BOS, else end of text.
         batch_tokens: tokens of one forward, padding included; a longer text goes alone.
-        head_rows: rows of logits held at once; None: as many as HEAD_ELEMENTS allows.
+        head_rows: rows of logits held at once; None: as many as pipelines/tasks/logits.py says.
         progress: show a bar over the forwards.
         devices: that share a long text, the model's own first; () for that alone.
 
@@ -145,7 +142,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self.bos, self.batch_tokens, self.progress = bos, batch_tokens, progress
         text_config = model.config.get_text_config()
         self.vocabulary: int = text_config.vocab_size
-        self.head_rows = head_rows or max(1, HEAD_ELEMENTS // self.vocabulary)
+        self.head_rows = head_rows or rows_of(self.vocabulary, model.dtype, self.device)
         self._scale = float(getattr(text_config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
         self._cap = getattr(text_config, "final_logit_softcapping", None)
@@ -353,7 +350,7 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """(B, L, H) last hidden states; or (B, <= L, V) logits of at least the last `keep` tokens of each row."""
         width = max(map(len, rows))
         # Right padding needs no mask: attention is causal.
-        ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=self.device)
+        ids = torch.from_numpy(np.array([row + (0,) * (width - len(row)) for row in rows])).to(self.device)
         self.forward_tokens += sum(map(len, rows))
         if self.head == "chunked":
             states = self.forward_pass.states(ids)
@@ -366,10 +363,8 @@ class LongLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     @torch.no_grad()
     def _score(self, states: torch.Tensor, target: list[int]) -> Scored:
         """Score n target ids against n rows of hidden states or logits, a chunk of rows at a time."""
-        compiled = self.forward_pass.compiled and self.head == "chunked"
-        size = max(self.head_rows, COMPILED_ELEMENTS // self.vocabulary) if compiled else self.head_rows
         head = (self.model.get_output_embeddings(), self._scale, self._cap) if self.head == "chunked" else None
-        tokens, greedy = score(states, target, head, size, compiled=compiled)
+        tokens, greedy = score(states, target, head, self.head_rows)
         self.scored_tokens += len(target)
         return LogLikelihood(float(tokens.sum(dtype=np.float64)), tokens), greedy
 

@@ -52,11 +52,12 @@ def cell(model=TINY, length=512, task=PERPLEXITY, limit=2, **changes):
 
 
 def test_the_scorers_constants_are_the_scorers():
-    from pipelines.tasks import forward, scorer, shared
+    from pipelines.tasks import forward, logits, scorer, shared
 
-    assert (estimate.ROWS, estimate.LEAN_FROM) == (forward.ROWS, forward.LEAN_FROM)
+    constants = ("ROWS", "WORK", "LEAN_FROM")
+    assert [getattr(estimate, name) for name in constants] == [getattr(forward, name) for name in constants]
     assert estimate.FEWEST == shared.FEWEST
-    assert estimate.HEAD_ELEMENTS == scorer.HEAD_ELEMENTS
+    assert estimate.HEAD_ELEMENTS == logits.HEAD_ELEMENTS
     assert inspect.signature(scorer.LongLM).parameters["batch_tokens"].default == estimate.BATCH_TOKENS
 
 
@@ -87,6 +88,8 @@ FOUR_LAYERS = Shape(4096, 14336, 4, 32, 4096, 1024, 32000, False)
         (FOUR_LAYERS, "float32", 32768, 1, 8.41),
         (SMOLLM2, "bfloat16", 512, 8, 0.521),
         (SMOLLM2, "bfloat16", 8192, 2, 0.612),
+        (SMOLLM2, "bfloat16", 65536, 1, 1.14),
+        (SMOLLM2, "bfloat16", 98304, 1, 1.57),
         (SMOLLM2, "float32", 512, 8, 0.768),
     ],
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from test_scorer import ids_of, requests_of
 
+from pipelines.choices import estimate
 from pipelines.models import find, load
 from pipelines.records.cells import Model, frozen
 from pipelines.tasks import forward
@@ -107,6 +109,18 @@ def test_chunks_are_smaller_where_memory_is_short(model, monkeypatch):
     assert forward.FEWEST_ROWS <= lean._rows(20000) < forward.ROWS
     monkeypatch.setattr(forward.memory, "limit", lambda: weights)
     assert lean._rows(10**6) == forward.FEWEST_ROWS
+
+
+def test_chunks_of_a_small_model_are_larger_on_one_gpu_as_the_estimate_says(model, monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(forward.Forward, "_device", lambda self: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**36))
+    row = 4 * (3 * model.config.intermediate_size + 8 * model.config.hidden_size)
+    rows = forward.Forward(model, 8192)._rows(10**6)
+    assert rows * row <= forward.WORK < 2 * rows * row
+    assert estimate.Shape.of(model.config.to_dict()).chunk(4, "cuda") == rows
+    assert estimate.Shape.of(model.config.to_dict()).chunk(4, "cpu") == forward.ROWS
+    assert forward.Forward(model, 8192, (gpu, gpu))._rows(10**6) == forward.ROWS  # there is something for each
 
 
 def test_random_weights_are_drawn_on_the_device_that_computes():

@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 from support import PROJECT
+from tokenizers import normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from pipelines.models import find
 from pipelines.records.cells import Model, Refusal, Task, frozen
-from pipelines.tasks import harness, named, passkey, perplexity, registry, scorer, text
+from pipelines.tasks import encoded, harness, named, passkey, perplexity, registry, scorer, text
 from pipelines.tasks.documents import SCORER_VERSION, Encoder, _encoded, stderr
 from pipelines.tasks.exact import LogLikelihood
 from pipelines.tasks.scorer import LongLM
@@ -224,6 +225,35 @@ def test_tokenizers_are_equal_where_they_give_every_text_the_same_ids(tiny_folde
     assert len({Encoder.of(other) for other in (again, split, without, tokenizer)}) == 4
 
 
+def test_a_tokenizer_that_is_changed_in_place_is_another_encoder():
+    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "models" / "tiny")
+    seen = [Encoder.of(tokenizer)]
+    assert Encoder.of(tokenizer) == seen[0]
+
+    def lower():
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+    def split():
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+
+    def bos():
+        tokenizer.bos_token = "<new>"
+
+    for change in (lambda: tokenizer.add_tokens(["<new>"]), lower, split, bos):
+        change()
+        seen.append(Encoder.of(tokenizer))
+    assert len(set(seen)) == 5
+
+
+def test_an_encoder_says_of_ids_what_its_tokenizer_says():
+    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "models" / "tiny")
+    ids = (0, *tokenizer.encode("def first(rows) :  # Grün\n\treturn 1 , 2 ."), 0, 7999)
+    assert Encoder.of(tokenizer).text(ids) == tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    assert "<|endoftext|>" in Encoder.of(tokenizer).text(ids)
+
+
 def test_a_text_is_encoded_once_for_two_tokenizers_that_wrap_the_same_parts(tiny_folder, tokenizer, monkeypatch):
     plain = find.plain_tokenizer(find.describe(Model("tiny", str(tiny_folder)))[0])
     said = "encoded once, by the one that needs no transformers"
@@ -249,6 +279,46 @@ def test_the_first_ids_of_a_text_are_those_of_the_whole_and_no_more_of_it_is_enc
     assert sum(sizes) < len(pydoc) / 2
     assert encode.first(pydoc, len(whole) + 1) == whole
     assert [window.ids for window in found] == [tuple(whole[n * 900 :][:900]) for n in (1, 2, 3)]
+
+
+def test_the_ids_of_a_long_text_are_kept_between_processes_for_the_same_tokenizer_alone(encode, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROPEWALK_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoded, "KEPT_FROM", 1000)
+    calls, call = [], type(encode.tokenizer).__call__
+    monkeypatch.setattr(
+        type(encode.tokenizer), "__call__", lambda own, said, **on: calls.append(own) or call(own, said, **on)
+    )
+    words = Encoder.of(AutoTokenizer.from_pretrained(PROJECT / "models" / "tiny"))
+    said = next(text.documents("pydoc"))[:50_000]
+
+    def ids(encode, said=said):
+        _encoded.cache_clear()  # as in another process
+        return encode(said)
+
+    first = ids(encode)
+    assert first == call(encode.tokenizer, said, add_special_tokens=False)["input_ids"]
+    assert ids(encode) == first and len(calls) == 1
+    assert ids(words) != first and ids(encode, said[:20_000]) != first
+    files = list((tmp_path / "encoded").iterdir())
+    assert len(files) == 3
+    for file in files:  # one bit of each is another
+        file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    before = len(calls)
+    assert ids(encode) == first and len(calls) == before + 1
+    ids(encode, "short"), ids(encode, "short")
+    assert len(calls) == before + 3 and len(list((tmp_path / "encoded").iterdir())) == 3
+
+
+def test_ids_of_a_tokenizer_whose_parts_cannot_be_read_are_not_kept(tmp_path, monkeypatch):
+    class Numbers:
+        bos_token_id = None
+
+        def __call__(self, said, **_):
+            return {"input_ids": [*map(ord, said)]}
+
+    monkeypatch.setenv("ROPEWALK_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoded, "KEPT_FROM", 3)
+    assert Encoder.of(Numbers())("four") == [*map(ord, "four")] and not list(tmp_path.iterdir())
 
 
 def test_where_ids_depend_on_what_follows_the_whole_text_is_encoded():
