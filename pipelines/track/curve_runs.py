@@ -12,7 +12,7 @@ from pipelines.records.results import Store
 from pipelines.report import curves, palette
 from pipelines.report.statistics import OF_PLANS
 from pipelines.track.cell_runs import choice_params
-from pipelines.track.database import has_own_database, locked, pages, search, start_run
+from pipelines.track.database import has_own_database, locked, pages, search, start_run, transaction
 from pipelines.track.views import GAIN, section
 
 IS_CURVE = "tags.`ropewalk.kind` = 'curve'"
@@ -107,11 +107,12 @@ def _draw(
             client.set_tag(runs[0].info.run_id, "sweep_id", sweep_id)
         return
     # Drawn as a whole and anew: a step that is written twice stays in the chart twice.
-    for run in runs:
-        client.delete_run(run.info.run_id)
     tags = {**content, "sweep_id": sweep_id, "mlflow.runColor": palette.style(cell.strategy).colour}
-    with start_run(client, experiment, f"{cell.strategy_label} {cell.task.name}", tags) as run:
-        run.log(params, metrics)
+    with transaction(client):
+        for run in runs:
+            client.delete_run(run.info.run_id)
+        with start_run(client, experiment, f"{cell.strategy_label} {cell.task.name}", tags) as run:
+            run.log(params, metrics)
 
 
 def prune_curves(client: Any, experiment: str, store: Store, cells: Mapping[str, Cell]) -> None:

@@ -8,9 +8,10 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,65 @@ def connect(store: Store) -> Any:
         if is_running(run.data.tags["process"]) is False:
             client.set_terminated(run.info.run_id, "KILLED")
     return client
+
+
+@contextmanager
+def transaction(client: Any) -> Iterator[None]:
+    """What this thread writes in the block to a database of sqlite is committed at its end, all of it or nothing.
+
+    MLflow commits every call by itself, and each waits for the disk. A server is left to do so, and so is a version of
+    MLflow with other insides. Nothing in the block may wait for another process, which may be waiting for the database.
+    """
+    from sqlalchemy.orm import Session
+
+    store = client._tracking_client.store
+    known = hasattr(store, "ManagedSessionMaker") and hasattr(store, "engine")
+    if not known or getattr(store, "db_type", "") != "sqlite":
+        yield
+        return
+    with _CHANGING:
+        if not isinstance(store.ManagedSessionMaker, _Sessions):
+            store.ManagedSessionMaker = _Sessions(store.ManagedSessionMaker)
+    sessions = store.ManagedSessionMaker
+    if sessions.joined() is not None:
+        yield
+        return
+    with store.engine.connect() as connection, connection.begin():
+        for pragma in ("foreign_keys = ON", "busy_timeout = 20000", "case_sensitive_like = true"):  # as MLflow's own
+            connection.exec_driver_sql(f"PRAGMA {pragma}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver would begin after the first savepoint
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            sessions.thread.session = session
+            try:
+                yield
+            finally:
+                sessions.thread.session = None
+
+
+_CHANGING = threading.Lock()
+
+
+class _Sessions:
+    """In place of what makes MLflow's sessions: within a transaction of this thread, all calls have one."""
+
+    def __init__(self, make: Callable[..., AbstractContextManager[Any]]) -> None:
+        self.make, self.thread = make, threading.local()
+
+    def joined(self) -> Any:
+        return getattr(self.thread, "session", None)
+
+    @contextmanager
+    def __call__(self, read_only: bool = True) -> Iterator[Any]:
+        if (session := self.joined()) is None:
+            with self.make(read_only=read_only) as own:
+                yield own
+            return
+        try:
+            yield session
+            session.commit()  # a savepoint
+        except BaseException:
+            session.rollback()
+            raise
 
 
 def _prepare(path: Path) -> None:

@@ -63,10 +63,10 @@ def run(
         console.out(found.text, end="")
         return [(cell, done[cell.id]) for cell in sweep.cells]
     notes = partial(advance_notes or partial(_estimated, store=store), todo)
-    noted = _prepare(todo, compute_cells, console, notes)
+    noted = _prepare(todo, compute_cells, console, notes) if todo else None
     threading.Thread(target=page.warm, daemon=True).start()  # while cells compute
-    elsewhere = isinstance(compute_cells, Crew) and not compute_cells.here
-    painters = Painters(MOST) if todo and elsewhere and (os.cpu_count() or 1) >= CORES and not console.quiet else None
+    elsewhere = bool(todo) and isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo)
+    painters = Painters(MOST) if elsewhere and (os.cpu_count() or 1) >= CORES and not console.quiet else None
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
     recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
@@ -134,25 +134,27 @@ def _prepare(
     """
 
     def say() -> None:
-        for said in filter(None, notes() if todo else ()):
+        for said in filter(None, notes()):
             console.print(said)
 
     # Daemons: an import that Ctrl-C tore apart never ends in another thread.
     aside, saying = threading.Thread(target=_warm, daemon=True), threading.Thread(target=say, daemon=True)
-    if not isinstance(compute_cells, Crew):
+
+    def meanwhile() -> None:  # not before Ray has begun, which it would slow down
         aside.start()
-        ready.prepare(todo)
-        aside.join()
         say()
-        return None
-    if compute_cells.find(todo, console.print):
+
+    if isinstance(compute_cells, Crew) and compute_cells.find(todo, console.print):
         compute_cells.prepare(todo, console.print, lambda: None)
         saying.start()
         return saying
+    if isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo):
+        compute_cells.prepare(todo, console.print, meanwhile)
+        return None
     aside.start()
-    compute_cells.prepare(todo, console.print, say)
-    if compute_cells.here:  # else cells are computed in other processes meanwhile
-        aside.join()
+    ready.prepare(todo)
+    aside.join()
+    say()
     return None
 
 
@@ -182,12 +184,13 @@ def _conclude(
         twin.print("\n".join(filter(None, [*answer.sentences, answer.command])))
     answered = memory.getvalue()
     console.out(answered, end="")
+    recorder.submit(lambda tracker: tracker.conclude(rows, shown))  # while figures are drawn
     report, place = None, ""
     if not interrupted:
         report, place = page.attempt(
             rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown, answers=answers, painters=painters
         )
-    recorder.submit(lambda tracker: tracker.conclude(rows, shown, report))
+    recorder.submit(lambda tracker: tracker.finish(report))
     twin.print("\n".join(filter(None, [place, f"results: {store.root}"])))
     console.out(memory.getvalue()[len(answered) :], end="")
     return again.Conclusion(sweep.id, memory.getvalue(), [] if report is None else [str(report.html)])

@@ -135,7 +135,8 @@ def _sweep(client: Any, sweep: Sweep, store: Store, *, force: bool, ours: bool =
         for cell_id in (cell_id for cell_id in results if cell_id not in before):
             tracker.record(sweep.bearing(cell_id), results[cell_id])
         report, _ = page.attempt(rows, store.sweep(sweep.id), sweeps=[sweep], shown=shown)
-        tracker.conclude(rows, shown, report)
+        tracker.conclude(rows, shown)
+        tracker.finish(report)
     store.mark_recorded(sweep.id)
     reasons = [run.lost for run in runs if run.lost]
     lost = f", {len(reasons)} of them without patched_config.json: {'; '.join(dict.fromkeys(reasons))}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.records.results import Store
-from pipelines.track.database import Run, connect, experiment_id, search, start_run
+from pipelines.track.database import Run, connect, experiment_id, search, start_run, transaction
 
 EXPERIMENT = "tune"
 
@@ -49,11 +49,12 @@ class StudyTracker:
         metrics = [("tuning", value, documents) for documents, value in trial["rungs"]]
         metrics += [("cost", trial["cost"], 0)] if trial["cost"] is not None else []
         name = f"trial {trial['number']}: {trial['status']}"
-        with start_run(self.client, self.experiment, name, tags, code=self.study["code"]) as run:
-            run.log(trial["values"], metrics)
-            run.status = "FAILED" if trial["status"] == "failed" else "FINISHED"
-        if best is not None:
-            self.parent.log(metrics=[("best", best, int(trial["number"]))])
+        with transaction(self.client):
+            with start_run(self.client, self.experiment, name, tags, code=self.study["code"]) as run:
+                run.log(trial["values"], metrics)
+                run.status = "FAILED" if trial["status"] == "failed" else "FINISHED"
+            if best is not None:
+                self.parent.log(metrics=[("best", best, int(trial["number"]))])
 
     def conclude(self, study: Mapping[str, Any], folder: Path) -> None:
         """The verdict as the study's note, importances and reported numbers as metrics, and all files of the folder."""

@@ -18,7 +18,17 @@ from pipelines.report.gain_table import as_metrics
 from pipelines.tasks import text
 from pipelines.track.cell_runs import CellRun, cell_run
 from pipelines.track.curve_runs import draw_curves
-from pipelines.track.database import Run, connect, experiment_id, milliseconds, now, pages, search, start_run
+from pipelines.track.database import (
+    Run,
+    connect,
+    experiment_id,
+    milliseconds,
+    now,
+    pages,
+    search,
+    start_run,
+    transaction,
+)
 from pipelines.track.experiments import describe
 
 SHOWN = 5
@@ -94,7 +104,10 @@ class Tracker:
         end = milliseconds(result.provenance["at"]) if "at" in result.provenance else now()
         start = end - round(1000 * result.cost.get("seconds", 0.0))
         code = result.provenance.get("code", {})
-        with start_run(self.client, self.experiment, cell.label, tags, code=code, start=start) as run:
+        with (
+            transaction(self.client),
+            start_run(self.client, self.experiment, cell.label, tags, code=code, start=start) as run,
+        ):
             run.log(content.params, content.metrics, at=end)
             source = str(dict(cell.task.options).get("text", cell.task.name))
             data = Dataset(
@@ -110,31 +123,37 @@ class Tracker:
             run.files([self.store.cell(cell.id) / "result.json"])
             run.status, run.end = "FINISHED" if result.finished else "FAILED", end
 
-    def conclude(self, rows: Results, shown: Iterable[tables.ScoreTable], report: page.Page | None = None) -> None:
-        """The sweep's own: how it ended, its cells as one file, its tables, page and figures; and the curves."""
-        # Parameters: MLflow draws a chart of every metric, and a bar of a count says nothing.
-        counts = tables.counts([result for _, result in rows])
-        counts |= {"finished before": len(self.before)} if self.before else {}
-        self.parent.log({f"cells {status}": count for status, count in counts.items()})
+    def conclude(self, rows: Results, shown: Iterable[tables.ScoreTable]) -> None:
+        """The sweep's own: how it ended, its cells as one file, its tables; and the curves."""
         shown = list(shown)
-        for scores in shown:
-            if scores.gains is not None:
-                self.parent.log(metrics=as_metrics(scores.gains, scores.task))
-        codes = provenance.code_labels(result.provenance for _, result in tables.distinct_rows(rows))
-        if len(codes) > 1:
-            self.parent.tag("mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items()))
-        if self.before:
-            self._note_before()
-        self.parent.json(self.sweep.spec(), "sweep.json")
-        self.parent.text(tables.markdown(shown), "tables.md")
-        if report is not None:
-            self.parent.files([report.html])
-            if report.figures.is_dir():
-                self.client.log_artifacts(self.parent.id, str(report.figures), "figures")
+        with transaction(self.client):
+            # Parameters: MLflow draws a chart of every metric, and a bar of a count says nothing.
+            counts = tables.counts([result for _, result in rows])
+            counts |= {"finished before": len(self.before)} if self.before else {}
+            self.parent.log({f"cells {status}": count for status, count in counts.items()})
+            for scores in shown:
+                if scores.gains is not None:
+                    self.parent.log(metrics=as_metrics(scores.gains, scores.task))
+            codes = provenance.code_labels(result.provenance for _, result in tables.distinct_rows(rows))
+            if len(codes) > 1:
+                self.parent.tag("mixed_code", "; ".join(f"{label}: {n} cells" for label, n in codes.items()))
+            if self.before:
+                self._note_before()
+            self.parent.json(self.sweep.spec(), "sweep.json")
+            self.parent.text(tables.markdown(shown), "tables.md")
         measured = [(cell, result) for cell, result in rows if result.metrics]
         draw_curves(self.client, self.experiment, self.store, measured, self.sweep.id, _gains(shown))
-        describe(self.client, self.experiment, milliseconds(self.sweep.created))
-        self.parent.tag("ropewalk.layout", LAYOUT)  # last: without it the sweep counts as written in part
+        with transaction(self.client):
+            describe(self.client, self.experiment, milliseconds(self.sweep.created))
+
+    def finish(self, report: page.Page | None = None) -> None:
+        """The page and its figures, where they were written, and that the sweep is recorded whole."""
+        with transaction(self.client):
+            if report is not None:
+                self.parent.files([report.html])
+                if report.figures.is_dir():
+                    self.client.log_artifacts(self.parent.id, str(report.figures), "figures")
+            self.parent.tag("ropewalk.layout", LAYOUT)  # last: without it the sweep counts as written in part
 
     def _note_before(self) -> None:
         """Where the runs are of the cells that were finished before: in the sweep's description, and cell by cell."""

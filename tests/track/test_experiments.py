@@ -32,6 +32,7 @@ def recorded(store, *rows, experiment="an-experiment", created="2026-11-26T10:00
             store.save(cell, result)
             tracker.record([cell], result)
         tracker.conclude(rows, tables.tables(rows))
+        tracker.finish()
 
 
 def the_runs(client, kind, experiment="an-experiment"):

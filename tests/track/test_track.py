@@ -36,6 +36,7 @@ def recorded(store, *rows):
             store.save(cell, result)
             tracker.record([cell], result)
         tracker.conclude(rows, tables.tables(rows))
+        tracker.finish()
 
 
 def test_the_run_of_a_sweep_has_the_page_and_its_figures(store, client, tmp_path):
@@ -46,7 +47,8 @@ def test_the_run_of_a_sweep_has_the_page_and_its_figures(store, client, tmp_path
     cell = random_cell("none", 128)
     sweep = Sweep("an-experiment", (cell,), command="ropewalk grid x=1")
     with track.Tracker.open(sweep, store) as tracker:
-        tracker.conclude([(cell, Result(cell.id, "failed"))], [], Page(folder / "report.html", 1))
+        tracker.conclude([(cell, Result(cell.id, "failed"))], [])
+        tracker.finish(Page(folder / "report.html", 1))
     run = the_run(client, "sweep")
     kept = {file.path for place in (None, "figures") for file in client.list_artifacts(run.info.run_id, place)}
     assert {"report.html", "figures/ppl.svg", "figures/ppl.csv"} <= kept
