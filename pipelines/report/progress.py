@@ -4,6 +4,7 @@ an event each."""
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ class GridProgress:
         self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
         self.start = time.monotonic()
         self.tokens: dict[str, int | None] = {}
+        self.surveying = threading.Thread(target=self._survey, daemon=True)
         self.running: dict[str, tuple[float, float]] = {}  # when it was first heard of, and its share done
         self._bars: dict[str, TaskID] = {}
         self._live: Progress | None = None
@@ -44,7 +46,8 @@ class GridProgress:
     def __enter__(self) -> GridProgress:
         moves = self.console.is_terminal and not self.console.is_dumb_terminal and not self.console.quiet
         if self.cells and (moves or self.events is not None):
-            self.tokens = {cell_id: work.tokens for cell_id, work in estimate.survey(self.cells.values())[0].items()}
+            # beside the cells: to know how long they are, their documents are made
+            self.surveying.start()
             self._stack.enter_context(meter.listening(self.heard))
         if self.cells and moves:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[said]}"))
@@ -58,6 +61,9 @@ class GridProgress:
     def __exit__(self, *reason: object) -> None:
         self._stack.close()
         self._live = None
+
+    def _survey(self) -> None:
+        self.tokens = {cell_id: work.tokens for cell_id, work in estimate.survey(self.cells.values())[0].items()}
 
     def __call__(self, cell: Cell, result: Result) -> None:
         """A cell has its result."""

@@ -8,9 +8,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from pipelines.models import light
@@ -122,10 +121,11 @@ class Pool:
             self.cluster = Cluster(self.workers, interruption)
             self.ray = self.cluster.ray
             gpus = self.workers.gpus if self.workers.device == "cuda" else 0
-            # Asked how far it is while it computes, an actor answers from a thread beside.
-            asked = {"concurrency_groups": {METER: 1}} if meter.is_heard() else {}
-            actor = self.ray.remote(num_cpus=self.workers.cpus, num_gpus=gpus, max_restarts=0, **asked)(_Worker)
-            self.start: Callable[[], Any] = partial(actor.remote, heard=bool(asked))
+            needs = {"num_cpus": self.workers.cpus, "num_gpus": gpus, "max_restarts": 0}
+            # Asked how far it is while it computes, an actor answers from a thread beside. All of them can: one that is
+            # asked in a group that it does not have dies, and whether anybody will ask is not known as it starts.
+            actor = self.ray.remote(**needs, concurrency_groups={METER: 1})(_Worker)
+            self.start: Callable[[], Any] = actor.remote
 
     def _disconnect(self) -> None:
         """Give up what is lost. The cells that were running wait again, and it does not count against them."""
@@ -303,9 +303,9 @@ def _for_memory(error: Exception) -> bool:
 class _Worker:
     """An actor: its process keeps the model loaded from cell to cell."""
 
-    def __init__(self, heard: bool = False) -> None:
+    def __init__(self) -> None:
         light.own()
-        self.heard, self.far = heard, dict[str, float]()
+        self.far = dict[str, float]()
 
     def ready(self, evaluator: Evaluator) -> dict[str, str]:
         """Answers once the process runs: with its versions of all that makes numbers."""
@@ -315,7 +315,7 @@ class _Worker:
 
     def run(self, cell: Cell, evaluator: Evaluator) -> Result:
         self.far.clear()
-        with meter.listening(self.far.__setitem__) if self.heard else nullcontext():
+        with meter.listening(self.far.__setitem__):
             return one(evaluator, cell)
 
     def tokens(self) -> dict[str, float]:

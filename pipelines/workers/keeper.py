@@ -19,7 +19,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from multiprocessing.connection import Connection, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,10 @@ class Keeper:
         count = workers.count or room
         for turn in range(ROUNDS):
             cells = [replace(cell, seed=cell.seed + number) for number in range(turn * count, (turn + 1) * count)]
-            with meter.listening(lambda *_: None):  # so that workers start as those whose progress is asked for
-                for _, result in self.crew.compute(cells, Interruption()):
-                    if result.status != "ok":
-                        print(result.error, file=sys.stderr, flush=True)
-                        trouble = result.error_line or result.status
+            for _, result in self.crew.compute(cells, Interruption()):
+                if result.status != "ok":
+                    print(result.error, file=sys.stderr, flush=True)
+                    trouble = result.error_line or result.status
             if not isinstance(self.crew, Pool) or len(self.crew.schedule.holds) >= count:
                 break
             time.sleep(1.0)
@@ -158,7 +158,8 @@ class Keeper:
         heard: bool,
     ) -> None:
         assert self.crew is not None
-        interruption, journal, ended = Interruption(), Journal(Store.at(store)), threading.Event()
+        interruption, journal = Interruption(), Journal(Store.at(store))
+        ended, end = Pipe(duplex=False)
         own = evaluator or evaluate
         self.crew.evaluator = partial(own, folder=folder) if own is evaluate or isinstance(own, partial) else own
         self.crew.workers, self.crew.journal = workers, journal
@@ -169,13 +170,12 @@ class Keeper:
                 connection.send(message)
 
         def listen() -> None:
-            try:
-                while not ended.is_set():
-                    if connection.poll(0.2):
-                        connection.recv()  # "stop"
-                        interruption.asked.set()
-            except (OSError, EOFError):  # the command is gone: the running cells are finished, for nobody
+            while ended not in wait([connection, ended]):
                 interruption.asked.set()
+                try:
+                    connection.recv()  # "stop"
+                except (OSError, EOFError):  # the command is gone: the running cells are finished, for nobody
+                    return
 
         listening = threading.Thread(target=listen, daemon=True)
         listening.start()
@@ -193,8 +193,9 @@ class Keeper:
             self._fresh()
         finally:
             journal.end_all(cell.id for cell in cells)
-            ended.set()
+            end.close()
             listening.join()
+            ended.close()
         tell(*last)
 
     def _watch(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from pipelines.records.cells import Result
 from pipelines.report import progress
 from pipelines.report.progress import GridProgress
 from pipelines.report.terminal import plain_console
+from pipelines.workers.actors import Pool
 from pipelines.workers.child import Child
 from pipelines.workers.pool import Workers, run
+from pipelines.workers.signals import interruptible
 
-CELL = stub_cell(length=1000)
+CELL, ANOTHER = stub_cell(length=1000), stub_cell(length=999)
+
+ENTER = GridProgress.__enter__
 
 
 def counting(cells):
@@ -37,6 +42,14 @@ def counting(cells):
 def known_work(monkeypatch):
     work = {CELL.id: CellWork(1, 1000, 1000, 1000)}
     monkeypatch.setattr(progress.estimate, "survey", lambda cells: (work, {}))
+
+    def surveyed(self):
+        shown = ENTER(self)
+        if self.surveying.ident is not None:
+            self.surveying.join()
+        return shown
+
+    monkeypatch.setattr(GridProgress, "__enter__", surveyed)
 
 
 class Terminal(io.StringIO):
@@ -58,6 +71,18 @@ def test_events_tell_how_far_a_cell_is_and_when_it_will_end(monkeypatch):
     assert second["tokens"] == 300 and second["seconds_left"] == pytest.approx(700 / 200 * 10)
     assert end["event"] == "cell" and end["metrics"] == {"ppl": 4.0} and json.dumps(told)
     assert not meter.is_heard()
+
+
+def test_cells_do_not_wait_until_it_is_known_how_long_they_are(monkeypatch):
+    known, told = threading.Event(), []
+    monkeypatch.setattr(progress.estimate, "survey", lambda cells: (known.wait(10), ({}, {}))[1])
+    monkeypatch.setattr(GridProgress, "__enter__", ENTER)
+    begun = time.monotonic()
+    with GridProgress([CELL], plain_console(file=io.StringIO()), told.append):
+        meter.report(CELL.id, 100)
+        assert time.monotonic() - begun < 5
+        known.set()
+    assert (told[0]["tokens"], told[0]["of"]) == (100, None)
 
 
 def test_a_terminal_sees_tokens_while_lm_eval_is_kept_quiet():
@@ -108,7 +133,8 @@ def test_a_child_passes_on_how_far_it_is(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_of_ray_is_asked_how_far_it_is():
+@pytest.mark.parametrize("started", ["as cells come", "before anybody asks"])
+def test_a_worker_of_ray_is_asked_how_far_it_is(started):
     def local(cells):  # such a function travels by value
         import time
 
@@ -124,11 +150,16 @@ def test_a_worker_of_ray_is_asked_how_far_it_is():
 
     import ray
 
-    heard = []
+    heard, workers, begun = [], Workers("cpu", count=2, retries=0), None
+    if started != "as cells come":  # as a grid has them, while its cells are prepared
+        begun = Pool(workers, local, None)
+        with interruptible() as interruption:
+            begun.begin(1, interruption)
     with meter.listening(lambda *far: heard.append(far)):
-        [(_, result)] = run([CELL], Workers("cpu", count=2), local)
+        results = dict(run([CELL, ANOTHER], workers, local, begun=begun))
     ray.shutdown()
-    assert result.status == "ok" and {cell_id for cell_id, _ in heard} == {CELL.id}
+    assert [result.status for result in results.values()] == ["ok"] * 2
+    assert {cell_id for cell_id, _ in heard} == {CELL.id, ANOTHER.id}
     assert max(tokens for _, tokens in heard) >= 500
 
 
