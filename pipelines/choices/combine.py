@@ -71,18 +71,25 @@ class Part:
 _Unknown = object()
 
 
-class Composed:
-    """What Hydra composes of the choices of files alone, and the parts of choices that were made of it."""
+Parts = dict[tuple[str, str, tuple[Given, ...]], Part]
+"""By field, what it holds as it was composed, and what is set of it."""
 
-    def __init__(self, whole: DictConfig, names: dict[str, set[str]]) -> None:
+
+class Composed:
+    """What Hydra composes of the choices of files alone.
+
+    whole: that, which is kept without Hydra's own part. parts: of any such choices, to be added to.
+    """
+
+    def __init__(self, whole: DictConfig, names: dict[str, set[str]], parts: Parts) -> None:
         self.chosen, self.names = whole.hydra.runtime.choices, names
-        # without Hydra's own part, which takes most of a copy's time
-        self.config = _with_only(whole, {str(key) for key in whole} - {"hydra"})
-        plain = OmegaConf.to_container(self.config)
-        self.independent = "${" not in str(plain) and FIELDS.issuperset(map(str, self.config))
+        self.config = _only(whole, {str(key) for key in whole} - {"hydra"})
+        plain: Any = OmegaConf.to_container(self.config)
+        self.held = {str(field): repr(value) for field, value in plain.items()}
+        self.independent = "${" not in str(plain) and FIELDS.issuperset(self.held)
         self.keys: dict[str, str | None] = {}
         self.alone: dict[str, DictConfig] = {}
-        self.parts: dict[tuple[str, tuple[Given, ...]], Part] = {}
+        self.parts = parts
 
     def reached(self, key: str) -> str | None:
         """The key that an option has here; None where its strategy, or task, has no such option."""
@@ -113,10 +120,10 @@ class Composed:
         found = []
         if self.independent:
             for field, own in by_field.items():
-                place = field, tuple(given for _, given in own)
+                place = field, self.held.get(field, ""), tuple(given for _, given in own)
                 if place not in self.parts:
                     if field not in self.alone:
-                        self.alone[field] = _with_only(self.config, {field})
+                        self.alone[field] = _only(self.config.copy(), {field})
                     try:
                         self.parts[place] = Part(self.alone[field], field, own)
                     except (OmegaConfBaseException, KeyError):
@@ -128,13 +135,12 @@ class Composed:
         return combination
 
 
-def _with_only(config: DictConfig, keys: set[str]) -> DictConfig:
-    """A copy of a config with some of its keys, each of the type that it has there."""
-    copy = config.copy()
-    with read_write(copy), open_dict(copy):
+def _only(config: DictConfig, keys: set[str]) -> DictConfig:
+    """A config without its other keys; those that stay keep their types."""
+    with read_write(config), open_dict(config):
         for key in set(map(str, config)) - keys:
-            del copy[key]
-    return copy
+            del config[key]
+    return config
 
 
 @dataclass(frozen=True)
@@ -178,12 +184,12 @@ def combined(
     Raises:
         Refusal: an option that no job has, or that is refused.
     """
-    composed: dict[tuple[str, ...], Composed] = {}
+    composed, parts = dict[tuple[str, ...], Composed](), Parts()
     unused: dict[str, bool] = {}
     for job in jobs:
         groups = tuple(given.line for given in job if given.composes)
         if groups not in composed:
-            composed[groups] = Composed(compose(list(groups)), names)
+            composed[groups] = Composed(compose(list(groups)), names, parts)
         of, lines, settings = composed[groups], [], []
         for given in job:
             if given.composes:

@@ -33,13 +33,13 @@ def read_once(loader: ModuleType, reader: ModuleType | None) -> Iterator[None]:
                 self.data = np.asarray(self.data)
             return super()._get(*args, **options)
 
-    parse, values = loader._gguf_parse_value, dict[tuple[int, str], tuple[Any, Any]]()
+    parse, values = loader._gguf_parse_value, dict[tuple[int, int], tuple[Any, Any, Any]]()
 
     def parsed(part: Any, types: Any) -> Any:
-        key = id(part), str(types)
+        key = id(part), id(types)
         if key not in values:
-            values[key] = part, parse(part, types)  # with the part, so that its id stays its own
-        return values[key][1]
+            values[key] = part, types, parse(part, types)  # with both, so that their ids stay their own
+        return values[key][2]
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(gguf, "GGUFReader", lru_cache(maxsize=1)(Reader)))

@@ -33,8 +33,13 @@ BLOCKS = {
 }
 """Numbers and bytes of a block, by type of tensor, for the types that files are mostly written in."""
 
+BLOCK = 1 << 18
+"""Bytes of a vocabulary that are read at a time."""
+
 LONG_ARRAY = 1024
 """Of arrays of more entries only their length is kept: they are vocabularies. Lists of rotary factors are shorter."""
+
+_LENGTH = struct.Struct("<Q")
 
 
 class Tensor(NamedTuple):
@@ -188,6 +193,18 @@ class _Stream:
         self.expect(count, 1, "bytes more")
         self.file.seek(count, 1)
 
+    def skip_strings(self, count: int) -> None:
+        """Vocabularies are most of a header: their lengths are looked up in blocks, not read one by one."""
+        block, at = b"", 0
+        for _ in range(count):
+            if at + 8 > len(block):
+                self.skip(at - len(block))
+                block, at = self.file.read(BLOCK), 0
+                if len(block) < 8:
+                    self.expect(8, 1, "bytes more")
+            at += 8 + _LENGTH.unpack_from(block, at)[0]
+        self.skip(at - len(block))
+
     def string(self) -> str:
         (length,) = self.unpack("<Q")
         self.expect(length, 1, "bytes of text")
@@ -212,8 +229,7 @@ class _Stream:
                 return count
             return list(self.unpack(f"<{count}{SCALARS[inner]}"))
         if count > LONG_ARRAY:
-            for _ in range(count):
-                self.skip(*self.unpack("<Q"))
+            self.skip_strings(count)
             return count
         return [self.string() for _ in range(count)]
 

@@ -71,6 +71,8 @@ class Cluster:
         # Seconds: on a busy machine Ray's processes take more than the half minute that it allows them.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
         os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
+        # It would start a worker for every core, and none of them with what ours are started with.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         if self.address is None and "ray" not in sys.modules:  # it reads these once, when it is imported
             # Ray's switch for systems whose firewall asks: every one of its processes listens on 127.0.0.1 alone.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

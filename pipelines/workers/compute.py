@@ -146,8 +146,12 @@ class Crew:
 
     def find(self, cells: Sequence[Cell], say: warm.Say) -> bool:
         """Look for workers that are kept, and whether there are any for these cells."""
-        self.warm = warm.find(workers(self.cluster, cells[0].device), say) if cells else None
+        self.warm = warm.find(workers(self.cluster, cells[0].device), say)
         return self.warm is not None
+
+    def computes_here(self, cells: Sequence[Cell]) -> bool:
+        """Whether cells are computed in this process."""
+        return self.warm is None and workers(self.cluster, cells[0].device).in_process
 
     def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], None]) -> None:
         """`ready.prepare`, while workers of Ray start and this process does what is to be done meanwhile.
@@ -161,8 +165,8 @@ class Crew:
                 return self.warm.prepare(cells, meanwhile)
             except warm.Gone:
                 self._left(say)
-        wanted = workers(self.cluster, cells[0].device if cells else "cpu")
-        if wanted.in_process or not cells:
+        wanted = workers(self.cluster, cells[0].device)
+        if wanted.in_process:
             prepare(cells)
             return meanwhile()
         aside = Apart(cells)
@@ -195,11 +199,6 @@ class Crew:
         begun, self.begun = self.begun, None
         started = {} if begun is None else {"begun": begun}
         yield from pool.run([*left.values()], wanted, evaluator, journal=Journal(self.store), **started)
-
-    @property
-    def here(self) -> bool:
-        """Whether cells are computed in this process."""
-        return self.warm is None and self.begun is None
 
     def _left(self, say: warm.Say) -> None:
         say(ENDED)

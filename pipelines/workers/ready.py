@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from pipelines.models import light, load
 from pipelines.records import apart
-from pipelines.records.cells import Cell, Refusal
+from pipelines.records.cells import Cell, Model, Refusal
 from pipelines.records.phases import timed
 from pipelines.tasks import registry
 
@@ -28,11 +28,17 @@ def prepare(cells: Sequence[Cell]) -> None:
     """
     light.load()  # before anything imports transformers whole
     refused = dict[str, None]()
-    needed = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells}
+    whole = set[Model]()
+    for model in dict.fromkeys(cell.model for cell in cells):
+        try:
+            load.check(model)
+            whole.add(model)
+        except Refusal as reason:
+            refused[str(reason)] = None
+    needed = {(cell.model, cell.task, cell.length, cell.limit, cell.seed) for cell in cells if cell.model in whole}
     # Task by task: the text that one encodes is still remembered for the next length, a shorter one.
     for model, task, length, limit, seed in sorted(needed, key=lambda row: (row[1].name, -row[2])):
         try:
-            load.check(model)
             registry.prepare(task, load.tokenizer(model), length=length, limit=limit, seed=seed)
         except Refusal as reason:
             refused[str(reason)] = None

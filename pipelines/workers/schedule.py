@@ -58,11 +58,12 @@ def load_only(cells: Iterable[Cell]) -> Iterator[Result]:
 def warm_up() -> None:
     """Import what cells take, and wake the GPU where there is one."""
     light.load()
-    from pipelines.tasks import harness
+    from pipelines.tasks import harness, logits
     from pipelines.workers import evaluate
 
     assert harness and evaluate
     light.wake()
+    logits.wake()
 
 
 def narrowed(evaluator: Evaluator, cell: Cell) -> Evaluator:

@@ -177,8 +177,9 @@ def test_a_value_is_composed_once_however_many_combinations_it_is_in(monkeypatch
     monkeypatch.setattr(combine, "Part", lambda whole, field, own: made.append(field) or part(whole, field, own))
     lengths, seeds = ",".join(map(str, range(64, 84))), ",".join(map(str, range(20)))
     assert len(expand(["model=random", f"length={lengths}", f"seed={seeds}", "strategy=none,yarn"])) == 800
-    # of each of two files of strategies: every length and seed, and the other fields once
-    assert made.count("length") == made.count("seed") == 40 and len(made) < 2 * (20 + 20 + len(combine.FIELDS))
+    # every length and seed, both strategies, and the other fields once
+    assert made.count("length") == made.count("seed") == 20 and made.count("strategy") == 2
+    assert len(made) < 20 + 20 + 2 + len(combine.FIELDS)
 
 
 def test_the_files_of_a_model_are_looked_at_once_for_all_cells_of_a_grid(monkeypatch):

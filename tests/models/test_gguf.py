@@ -277,6 +277,26 @@ def test_a_header_is_read_as_gguf_reads_it(tmp_path):
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)] == (numbers, size)
 
 
+@pytest.mark.parametrize("block", [16, 61, header.BLOCK])
+def test_a_vocabulary_is_skipped_whole_wherever_a_block_of_it_ends(block, tmp_path, monkeypatch):
+    import gguf
+
+    monkeypatch.setattr(header, "BLOCK", block)
+    words = ["x" * (number % 40) for number in range(header.LONG_ARRAY + 1)]
+    writer = gguf.GGUFWriter(tmp_path / "words.gguf", "llama")
+    writer.add_array("words", words)
+    writer.add_uint32("behind", 7)
+    writer.add_tensor("t", np.zeros(4, np.float32))
+    tiny_gguf.close(writer)
+    read = header.read(tmp_path / "words.gguf")
+    assert (read.keys["words"], read.keys["behind"], read.tensors) == (len(words), 7, ("t",))
+    whole = (tmp_path / "words.gguf").read_bytes()
+    for end in (whole.index(b"x" * 39) + 3, whole.index(b"behind") - 12, whole.index(b"behind") - 8):
+        (tmp_path / "words.gguf").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="ends within its header"):
+            header.read(tmp_path / "words.gguf")
+
+
 def head(keys=0, tensors=0, body=b"", version=3):
     return struct.pack("<4sIQQ", b"GGUF", version, tensors, keys) + body
 
@@ -295,6 +315,7 @@ HOSTILE = {
     "bytes of text; download": head(1, body=key("a.b", 8, struct.pack("<Q", HUGE))),
     "entries of a.b": head(1, body=key("a.b", 9, struct.pack("<IQ", 4, HUGE))),
     "entries of a.b; download": head(1, body=key("a.b", 9, struct.pack("<IQ", 8, HUGE))),
+    "bytes more": head(1, body=key("a.b", 9, struct.pack("<IQQ", 8, 2000, HUGE)) + bytes(16000)),
     "unknown type 99": head(1, body=key("a.b", 99, bytes(8))),
     "array of the unknown type 77": head(1, body=key("a.b", 9, struct.pack("<IQ", 77, 1) + bytes(8))),
     "array of arrays": head(1, body=key("a.b", 9, struct.pack("<IQIQ", 9, 1, 4, 1) + bytes(8))),

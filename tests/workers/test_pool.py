@@ -132,6 +132,23 @@ def test_a_thousand_cells_end_as_they_should_and_none_runs_again_after_success(r
     assert "cluster.timeout=1" in late.error
 
 
+STARTED = """
+import psutil
+from pipelines.workers.cluster import Cluster
+from pipelines.workers.pool import Workers
+from pipelines.workers.signals import interruptible
+with interruptible() as interruption:
+    Cluster(Workers("cpu", count=2), interruption)
+print("ready", sum("IDLE" in part.name() for part in psutil.Process().children(recursive=True)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_ray_starts_no_workers_that_nobody_asked_for():
+    ran = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert ran.stdout.split() == ["ready", "0"]
+
+
 @pytest.mark.slow
 def test_workers_that_cannot_start_fail_their_cells_instead_of_trying_for_ever(ray_workers):
     class Unborn:
