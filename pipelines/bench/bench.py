@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,11 +55,11 @@ class Asked:
 
 
 class TimeOver(Exception):
-    """A part's time is over. output: what the command that was ended had printed."""
+    """A part's time is over. output: what the command that was ended had printed. last: the last line that it said."""
 
-    def __init__(self, output: str = "") -> None:
+    def __init__(self, output: str, last: str) -> None:
         super().__init__("its time is over")
-        self.output = output
+        self.output, self.last = output, last
 
 
 class Bench:
@@ -82,8 +83,9 @@ class Bench:
         self.deadline = begin + seconds
         try:
             part = PARTS[name](self)
-        except TimeOver:
-            raise Refusal(f"it takes more than the {seconds:.0f} s that it may take; give more with seconds=") from None
+        except TimeOver as over:
+            reason = f"it takes more than the {seconds:.0f} s that it may take; give more with seconds="
+            raise Refusal(f"{reason} (the last that it said: {over.last})") from None
         took = f"took {time.monotonic() - begin:.0f} s of the {seconds:.0f} s that it may take"
         return replace(part, said=(*part.said, took))
 
@@ -216,17 +218,19 @@ class Bench:
     def _run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
         own = {"ROPEWALK_STORE": str(self.folder / "store"), "PYTHONPATH": python_path(), **environment}
         left = None if self.deadline == math.inf else max(0.1, self.deadline - time.monotonic())
-        try:
-            ran = subprocess.run(
-                [sys.executable, *words], capture_output=True, text=True, env={**os.environ, **own}, timeout=left
-            )
-        except subprocess.TimeoutExpired as over:
-            said = over.stdout or b""
-            raise TimeOver(said if isinstance(said, str) else said.decode(errors="replace")) from over
-        if ran.returncode:
-            last = (ran.stderr.strip() or ran.stdout.strip() or "it said nothing").splitlines()[-1]
-            raise Refusal(f"{' '.join(words[1:3])} ended with {ran.returncode}: {last}")
-        return ran.stdout
+        # Into files: whatever outlives a command may keep its pipes open, and would be waited for.
+        output, errors = self.folder / "output", self.folder / "errors"
+        code: int | None = None
+        with output.open("wb") as out, errors.open("wb") as err, suppress(subprocess.TimeoutExpired):
+            env = {**os.environ, **own}
+            code = subprocess.run([sys.executable, *words], stdout=out, stderr=err, env=env, timeout=left).returncode
+        printed, said = (file.read_text(encoding="utf-8", errors="replace") for file in (output, errors))
+        last = (said.strip() or printed.strip() or "it said nothing").splitlines()[-1]
+        if code is None:
+            raise TimeOver(printed, last)
+        if code:
+            raise Refusal(f"{' '.join(words[1:3])} ended with {code}: {last}")
+        return printed
 
 
 PARTS: Mapping[str, Callable[[Bench], Part]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from support import ropewalk
@@ -103,8 +104,16 @@ def test_a_part_whose_time_is_over_ends_what_it_began_and_gives_what_it_measured
     measuring = bench.Bench(asked, tmp_path, print)
     part = measuring.measure("two", 1.5)
     assert part.said[0] == "[{'n': 1}]" and "of the 2 s that it may take" in part.said[-1]
-    with pytest.raises(Refusal, match="it takes more than the 1 s"):
+    with pytest.raises(Refusal, match=r"it takes more than the 1 s.*the last that it said: \{\"n\":"):
         measuring.measure("one", 0.6)
+
+
+def test_what_outlives_a_command_is_not_waited_for(tmp_path):
+    outliving = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])"
+    measuring = bench.Bench(bench.Asked((), (), (1,), 240), tmp_path, print)
+    begun = time.monotonic()
+    assert measuring._run(["-c", f"{outliving}; print('done')"], {}) == "done\n"
+    assert time.monotonic() - begun < 15
 
 
 def test_the_whole_of_stock_jobs_is_the_first_and_the_mean_of_those_after_it():
