@@ -145,7 +145,7 @@ def _prepare(
         say()
 
     if isinstance(compute_cells, Crew) and compute_cells.find(todo, console.print):
-        compute_cells.prepare(todo, console.print, lambda: None)
+        compute_cells.prepare(todo, console.print)
         saying.start()
         return saying
     if isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo):

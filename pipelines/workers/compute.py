@@ -153,8 +153,8 @@ class Crew:
         """Whether cells are computed in this process."""
         return self.warm is None and workers(self.cluster, cells[0].device).in_process
 
-    def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], None]) -> None:
-        """`ready.prepare`, while workers of Ray start and this process does what is to be done meanwhile.
+    def prepare(self, cells: Sequence[Cell], say: warm.Say, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """`ready.prepare`; while workers of Ray start, this process does what is to be done meanwhile.
 
         Raises:
             Refusal: cells cannot be computed; nothing has run then.
@@ -162,7 +162,7 @@ class Crew:
         """
         if self.warm is not None:
             try:
-                return self.warm.prepare(cells, meanwhile)
+                return self.warm.prepare(cells)
             except warm.Gone:
                 self._left(say)
         wanted = workers(self.cluster, cells[0].device)

@@ -143,12 +143,6 @@ class Warm:
         except (OSError, EOFError, ValueError) as error:
             raise Gone(str(error)) from error
 
-    def _send(self, *message: Any) -> None:
-        try:
-            self._connection.send(message)
-        except OSError as error:
-            raise Gone(type(error).__name__) from error
-
     def _receive(self) -> tuple[Any, ...]:
         try:
             answer: tuple[Any, ...] = self._connection.recv()
@@ -162,19 +156,20 @@ class Warm:
         Raises:
             Gone: there is none.
         """
-        self._send(*message)
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise Gone(type(error).__name__) from error
         return self._receive()
 
-    def prepare(self, cells: Sequence[Cell], meanwhile: Callable[[], None]) -> None:
-        """`ready.prepare`, where transformers is loaded already, while this process does what is to be done meanwhile.
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """`ready.prepare`, where transformers is loaded already.
 
         Raises:
             Refusal: as there.
             Gone: the workers have ended.
         """
-        self._send("prepare", os.getcwd(), list(cells))
-        meanwhile()
-        kind, text = self._receive()
+        kind, text = self.ask("prepare", os.getcwd(), list(cells))
         if kind == "refused":
             raise Refusal(text)
         if kind == "failed":
