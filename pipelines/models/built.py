@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.records.cells import Refusal, digest_of
-from pipelines.records.places import cache_folder
+from pipelines.records.places import cache_folder, keep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,14 +62,8 @@ def built(config: Mapping[str, Any]) -> Built:
         return _plain(kept["built"])
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: built anew
         answer = describe(config)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as temporary:
-            plain = json.loads(json.dumps(asdict(answer)))
-            json.dump({"digest": digest_of(plain), "built": plain}, temporary)
-        os.replace(temporary.name, place)
-    except OSError:  # a full or read-only disk costs time, and no answer
-        pass
+    plain = json.loads(json.dumps(asdict(answer)))
+    keep(place, json.dumps({"digest": digest_of(plain), "built": plain}).encode())
     return answer
 
 

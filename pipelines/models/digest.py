@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipelines.records.places import cache_folder
+from pipelines.records.places import cache_folder, keep
 
 SMALL = 16 << 20
 """Bytes up to which a file is digested as it is; of a larger one its own digest is, which is remembered."""
@@ -65,13 +65,9 @@ def file_digest(file: Path) -> str:
         return known
     before = file_state(file)
     digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the time again
+    with contextlib.suppress(OSError):  # it may be gone by now
         if before == file_state(file) and time.time() - max(before[1:3]) / 1e9 > SETTLED:
-            place = _place(file)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"state": before, "blake3": digest}), encoding="utf-8")
-            temporary.replace(place)
+            keep(_place(file), json.dumps({"state": before, "blake3": digest}).encode())
     return digest
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.records.places import SITE, cache_folder
+from pipelines.records.places import SITE, cache_folder, keep
 from pipelines.records.processes import machine
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "tokenizers")
@@ -117,14 +116,11 @@ def measuring(site: Path = SITE) -> str:
         if len(bytes.fromhex(known := kept.read_text(encoding="ascii"))) == 6:
             return known
     digits = _measuring(site)
-    with suppress(OSError):  # a cache that cannot be written costs the time again
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # another process may remove them too
         for old in kept.parent.glob("measuring-*"):
             if time.time() - old.stat().st_mtime > KEPT:
                 old.unlink(missing_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(digits, encoding="ascii")
-        temporary.replace(kept)
+    keep(kept, digits.encode())
     return digits
 
 

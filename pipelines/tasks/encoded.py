@@ -7,7 +7,6 @@ A key is made of the text, of all that the tokenizer does with it, and of the ve
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from pipelines.records.places import cache_folder
+from pipelines.records.places import cache_folder, keep
 
 KEPT_FROM = 1 << 18
 """Characters from which the ids of a text are kept; fewer are encoded in a fraction of a second."""
@@ -40,11 +39,7 @@ def ids(tokenizer: Any, text: str, fingerprint: str | None) -> list[int]:
             return known
     found = _encoded(tokenizer, text)
     body = np.array(found, IDS).tobytes()
-    with suppress(OSError):  # a cache that cannot be written costs the time again
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(blake3(body).digest() + body)
-        temporary.replace(place)
+    keep(place, blake3(body).digest() + body)
     return found
 
 
