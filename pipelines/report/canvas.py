@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ class Margins:
     right: float = 0.2
     top: float = 0.35
     bottom: float = 0.55
+
+
+def rehearse() -> None:
+    """Draw a figure for nobody: with the first one of a process fonts are found and read."""
+    with TemporaryDirectory() as folder, figure_at(Path(folder) / "none.png", 2, 1, Margins()) as figure:
+        axes = figure.subplots()
+        figure.legend(axes.plot([1, 2], marker="o"), ["none"])
+        axes.set_title("none")
 
 
 @contextmanager
@@ -123,6 +132,17 @@ def by_decades(axis: Any, values: Sequence[float]) -> None:
     decades = math.log10(max(values) / min(values))
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def by_powers(axis: Any) -> None:
+    """A logarithmic scale with powers of ten, written as plain text: matplotlib would parse each as a formula, which
+    takes as long as all else that is drawn."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    axis._set_axes_scale("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"10{str(round(math.log10(value))).translate(raised)}"))
     axis.set_minor_locator(NullLocator())
 
 

@@ -19,6 +19,7 @@ from pipelines.report.canvas import (
     Margins,
     around_zero,
     by_decades,
+    by_powers,
     figure_at,
     headline,
     mark,
@@ -248,8 +249,8 @@ def spectra(
             wavelengths.axhline(tokens, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
             wavelengths.annotate(name, (0, tokens), (0, 2), textcoords="offset points", fontsize=8)
         for axes, name in ((frequencies, "inverse frequency (radians a token)"), (wavelengths, "wavelength (tokens)")):
-            axes.set(xlabel="pair, fastest first", ylabel=name, yscale="log")
-            axes.minorticks_off()
+            axes.set(xlabel="pair, fastest first", ylabel=name)
+            by_powers(axes.yaxis)
         legend.draw(figure, [*frequencies.lines], said)
         headline(figure, title)
     return path

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.records.cells import Cell, digest_of
+from pipelines.records.phases import timed
 from pipelines.report import charts, curves
 from pipelines.report.curves import Results
 from pipelines.report.figure import Figure, Group
@@ -51,6 +52,7 @@ def asked(results: Results) -> Results:
     return [row for rows in parts for row in apart(rows, trained_or_none(rows[0][0]))[0]]
 
 
+@timed("figures")
 def draw(
     results: Results, folder: Path, shown: Sequence[ScoreTable] | None = None, painters: Painters | None = None
 ) -> list[Figure]:

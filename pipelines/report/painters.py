@@ -63,7 +63,7 @@ class Painters:
 
 def main(driver: int) -> None:
     apart.begun(driver)
-    canvas.warm()
+    canvas.rehearse()
     assert charts.KINDS, "imported before they are asked for"
     answer = sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever a library prints

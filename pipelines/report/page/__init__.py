@@ -7,7 +7,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipelines.choices.sweep import Sweep
 from pipelines.records.public import public
@@ -84,10 +86,19 @@ def attempt(
 
 
 def warm() -> None:
-    """Import what draws and fills the template, which takes a second."""
-    import jinja2  # noqa: F401
-
+    """Import what draws, and read the template, which takes a second."""
+    _template()
     canvas.warm()
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
 
 
 def render(
@@ -98,16 +109,11 @@ def render(
     answers: Sequence[Recommendation] | None = None,
 ) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     command = sweeps[-1].command if sweeps else "ropewalk grid"
     answers = answers or recommend.recommendations(results, command=command) or [recommend.recommend(results)]
     look = palette.styles(cell.strategy_label for cell, _ in figures.asked(results))
     parts: list[Section] = sections(results, drawn, sweeps, answers, shown)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    page: str = _template().render(
         title=_title(results, answers),
         answers=answers,
         sections=parts,
@@ -117,6 +123,7 @@ def render(
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
     )
+    return page
 
 
 def _title(results: Results, answers: Sequence[Recommendation]) -> str:
