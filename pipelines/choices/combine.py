@@ -4,7 +4,7 @@ grid of 10,000 cells has a few strategies, lengths and tasks."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
@@ -26,6 +26,10 @@ Answer = TypeVar("Answer")
 
 Compose = Callable[[list[str]], DictConfig]
 """Hydra's own composing of overrides."""
+
+Read = Callable[[str], DictConfig | None]
+"""What a file, such as strategy/yarn, sets in the field of its group; None where that may be more, or less, than all it
+does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +82,38 @@ Parts = dict[tuple[str, str, tuple[Given, ...]], Part]
 class Composed:
     """What Hydra composes of the choices of files alone.
 
-    whole: that, which is kept without Hydra's own part. parts: of any such choices, to be added to.
+    config: that, without Hydra's own part. chosen: the file of each group. parts: of any such choices, to be added to.
     """
 
-    def __init__(self, whole: DictConfig, names: dict[str, set[str]], parts: Parts) -> None:
-        self.chosen, self.names = whole.hydra.runtime.choices, names
-        self.config = _only(whole, {str(key) for key in whole} - {"hydra"})
-        plain: Any = OmegaConf.to_container(self.config)
+    def __init__(self, config: DictConfig, chosen: Mapping[str, Any], names: dict[str, set[str]], parts: Parts) -> None:
+        self.config, self.chosen, self.names = config, chosen, names
+        plain: Any = OmegaConf.to_container(config)
         self.held = {str(field): repr(value) for field, value in plain.items()}
         self.independent = "${" not in str(plain) and FIELDS.issuperset(self.held)
         self.keys: dict[str, str | None] = {}
         self.alone: dict[str, DictConfig] = {}
         self.parts = parts
+
+    @classmethod
+    def by_hydra(cls, whole: DictConfig, names: dict[str, set[str]], parts: Parts) -> Composed:
+        chosen = whole.hydra.runtime.choices
+        return cls(_only(whole, {str(key) for key in whole} - {"hydra"}), chosen, names, parts)
+
+    def is_plain(self, read: Read) -> bool:
+        """Whether each file of OPTIONED is all that is said in its field."""
+        return self.independent and all(
+            (said := read(f"{group}/{self.chosen.get(group)}")) is not None and said == self.config[group]
+            for group in OPTIONED
+        )
+
+    def with_files(self, files: Mapping[str, str], read: Read) -> Composed | None:
+        """The same with other files of OPTIONED, where it is plain; None where Hydra must compose them."""
+        config = self.config.copy()
+        for group, name in files.items():
+            if (said := read(f"{group}/{name}")) is None:
+                return None
+            config[group] = said
+        return Composed(config, {**self.chosen, **files}, self.names, self.parts)
 
     def reached(self, key: str) -> str | None:
         """The key that an option has here; None where its strategy, or task, has no such option."""
@@ -177,19 +201,29 @@ class Combination:
 
 
 def combined(
-    compose: Compose, jobs: Iterable[Sequence[Given]], names: dict[str, set[str]]
+    compose: Compose, read: Read, jobs: Iterable[Sequence[Given]], names: dict[str, set[str]]
 ) -> Iterator[tuple[tuple[str, ...], Combination]]:
     """Each job as the overrides that give it alone, and its choice.
+
+    Hydra composes for every choice of files but those of OPTIONED, of which each is read once where that is enough.
 
     Raises:
         Refusal: an option that no job has, or that is refused.
     """
     composed, parts = dict[tuple[str, ...], Composed](), Parts()
+    plain = dict[tuple[str, ...], Composed]()
     unused: dict[str, bool] = {}
     for job in jobs:
         groups = tuple(given.line for given in job if given.composes)
         if groups not in composed:
-            composed[groups] = Composed(compose(list(groups)), names, parts)
+            files = {key: name for key, _, name in (line.partition("=") for line in groups) if key in OPTIONED}
+            others = tuple(line for line in groups if line.partition("=")[0] not in OPTIONED)
+            found = plain[others].with_files(files, read) if others in plain else None
+            if found is None:
+                found = Composed.by_hydra(compose(list(groups)), names, parts)
+                if found.is_plain(read):
+                    plain[others] = found
+            composed[groups] = found
         of, lines, settings = composed[groups], [], []
         for given in job:
             if given.composes:

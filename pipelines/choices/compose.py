@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra import initialize_config_dir
+from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -105,7 +106,8 @@ def expansion(overrides: Sequence[str]) -> Expansion:
         usual = _located([f"{key}={value}" for key, value in params.items()])
         wanted = [*_asked(parser.parse_overrides, usual), *(o for o in parsed if not o.is_hydra_override())]
         compose = partial(_asked, loader.load_sweep_config, base)
-        jobs = dict(combined(compose, _product(parser, wanted, loader), _names(overrides)))
+        read = cache(partial(_read, loader, base.hydra.runtime.choices.get("experiment")))
+        jobs = dict(combined(compose, read, _product(parser, wanted, loader), _names(overrides)))
         if not jobs:
             raise Refusal(f"{' '.join(overrides)}: these make no combination; give each key at least one value")
         return Expansion(tuple(job.choice for job in jobs.values()), tuple(jobs), base, loader)
@@ -168,6 +170,19 @@ def _check_name(override: Override, loader: ConfigLoader) -> None:
         known = [name for name in loader.get_group_options(override.key_or_group) if not name.startswith("given-")]
         shown = f"there are {', '.join(known[:12])}" if known else "it has files of its own"
         raise Refusal(f"{override.input_line}: give a name, or leave it out; {shown}")
+
+
+def _read(loader: ConfigLoader, experiment: str | None, path: str) -> DictConfig | None:
+    """combine.Read of a file in conf/. Hydra must compose what has defaults or a package of its own, is no file, or
+    goes with an experiment that sets more of the field."""
+    files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
+    if not re.fullmatch(r"\w+/\w+", path):
+        return None
+    found, over = files.load_config(path), None if experiment is None else files.load_config(f"experiment/{experiment}")
+    alone = found is not None and not (found.is_schema_source or found.defaults_list or found.header.get("package"))
+    if experiment is not None:
+        alone = alone and over is not None and not {str(key) for key in over.config}.intersection(OPTIONED)
+    return cast(DictConfig, found.config) if found is not None and alone else None
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
 
-from pipelines.choices import combine, sweep
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from pipelines.choices import combine, compose, sweep
 from pipelines.choices.compose import expand, expansion
 from pipelines.records.cells import Refusal
+from pipelines.records.places import CONF
 
 SMALL = ["model=random", "length=64"]
 
@@ -170,6 +174,40 @@ def test_choices_of_parts_are_those_of_whole_configs_and_so_is_every_refusal(ove
     whole = property(lambda self: False, lambda self, value: None)
     monkeypatch.setattr(combine.Composed, "independent", whole, raising=False)
     assert by_parts == outcome(["model=random", *overrides])
+
+
+def composed_by_hydra(monkeypatch):
+    """Notes every choice that Hydra composes from now on."""
+    made, load = [], ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_sweep_config", lambda self, base, job: made.append(job) or load(self, base, job)
+    )
+    return made
+
+
+@pytest.mark.parametrize("group", combine.OPTIONED)
+def test_every_file_of_a_group_is_what_hydra_makes_of_it(group, monkeypatch):
+    files = {file.stem: file.read_text() for file in sorted((CONF / group).glob("*.yaml"))}
+    names = [name for name in files if name != "lm_eval"]  # which wants a name
+    by_hydra = [name for name in names if "\ndefaults:" in files[name]]
+    made = composed_by_hydra(monkeypatch)
+    asked = [*SMALL, f"{group}={','.join(names)}"]
+    choices = expand(asked)
+    assert len(made) == 1 + len(by_hydra) < len(names)
+    monkeypatch.setattr(compose, "_read", lambda *_: None)
+    assert choices == expand(asked)
+    assert len(made) == 1 + len(by_hydra) + len(names)
+
+
+def test_what_an_experiment_sets_of_a_strategy_reaches_all_of_them(tmp_path, monkeypatch):
+    """Where it is what the first of them has anyway, that one does not show it."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    mine = "# @package _global_\nstrategy:\n  beta_fast: 32.0\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(mine)
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    made = composed_by_hydra(monkeypatch)
+    choices = expand([*SMALL, "experiment=mine", "strategy=yarn,llama3"])
+    assert [choice.strategy["beta_fast"] for choice in choices] == [32.0, 32.0] and len(made) == 2
 
 
 def test_a_value_is_composed_once_however_many_combinations_it_is_in(monkeypatch):
