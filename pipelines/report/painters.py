@@ -26,11 +26,17 @@ MOST = 4
 
 
 class Painters:
-    """Processes that wait for figures to draw."""
+    """Processes that wait for figures to draw, from `begin` on. Before that, figures are drawn here."""
 
     def __init__(self, count: int) -> None:
+        self._wanted, self._changing = count, threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(self) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._processes = [apart.begin("pipelines.report.painters", **pipes) for _ in range(count)]
+        with self._changing:
+            missing = self._wanted - len(self._processes)
+            self._processes += [apart.begin("pipelines.report.painters", **pipes) for _ in range(missing)]
 
     def draw(self, jobs: Sequence[Job]) -> list[list[Figure]]:
         """The figures of each job, whichever process has time for it. What none has drawn is drawn here, and raises
@@ -54,11 +60,13 @@ class Painters:
         return [drawn[number] if number in drawn else list(job()) for number, job in enumerate(jobs)]
 
     def close(self) -> None:
-        """End them, whatever they do."""
-        for process in self._processes:
-            process.kill()
-            process.communicate()
-        self._processes = []
+        """End them, whatever they do; none begins after that."""
+        with self._changing:
+            self._wanted = 0
+            for process in self._processes:
+                process.kill()
+                process.communicate()
+            self._processes = []
 
 
 def main(driver: int) -> None:

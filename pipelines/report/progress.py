@@ -27,11 +27,17 @@ class GridProgress:
     """A line a finished cell, with the time that the rest should take; within the block also what runs.
 
     A bar a running cell where the console is a terminal: tokens done, and the time left. events: is told of everything,
-    and of what runs too.
+    and of what runs too. when: returns when the lengths of texts may be looked up, which takes processor time.
     """
 
-    def __init__(self, todo: Sequence[Cell], console: Console = terminal.console, events: Events | None = None) -> None:
-        self.console, self.events = console, events
+    def __init__(
+        self,
+        todo: Sequence[Cell],
+        console: Console = terminal.console,
+        events: Events | None = None,
+        when: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.console, self.events, self.when = console, events, when
         self.cells = {cell.id: cell for cell in todo}
         self.left = {cell.id: work_of(cell) for cell in todo}
         self.total, self.spent, self.seconds = len(todo), 0.0, 0.0
@@ -63,6 +69,7 @@ class GridProgress:
         self._live = None
 
     def _survey(self) -> None:
+        self.when()
         self.tokens = {cell_id: work.tokens for cell_id, work in estimate.survey(self.cells.values())[0].items()}
 
     def __call__(self, cell: Cell, result: Result) -> None:

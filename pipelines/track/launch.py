@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from rich.console import Console
@@ -29,6 +29,9 @@ from pipelines.workers.compute import Crew, Run, compute, settled
 
 CORES = 8
 """Of a machine on which figures are drawn side by side, by processes that begin while cells are computed elsewhere."""
+
+AT_MOST = 2.0
+"""Seconds that other work waits for cells to be with workers that stay: a thread that imports makes it take longer."""
 
 
 def run(
@@ -63,13 +66,13 @@ def run(
         console.out(found.text, end="")
         return [(cell, done[cell.id]) for cell in sweep.cells]
     notes = partial(advance_notes or partial(_estimated, store=store), todo)
-    noted = _prepare(todo, compute_cells, console, notes) if todo else None
-    threading.Thread(target=page.warm, daemon=True).start()  # while cells compute
-    elsewhere = bool(todo) and isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo)
-    painters = Painters(MOST) if elsewhere and (os.cpu_count() or 1) >= CORES and not console.quiet else None
+    when = partial(compute_cells.away.wait, AT_MOST) if isinstance(compute_cells, Crew) else _now
+    noted = _prepare(todo, compute_cells, console, notes, when) if todo else None
+    painters = _painters(todo, compute_cells) if not console.quiet else None
+    threading.Thread(target=_after, args=(when, partial(page.warm, painters)), daemon=True).start()
     results = dict(done)
     store.save_sweep(sweep.id, sweep.spec())
-    recorder = Recorder(partial(track.Tracker.open, sweep, store), partial(rebuild.record_anew, sweep, store))
+    recorder = Recorder(partial(_opened, when, sweep, store), partial(rebuild.record_anew, sweep, store))
     recorder.submit(lambda _: rebuild.record_left_over(store))
     recorder.submit(partial(_recall, rows=_rows(sweep, done)))
     if events is not None:
@@ -77,7 +80,7 @@ def run(
     others, interrupted = set[str](), True
     computed = partial(compute, force=force, retry=retry, elsewhere=others)
     try:
-        with GridProgress(todo, console, events) as progress:
+        with GridProgress(todo, console, events, when) as progress:
             for cell, result in computed(todo, store, compute_cells, progress, sweep.command_of, say=progress.say):
                 results[cell.id] = result
                 if cell.id in others:
@@ -126,19 +129,24 @@ def _estimated(todo: Sequence[Cell], store: Store) -> list[str]:
 
 @timed("preparation")
 def _prepare(
-    todo: Sequence[Cell], compute_cells: Run | Crew, console: Console, notes: Callable[[], Iterable[str | None]]
+    todo: Sequence[Cell],
+    compute_cells: Run | Crew,
+    console: Console,
+    notes: Callable[[], Iterable[str | None]],
+    when: Callable[[], object],
 ) -> threading.Thread | None:
     """Cells made ready, and the notes said; MLflow is imported while transformers is.
 
-    Returns what still says the notes, beside cells that are computed on workers that stay: these wait for nothing.
+    when: as `_after`. Returns what still says the notes, beside cells that are computed on workers that stay: these
+    wait for nothing.
     """
 
     def say() -> None:
         for said in filter(None, notes()):
             console.print(said)
 
-    # Daemons: an import that Ctrl-C tore apart never ends in another thread.
-    aside, saying = threading.Thread(target=_warm, daemon=True), threading.Thread(target=say, daemon=True)
+    # A daemon: an import that Ctrl-C tore apart never ends in another thread.
+    aside = threading.Thread(target=_warm, daemon=True)
 
     def meanwhile() -> None:  # not before Ray has begun, which it would slow down
         aside.start()
@@ -146,6 +154,7 @@ def _prepare(
 
     if isinstance(compute_cells, Crew) and compute_cells.find(todo, console.print):
         compute_cells.prepare(todo, console.print)
+        saying = threading.Thread(target=_after, args=(when, say), daemon=True)
         saying.start()
         return saying
     if isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo):
@@ -194,6 +203,32 @@ def _conclude(
     twin.print("\n".join(filter(None, [place, f"results: {store.root}"])))
     console.out(memory.getvalue()[len(answered) :], end="")
     return again.Conclusion(sweep.id, memory.getvalue(), [] if report is None else [str(report.html)])
+
+
+def _painters(todo: Sequence[Cell], compute_cells: Run | Crew) -> Painters | None:
+    """What draws figures beside this process, where this one or its processor has other work meanwhile."""
+    many = (os.cpu_count() or 1) >= CORES
+    if not todo:  # MLflow is imported meanwhile
+        painters = Painters(MOST if many else 1)
+        painters.begin()
+        return painters
+    elsewhere = isinstance(compute_cells, Crew) and not compute_cells.computes_here(todo)
+    return Painters(MOST) if many and elsewhere else None
+
+
+def _now() -> None:
+    """Nothing is waited for."""
+
+
+def _after(when: Callable[[], object], work: Callable[[], object]) -> None:
+    """Other work, in a thread of its own. when: returns as soon as cells have what they need of this process."""
+    when()
+    work()
+
+
+def _opened(when: Callable[[], object], sweep: Sweep, store: Store) -> AbstractContextManager[track.Tracker]:
+    when()
+    return track.Tracker.open(sweep, store)
 
 
 @timed("MLflow imported")

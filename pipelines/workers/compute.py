@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -137,16 +138,23 @@ class Crew:
 
     Where they are Ray's they start while the cells are prepared. reuse: take documents of smaller cells that are
     finished.
+
+    Attributes:
+        away: set as soon as no cell waits for this process to send it to workers that are kept.
     """
 
     def __init__(self, cluster: Any, store: Store, *, reuse: bool = True) -> None:
         self.cluster, self.store, self.reuse = cluster, store, reuse
         self.warm: warm.Warm | None = None
         self.begun: Pool | None = None
+        self.away = threading.Event()
+        self.away.set()
 
     def find(self, cells: Sequence[Cell], say: warm.Say) -> bool:
         """Look for workers that are kept, and whether there are any for these cells."""
         self.warm = warm.find(workers(self.cluster, cells[0].device), say)
+        if self.warm is not None:
+            self.away.clear()
         return self.warm is not None
 
     def computes_here(self, cells: Sequence[Cell]) -> bool:
@@ -190,7 +198,7 @@ class Crew:
         left = {cell.id: cell for cell in cells}
         if self.warm is not None and cells:
             try:
-                for cell, result in self.warm.run(cells, wanted, evaluator, self.store):
+                for cell, result in self.warm.run(cells, wanted, evaluator, self.store, self.away.set):
                     del left[cell.id]
                     yield cell, result
                 return
@@ -206,6 +214,7 @@ class Crew:
 
     def close(self) -> None:
         """Leave workers that are kept, and end those that nothing was given to."""
+        self.away.set()
         if self.warm is not None:
             self.warm.close()
             self.warm = None

@@ -175,8 +175,15 @@ class Warm:
         if kind == "failed":
             raise RuntimeError(text)
 
-    def run(self, cells: Sequence[Cell], workers: Workers, evaluator: Evaluator | None, store: Store) -> CellResults:
-        """Every cell with its result, in the order of finishing.
+    def run(
+        self,
+        cells: Sequence[Cell],
+        workers: Workers,
+        evaluator: Evaluator | None,
+        store: Store,
+        sent: Callable[[], object] = lambda: None,
+    ) -> CellResults:
+        """Every cell with its result, in the order of finishing. sent: called when the workers have the cells.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, when the cells that were running are finished and yielded.
@@ -188,6 +195,7 @@ class Warm:
                 self._connection.send(
                     ("run", os.getcwd(), list(cells), workers, evaluator, str(store.root), meter.is_heard())
                 )
+                sent()
                 while True:
                     while not self._connection.poll(0.2):
                         if interruption.asked.is_set() and not stopped:

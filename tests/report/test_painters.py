@@ -15,6 +15,8 @@ WHO = partial(eval, "[__import__('os').getpid()]")  # in place of figures: who w
 @pytest.mark.slow
 def test_jobs_are_done_by_whoever_has_time_in_their_order_and_here_where_a_process_died():
     painters = Painters(2)
+    assert painters.draw([WHO]) == [[os.getpid()]]  # none has begun
+    painters.begin()
     try:
         numbered = painters.draw([partial(eval, f"[{number}]") for number in range(5)])
         assert numbered == [[0], [1], [2], [3], [4]]
@@ -27,3 +29,5 @@ def test_jobs_are_done_by_whoever_has_time_in_their_order_and_here_where_a_proce
             painters.draw([partial(eval, "1 / 0")])
     finally:
         painters.close()
+    painters.begin()
+    assert painters.draw([WHO]) == [[os.getpid()]]

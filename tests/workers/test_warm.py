@@ -135,6 +135,32 @@ def test_batches_go_on_with_workers_of_their_own_where_those_that_stay_have_ende
     assert kept.closed
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_other_work_waits_until_workers_that_stay_have_the_cells(ended, tmp_path, monkeypatch):
+    seen, cells = [], [random_cell("none")]
+
+    class Kept:
+        def run(self, cells, workers, evaluator, store, sent):
+            seen.append(crew.away.is_set())
+            if ended:
+                raise warm.Gone("ended")
+            sent()
+            seen.append(crew.away.is_set())
+            yield cells[0], "kept"
+
+        def close(self):
+            pass
+
+    crew = compute.Crew(Cluster(), Store(tmp_path))
+    assert crew.away.is_set(), "without such workers nothing waits"
+    monkeypatch.setattr(warm, "find", lambda workers, say: Kept())
+    monkeypatch.setattr(compute.pool, "run", lambda cells, *_, **__: iter([(cell, "own") for cell in cells]))
+    assert crew.find(cells, seen.append)
+    assert [who for _, who in crew(cells)] == ["own" if ended else "kept"]
+    assert seen == [False] if ended else seen == [False, True]
+    assert crew.away.is_set()
+
+
 @pytest.mark.slow
 def test_a_grid_runs_on_workers_that_stay_and_goes_on_without_them_when_they_end(cache, monkeypatch, capsys):
     monkeypatch.setenv("ROPEWALK_STORE", str(cache / "store"))

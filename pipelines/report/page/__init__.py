@@ -85,10 +85,13 @@ def attempt(
     return page, str(page)
 
 
-def warm() -> None:
-    """Import what draws, and read the template, which takes a second."""
+def warm(painters: Painters | None = None) -> None:
+    """Have painters begin, or import what draws; and read the template. That takes a second."""
+    if painters is None:
+        canvas.warm()
+    else:
+        painters.begin()
     _template()
-    canvas.warm()
 
 
 @cache
