@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 from launches import Launch, soon, until
 
+from pipelines.report.painters import Painters
 from pipelines.workers import agents
 
 HERE, RAY = {"device": "cpu"}, {"device": "cpu", "count": 2}
@@ -127,6 +130,23 @@ def test_nothing_stays_of_a_child_whose_driver_was_killed(tmp_path):
     launch.process.kill()
     launch.end()
     assert not launch.gone(1.0)
+
+
+def test_a_process_stays_when_the_thread_that_began_it_ends():
+    """As a worker of `ropewalk up` that was begun anew within a command, or painters begun beside the cells."""
+    painters, asked = Painters(1), [partial(eval, "[__import__('os').getpid()]")]
+
+    def work():
+        painters.begin()
+        painters.draw(asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    try:
+        assert painters.draw(asked) == [[painters._processes[0].pid]]
+    finally:
+        painters.close()
 
 
 def test_what_an_earlier_driver_of_the_same_number_left_is_not_ended(tmp_path):
