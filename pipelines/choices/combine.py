@@ -201,23 +201,30 @@ class Combination:
 
 
 def combined(
-    compose: Compose, read: Read, jobs: Iterable[Sequence[Given]], names: dict[str, set[str]]
+    compose: Compose,
+    read: Read,
+    base: tuple[DictConfig, Sequence[Given]],
+    jobs: Iterable[Sequence[Given]],
+    names: dict[str, set[str]],
 ) -> Iterator[tuple[tuple[str, ...], Combination]]:
     """Each job as the overrides that give it alone, and its choice.
 
     Hydra composes for every choice of files but those of OPTIONED, of which each is read once where that is enough.
 
+    base: what it has composed already, and the files chosen for that.
+
     Raises:
         Refusal: an option that no job has, or that is refused.
     """
     composed, parts = dict[tuple[str, ...], Composed](), Parts()
-    plain = dict[tuple[str, ...], Composed]()
+    first = Composed.by_hydra(base[0].copy(), names, parts)
+    plain = {_others(given.line for given in base[1]): first} if first.is_plain(read) else {}
     unused: dict[str, bool] = {}
     for job in jobs:
         groups = tuple(given.line for given in job if given.composes)
         if groups not in composed:
             files = {key: name for key, _, name in (line.partition("=") for line in groups) if key in OPTIONED}
-            others = tuple(line for line in groups if line.partition("=")[0] not in OPTIONED)
+            others = _others(groups)
             found = plain[others].with_files(files, read) if others in plain else None
             if found is None:
                 found = Composed.by_hydra(compose(list(groups)), names, parts)
@@ -237,6 +244,10 @@ def combined(
         yield tuple(lines), of.combination(settings)
     for key in (key for key, idle in unused.items() if idle):
         raise _unreached(key, list(composed.values()), names)
+
+
+def _others(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(line for line in lines if line.partition("=")[0] not in OPTIONED)
 
 
 def _unreached(key: str, composed: Sequence[Composed], names: dict[str, set[str]]) -> Refusal:

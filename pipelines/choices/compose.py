@@ -107,7 +107,8 @@ def expansion(overrides: Sequence[str]) -> Expansion:
         wanted = [*_asked(parser.parse_overrides, usual), *(o for o in parsed if not o.is_hydra_override())]
         compose = partial(_asked, loader.load_sweep_config, base)
         read = cache(partial(_read, loader, base.hydra.runtime.choices.get("experiment")))
-        jobs = dict(combined(compose, read, _product(parser, wanted, loader), _names(overrides)))
+        [chosen] = _product(parser, [o for o in decisive if not o.is_hydra_override()], loader)
+        jobs = dict(combined(compose, read, (base, chosen), _product(parser, wanted, loader), _names(overrides)))
         if not jobs:
             raise Refusal(f"{' '.join(overrides)}: these make no combination; give each key at least one value")
         return Expansion(tuple(job.choice for job in jobs.values()), tuple(jobs), base, loader)
