@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.cli import arguments
 from pipelines.cli.arguments import Options, Parser, Verbs
+from pipelines.models import light
 from pipelines.records.privacy import without_secrets
 from pipelines.records.refusal import Refusal, first_line
 
@@ -85,8 +86,9 @@ def inspected(options: Options) -> bool:
 def run(options: Options) -> int:
     if inspected(options):
         return 0
-    from pipelines.grid.launcher import run_grid
-    from pipelines.report import progress, terminal
+    with light.uncollected():
+        from pipelines.grid.launcher import run_grid
+        from pipelines.report import progress, terminal
 
     for_machines, told = options.json or options.json_lines, dict[str, Any]()
 

@@ -5,6 +5,7 @@ Only in processes of ropewalk's own (`own`): in a notebook others may want what 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import sys
@@ -21,13 +22,33 @@ FRAMES = "torch._dynamo.eval_frame"
 INDEXING = "torch._dynamo._trace_wrapped_higher_order_op"
 
 _own = False
-_loading = threading.Lock()
+_loading, _counting = threading.Lock(), threading.Lock()
+_importing, _collected = 0, True
 
 
 def own() -> None:
     """Say that this process is ropewalk's own, a command or a worker."""
     global _own
     _own = True
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports, in any thread: what they make stays, and the garbage collector would look at all of it again and again,
+    which takes a fifth of their time. It is as it was when the last such block has ended."""
+    global _importing, _collected
+    with _counting:
+        if not _importing:
+            _collected = gc.isenabled()
+            gc.disable()
+        _importing += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _importing -= 1
+            if not _importing and _collected:
+                gc.enable()
 
 
 def load() -> None:
@@ -40,7 +61,7 @@ def load() -> None:
     Whatever goes wrong with that, as in a version of transformers that nobody here has seen: it is imported as it is.
     Nothing is left out where transformers is loaded already.
     """
-    with _loading:
+    with _loading, uncollected():
         if not _own or "transformers.modeling_utils" in sys.modules:
             return
         before = set(sys.modules)

@@ -56,9 +56,10 @@ def has_own_database() -> bool:
 
 def warm() -> None:
     """Import what recording takes, which another thread can do while this one imports something else."""
-    light.requests()
-    importlib.import_module("mlflow")
-    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    with light.uncollected():
+        light.requests()
+        importlib.import_module("mlflow")
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect(store: Store) -> Any:
@@ -67,7 +68,8 @@ def connect(store: Store) -> Any:
     A database that sqlite cannot read is kept as mlflow.db.corrupt-1 (2, ...) and a new one created: all that it held
     can be recorded again from the results (`ropewalk sync`).
     """
-    from mlflow import MlflowClient
+    with light.uncollected():
+        from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports every table that it creates
     store.root.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from pipelines.models import light
 from pipelines.records.cells import Refusal
 from pipelines.records.phases import timed
 from pipelines.records.places import SITE, python_path
@@ -78,7 +79,8 @@ class Cluster:
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             if "RAY_AUTH_MODE" not in os.environ:  # nor may other users of this machine send it work
                 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        import ray
+        with light.uncollected():
+            import ray
 
         self.ray = ray
         if ray.is_initialized():

@@ -34,7 +34,8 @@ def evaluate(
     if folder is not None:
         os.chdir(folder)
     light.load()
-    from pipelines.workers import evaluate
+    with light.uncollected():
+        from pipelines.workers import evaluate
 
     return evaluate.evaluate(cells, kept=kept, store=store)
 
@@ -58,8 +59,9 @@ def load_only(cells: Iterable[Cell]) -> Iterator[Result]:
 def warm_up() -> None:
     """Import what cells take, and wake the GPU where there is one."""
     light.load()
-    from pipelines.tasks import harness, logits
-    from pipelines.workers import evaluate
+    with light.uncollected():
+        from pipelines.tasks import harness, logits
+        from pipelines.workers import evaluate
 
     assert harness and evaluate
     light.wake()

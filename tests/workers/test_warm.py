@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from support import random_cell
 from pipelines.choices.config import Cluster
 from pipelines.cli.main import run
 from pipelines.grid import standby
+from pipelines.models import light
 from pipelines.records.places import SITE
 from pipelines.records.processes import machine, this_process
 from pipelines.records.refusal import Refusal
@@ -183,6 +185,20 @@ def test_a_grid_runs_on_workers_that_stay_and_goes_on_without_them_when_they_end
     assert "workers of" not in second
     number = [line.split("ppl ")[1].split()[0] for line in (first + second).splitlines() if "1/1  ok" in line]
     assert len(number) == 2 and number[0] == number[1], "the same number, wherever it is computed"
+
+
+def test_nothing_is_collected_within_imports_and_the_collector_is_as_before_after_the_last():
+    for before in (gc.enable, gc.disable):
+        before()
+        was = gc.isenabled()
+        try:
+            with light.uncollected():
+                with pytest.raises(ImportError), light.uncollected():
+                    raise ImportError
+                assert not gc.isenabled()
+            assert gc.isenabled() == was
+        finally:
+            gc.enable()
 
 
 LIGHT = """
