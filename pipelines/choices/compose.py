@@ -106,7 +106,7 @@ def expansion(overrides: Sequence[str]) -> Expansion:
         usual = _located([f"{key}={value}" for key, value in params.items()])
         wanted = [*_asked(parser.parse_overrides, usual), *(o for o in parsed if not o.is_hydra_override())]
         compose = partial(_asked, loader.load_sweep_config, base)
-        read = cache(partial(_read, loader, base.hydra.runtime.choices.get("experiment")))
+        read = cache(partial(_read, loader, base.hydra))
         [chosen] = _product(parser, [o for o in decisive if not o.is_hydra_override()], loader)
         jobs = dict(combined(compose, read, (base, chosen), _product(parser, wanted, loader), _names(overrides)))
         if not jobs:
@@ -173,17 +173,20 @@ def _check_name(override: Override, loader: ConfigLoader) -> None:
         raise Refusal(f"{override.input_line}: give a name, or leave it out; {shown}")
 
 
-def _read(loader: ConfigLoader, experiment: str | None, path: str) -> DictConfig | None:
-    """combine.Read of a file in conf/. Hydra must compose what has defaults or a package of its own, is no file, or
-    goes with an experiment that sets more of the field."""
+def _read(loader: ConfigLoader, hydra: DictConfig, path: str) -> DictConfig | None:
+    """combine.Read of a file in conf/. Hydra must compose what has defaults or a package of its own, or is no file; and
+    where an experiment sets more of the field, or own folders have files that may."""
     files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
-    if not re.fullmatch(r"\w+/\w+", path):
+    if hydra.searchpath or not re.fullmatch(r"\w+/\w+", path):
         return None
-    found, over = files.load_config(path), None if experiment is None else files.load_config(f"experiment/{experiment}")
-    alone = found is not None and not (found.is_schema_source or found.defaults_list or found.header.get("package"))
-    if experiment is not None:
-        alone = alone and over is not None and not {str(key) for key in over.config}.intersection(OPTIONED)
-    return cast(DictConfig, found.config) if found is not None and alone else None
+    if (name := hydra.runtime.choices.get("experiment")) is not None:
+        experiment = files.load_config(f"experiment/{name}")
+        if experiment is None or {str(key) for key in experiment.config}.intersection(OPTIONED):
+            return None
+    found = files.load_config(path)
+    if found is None or found.is_schema_source or found.defaults_list or found.header.get("package"):
+        return None
+    return cast(DictConfig, found.config)
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:

@@ -210,6 +210,14 @@ def test_what_an_experiment_sets_of_a_strategy_reaches_all_of_them(tmp_path, mon
     assert [choice.strategy["beta_fast"] for choice in choices] == [32.0, 32.0] and len(made) == 2
 
 
+def test_what_a_file_of_an_own_folder_sets_beside_its_field_is_composed_by_hydra(tmp_path):
+    (tmp_path / "model").mkdir()
+    mine = "# @package _global_\nmodel:\n  name: mine\n  path: models/tiny\nstrategy:\n  beta_fast: 32.0\n"
+    (tmp_path / "model" / "mine.yaml").write_text(mine)
+    choices = expand([f"hydra.searchpath=[file://{tmp_path}]", "model=mine", "length=64", "strategy=yarn,llama3"])
+    assert [choice.strategy["beta_fast"] for choice in choices] == [32.0, 32.0]
+
+
 def test_a_value_is_composed_once_however_many_combinations_it_is_in(monkeypatch):
     made, part = [], combine.Part
     monkeypatch.setattr(combine, "Part", lambda whole, field, own: made.append(field) or part(whole, field, own))
