@@ -28,8 +28,10 @@ Compose = Callable[[list[str]], DictConfig]
 """Hydra's own composing of overrides."""
 
 Read = Callable[[str], DictConfig | None]
-"""What a file, such as strategy/yarn, sets in the field of its group; None where that may be more, or less, than all it
-does."""
+"""What a file, such as strategy/yarn, says of the field of its group; None where Hydra may make more or less of it."""
+
+Leaves = Callable[[str], bool]
+"""Whether an override that composes leaves the fields of OPTIONED to the files that are chosen for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +205,7 @@ class Combination:
 def combined(
     compose: Compose,
     read: Read,
+    leaves: Leaves,
     base: tuple[DictConfig, Sequence[Given]],
     jobs: Iterable[Sequence[Given]],
     names: dict[str, set[str]],
@@ -217,8 +220,13 @@ def combined(
         Refusal: an option that no job has, or that is refused.
     """
     composed, parts = dict[tuple[str, ...], Composed](), Parts()
-    first = Composed.by_hydra(base[0].copy(), names, parts)
-    plain = {_others(given.line for given in base[1]): first} if first.is_plain(read) else {}
+    plain = dict[tuple[str, ...], Composed]()
+
+    def note(others: tuple[str, ...], found: Composed) -> None:
+        if all(map(leaves, others)) and found.is_plain(read):
+            plain[others] = found
+
+    note(_others(given.line for given in base[1]), Composed.by_hydra(base[0].copy(), names, parts))
     unused: dict[str, bool] = {}
     for job in jobs:
         groups = tuple(given.line for given in job if given.composes)
@@ -228,8 +236,7 @@ def combined(
             found = plain[others].with_files(files, read) if others in plain else None
             if found is None:
                 found = Composed.by_hydra(compose(list(groups)), names, parts)
-                if found.is_plain(read):
-                    plain[others] = found
+                note(others, found)
             composed[groups] = found
         of, lines, settings = composed[groups], [], []
         for given in job:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from hydra import initialize_config_dir
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
@@ -106,9 +107,10 @@ def expansion(overrides: Sequence[str]) -> Expansion:
         usual = _located([f"{key}={value}" for key, value in params.items()])
         wanted = [*_asked(parser.parse_overrides, usual), *(o for o in parsed if not o.is_hydra_override())]
         compose = partial(_asked, loader.load_sweep_config, base)
-        read = cache(partial(_read, loader, base.hydra))
+        read, leaves = cache(partial(_read, loader, base.hydra)), cache(partial(_leaves, loader))
         [chosen] = _product(parser, [o for o in decisive if not o.is_hydra_override()], loader)
-        jobs = dict(combined(compose, read, (base, chosen), _product(parser, wanted, loader), _names(overrides)))
+        product, names = _product(parser, wanted, loader), _names(overrides)
+        jobs = dict(combined(compose, read, leaves, (base, chosen), product, names))
         if not jobs:
             raise Refusal(f"{' '.join(overrides)}: these make no combination; give each key at least one value")
         return Expansion(tuple(job.choice for job in jobs.values()), tuple(jobs), base, loader)
@@ -175,18 +177,26 @@ def _check_name(override: Override, loader: ConfigLoader) -> None:
 
 def _read(loader: ConfigLoader, hydra: DictConfig, path: str) -> DictConfig | None:
     """combine.Read of a file in conf/. Hydra must compose what has defaults or a package of its own, or is no file; and
-    where an experiment sets more of the field, or own folders have files that may."""
+    everything where own folders have files."""
     files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
-    if hydra.searchpath or not re.fullmatch(r"\w+/\w+", path):
-        return None
-    if (name := hydra.runtime.choices.get("experiment")) is not None:
-        experiment = files.load_config(f"experiment/{name}")
-        if experiment is None or {str(key) for key in experiment.config}.intersection(OPTIONED):
-            return None
-    found = files.load_config(path)
+    found = files.load_config(path) if re.fullmatch(r"\w+/\w+", path) and not hydra.searchpath else None
     if found is None or found.is_schema_source or found.defaults_list or found.header.get("package"):
         return None
     return cast(DictConfig, found.config)
+
+
+def _leaves(loader: ConfigLoader, line: str) -> bool:
+    """combine.Leaves: a file of a group that sets its own field alone, or an experiment that only chooses files of
+    theirs. What adds a key, or takes one away, may do more."""
+    group, _, name = line.partition("=")
+    if group != "experiment" or not re.fullmatch(r"\w+", name):
+        return group in ("model", "cluster")
+    files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
+    found = files.load_config(f"experiment/{name}")
+    if found is None or found.header.get("package") != "_global_":
+        return False
+    chooses = all(isinstance(entry, GroupDefault) and entry.override for entry in found.defaults_list or ())
+    return chooses and not {str(key) for key in found.config}.intersection(OPTIONED)
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:

@@ -199,15 +199,33 @@ def test_every_file_of_a_group_is_what_hydra_makes_of_it(group, monkeypatch):
     assert len(made) == len(by_hydra) + len(names)
 
 
-def test_what_an_experiment_sets_of_a_strategy_reaches_all_of_them(tmp_path, monkeypatch):
+MINE = "# @package _global_\nstrategy:\n  beta_fast: 32.0\n"
+
+
+@pytest.mark.parametrize(
+    ("experiments", "overrides"),
+    [
+        ({"mine": MINE}, ["experiment=mine"]),
+        ({"mine": MINE}, ["experiment=mine,first"]),
+        ({"mine": MINE, "child": "# @package _global_\ndefaults:\n  - mine\n  - _self_\n"}, ["experiment=child"]),
+        ({"mine": "# @package strategy\nbeta_fast: 32.0\n"}, ["experiment=mine"]),
+        ({}, ["++strategy.beta_fast=32.0"]),
+        ({}, ["+factor=2"]),
+    ],
+    ids=["its keys", "one of two", "by another", "by its package", "added on the command line", "refused"],
+)
+def test_what_is_set_beside_the_files_of_strategies_reaches_all_of_them(experiments, overrides, tmp_path, monkeypatch):
     """Where it is what the first of them has anyway, that one does not show it."""
     shutil.copytree(CONF, tmp_path / "conf")
-    mine = "# @package _global_\nstrategy:\n  beta_fast: 32.0\n"
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(mine)
+    for name, text in experiments.items():
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    made = composed_by_hydra(monkeypatch)
-    choices = expand([*SMALL, "experiment=mine", "strategy=yarn,llama3"])
-    assert [choice.strategy["beta_fast"] for choice in choices] == [32.0, 32.0] and len(made) == 2
+    asked = [*SMALL, *overrides, "strategy=yarn,llama3", "task=perplexity,passkey"]
+    found = outcome(asked)
+    monkeypatch.setattr(compose, "_read", lambda *_: None)
+    assert found == outcome(asked)
+    if overrides != ["+factor=2"]:
+        assert [choice.strategy["beta_fast"] for choice in found[:4]] == [32.0] * 4
 
 
 def test_what_a_file_of_an_own_folder_sets_beside_its_field_is_composed_by_hydra(tmp_path):
