@@ -34,9 +34,12 @@ def own() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Imports, in any thread: what they make stays, and the garbage collector would look at all of it again and again,
-    which takes a fifth of their time. It is as it was when the last such block has ended."""
+    """Imports, in any thread of a process of our own: what they make stays, and the garbage collector would look at
+    all of it again and again, for a fifth of their time. After the last such block it is as it was before the first."""
     global _importing, _collected
+    if not _own:
+        yield
+        return
     with _counting:
         if not _importing:
             _collected = gc.isenabled()

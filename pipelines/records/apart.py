@@ -16,7 +16,7 @@ from pipelines.records.places import python_path
 PR_SET_PDEATHSIG = 1
 
 _BEGINNER = ThreadPoolExecutor(1, "begins processes")
-"""Linux counts the thread that began a process as its driver: this one stays for as long as the whole driver does."""
+"""Linux counts the thread that began a process as its driver: this one stays until Python ends."""
 
 
 def begin(module: str, *words: str, **options: Any) -> subprocess.Popen[bytes]:

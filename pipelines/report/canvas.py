@@ -41,6 +41,7 @@ class Margins:
 
 def rehearse() -> None:
     """Draw a figure for nobody: with the first one of a process fonts are found and read."""
+    warm()
     with TemporaryDirectory() as folder, figure_at(Path(folder) / "none.png", 2, 1, Margins()) as figure:
         axes = figure.subplots()
         figure.legend(axes.plot([1, 2], marker="o"), ["none"])
@@ -66,7 +67,6 @@ def figure_at(path: Path, width: float, height: float, margins: Margins) -> Iter
         "axes.titlesize": 10.5,
         "axes.titlelocation": "left",
         "axes.titleweight": "bold",
-        "axes.titley": 1.0,  # where it is anyway: to look for what is in its way takes a fifth of the drawing
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.linewidth": 0.6,

@@ -34,9 +34,9 @@ class Painters:
 
     def begin(self) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with self._changing:
-            missing = self._wanted - len(self._processes)
-            self._processes += [apart.begin("pipelines.report.painters", **pipes) for _ in range(missing)]
+        with self._changing, suppress(OSError, RuntimeError):  # as many as the system allows
+            while len(self._processes) < self._wanted:
+                self._processes.append(apart.begin("pipelines.report.painters", **pipes))
 
     def draw(self, jobs: Sequence[Job]) -> list[list[Figure]]:
         """The figures of each job, whichever process has time for it. What none has drawn is drawn here, and raises

@@ -28,7 +28,7 @@ from pipelines.workers import ready
 from pipelines.workers.compute import Crew, Run, compute, settled
 
 CORES = 8
-"""Of a machine on which figures are drawn side by side, by processes that begin while cells are computed elsewhere."""
+"""Of a machine on which figures are drawn side by side, by processes that begin while other work is done here."""
 
 AT_MOST = 2.0
 """Seconds that other work waits for cells to be with workers that stay: a thread that imports makes it take longer."""
@@ -89,6 +89,8 @@ def run(
                     recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
+        if isinstance(compute_cells, Crew):
+            compute_cells.away.set()
         if noted is not None:
             noted.join()
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:

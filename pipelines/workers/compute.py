@@ -193,6 +193,8 @@ class Crew:
         return None
 
     def __call__(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+        if not cells:
+            self.away.set()
         evaluator = _reusing(cells, self.store) if self.reuse else None
         wanted = workers(self.cluster, cells[0].device if cells else "cpu")
         left = {cell.id: cell for cell in cells}

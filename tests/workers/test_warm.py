@@ -7,19 +7,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
+from launches import until
 from support import random_cell
 
 from pipelines.choices.config import Cluster
 from pipelines.cli.main import run
-from pipelines.grid import standby
+from pipelines.grid import launcher, standby
 from pipelines.models import light
+from pipelines.records.cells import Result
 from pipelines.records.places import SITE
 from pipelines.records.processes import machine, this_process
 from pipelines.records.refusal import Refusal
 from pipelines.records.results import Store
+from pipelines.report import progress
+from pipelines.track import launch
 from pipelines.workers import compute, warm
 from pipelines.workers.schedule import Workers
 
@@ -163,6 +168,37 @@ def test_other_work_waits_until_workers_that_stay_have_the_cells(ended, tmp_path
     assert crew.away.is_set()
 
 
+def test_a_grid_begins_nothing_else_before_workers_that_stay_have_its_cells(cache, monkeypatch):
+    monkeypatch.setenv("ROPEWALK_STORE", str(cache / "store"))
+    begun, before = [], []
+
+    def noting(name, work):
+        return lambda *args, **options: begun.append(name) or work(*args, **options)
+
+    class Kept:
+        def prepare(self, cells):
+            pass
+
+        def run(self, cells, workers, evaluator, store, sent):
+            time.sleep(0.3)
+            before.extend(begun)
+            sent()
+            until(lambda: {"MLflow", "page", "notes", "survey"} <= set(begun), 60.0)
+            yield from ((cell, Result(cell.id, "ok", metrics={"ppl": 3.0})) for cell in cells)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(warm, "find", lambda workers, say: Kept())
+    monkeypatch.setattr(launch.page, "warm", noting("page", lambda painters: None))
+    monkeypatch.setattr(launch.track.Tracker, "open", noting("MLflow", launch.track.Tracker.open))
+    monkeypatch.setattr(launcher, "advance_notes", noting("notes", lambda *_, **__: []))
+    monkeypatch.setattr(progress.estimate, "survey", noting("survey", progress.estimate.survey))
+    grid = ["model=random", "strategy=none", "length=64", "short=none", "task=perplexity", "cluster=cpu", "limit=1"]
+    [(_, result)] = launcher.run_grid(grid, quiet=True, events=lambda event: None)
+    assert result.metrics == {"ppl": 3.0} and before == []
+
+
 @pytest.mark.slow
 def test_a_grid_runs_on_workers_that_stay_and_goes_on_without_them_when_they_end(cache, monkeypatch, capsys):
     monkeypatch.setenv("ROPEWALK_STORE", str(cache / "store"))
@@ -187,7 +223,11 @@ def test_a_grid_runs_on_workers_that_stay_and_goes_on_without_them_when_they_end
     assert len(number) == 2 and number[0] == number[1], "the same number, wherever it is computed"
 
 
-def test_nothing_is_collected_within_imports_and_the_collector_is_as_before_after_the_last():
+def test_nothing_is_collected_within_imports_and_the_collector_is_as_before_after_the_last(monkeypatch):
+    monkeypatch.setattr(light, "_own", False)
+    with light.uncollected():
+        assert gc.isenabled(), "a notebook's is left alone"
+    monkeypatch.setattr(light, "_own", True)
     for before in (gc.enable, gc.disable):
         before()
         was = gc.isenabled()
