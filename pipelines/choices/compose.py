@@ -178,8 +178,7 @@ def _check_name(override: Override, loader: ConfigLoader) -> None:
 def _read(loader: ConfigLoader, hydra: DictConfig, path: str) -> DictConfig | None:
     """combine.Read of a file in conf/. Hydra must compose what has defaults or a package of its own, or is no file; and
     everything where own folders have files."""
-    files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
-    found = files.load_config(path) if re.fullmatch(r"\w+/\w+", path) and not hydra.searchpath else None
+    found = _files(loader).load_config(path) if re.fullmatch(r"\w+/\w+", path) and not hydra.searchpath else None
     if found is None or found.is_schema_source or found.defaults_list or found.header.get("package"):
         return None
     return cast(DictConfig, found.config)
@@ -191,8 +190,7 @@ def _leaves(loader: ConfigLoader, line: str) -> bool:
     group, _, name = line.partition("=")
     if group != "experiment" or not re.fullmatch(r"\w+", name):
         return group in ("model", "cluster")
-    files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
-    found = files.load_config(f"experiment/{name}")
+    found = _files(loader).load_config(f"experiment/{name}")
     if found is None or found.header.get("package") != "_global_":
         return False
     chooses = all(isinstance(entry, GroupDefault) and entry.override for entry in found.defaults_list or ())
@@ -200,7 +198,12 @@ def _leaves(loader: ConfigLoader, line: str) -> bool:
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:
-    return bool(loader.repository.group_exists(override.key_or_group))  # type: ignore[attr-defined]
+    return bool(_files(loader).group_exists(override.key_or_group))
+
+
+def _files(loader: ConfigLoader) -> IConfigRepository:
+    files: IConfigRepository = loader.repository  # type: ignore[attr-defined]
+    return files
 
 
 def _product(

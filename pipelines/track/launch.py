@@ -66,7 +66,8 @@ def run(
         console.out(found.text, end="")
         return [(cell, done[cell.id]) for cell in sweep.cells]
     notes = partial(advance_notes or partial(_estimated, store=store), todo)
-    when = partial(compute_cells.away.wait, AT_MOST) if isinstance(compute_cells, Crew) else _now
+    away = _away(compute_cells)
+    when = partial(away.wait, AT_MOST)
     noted = _prepare(todo, compute_cells, console, notes, when) if todo else None
     painters = _painters(todo, compute_cells) if not console.quiet else None
     threading.Thread(target=_after, args=(when, partial(page.warm, painters)), daemon=True).start()
@@ -89,8 +90,7 @@ def run(
                     recorder.submit(partial(_record, cells=sweep.bearing(cell.id), result=result))
         interrupted = False
     finally:  # what there is after Ctrl-C is worth a table too
-        if isinstance(compute_cells, Crew):
-            compute_cells.away.set()
+        away.set()
         if noted is not None:
             noted.join()
         if rows := [(cell, results[cell.id]) for cell in sweep.cells if cell.id in results]:
@@ -218,12 +218,17 @@ def _painters(todo: Sequence[Cell], compute_cells: Run | Crew) -> Painters | Non
     return Painters(MOST) if many and elsewhere else None
 
 
-def _now() -> None:
-    """Nothing is waited for."""
+def _away(compute_cells: Run | Crew) -> threading.Event:
+    """Set as soon as cells have what they need of this process: a crew's own, or at once."""
+    if isinstance(compute_cells, Crew):
+        return compute_cells.away
+    away = threading.Event()
+    away.set()
+    return away
 
 
 def _after(when: Callable[[], object], work: Callable[[], object]) -> None:
-    """Other work, in a thread of its own. when: returns as soon as cells have what they need of this process."""
+    """Other work, in a thread of its own. when: returns as soon as there is time for it."""
     when()
     work()
 
